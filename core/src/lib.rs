@@ -1,0 +1,22 @@
+//! The pure part of nginx-ssl-session: protocol readers, decisions and state machines that know
+//! neither nginx nor OpenSSL. Clock, randomness and I/O are passed in.
+
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+#![cfg_attr(test, allow(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod breaker;
+pub mod cache_key;
+pub mod codec;
+pub mod hello;
+pub mod inflight;
+pub mod outcome;
+pub mod resp;
+pub mod slots;
+pub mod target;
+pub mod throttle;

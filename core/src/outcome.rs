@@ -1,0 +1,65 @@
+//! How a lookup ended.
+
+use core::fmt;
+
+/// The outcome of one lookup. The words are the same in variables, counters and logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The backend has the session.
+    Hit,
+    /// The backend does not have it.
+    Miss,
+    /// No answer before the deadline.
+    Timeout,
+    /// The backend answered nonsense, refused the command or closed the connection.
+    Error,
+    /// The backend was not asked: it is known to be down, or too much is waiting for it.
+    Down,
+    /// There is an entry, but it is not a session, or not the one that was asked for.
+    Corrupt,
+}
+
+impl Outcome {
+    /// The word of this outcome.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Hit => "HIT",
+            Outcome::Miss => "MISS",
+            Outcome::Timeout => "TIMEOUT",
+            Outcome::Error => "ERROR",
+            Outcome::Down => "DOWN",
+            Outcome::Corrupt => "CORRUPT",
+        }
+    }
+
+    /// The outcome of two lookups for one handshake: a hit stands, else the first trouble, else a
+    /// miss.
+    pub const fn or(self, later: Outcome) -> Outcome {
+        match (self, later) {
+            (Outcome::Hit, _) | (_, Outcome::Hit) => Outcome::Hit,
+            (Outcome::Miss, later) => later,
+            (earlier, _) => earlier,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Outcome::*;
+
+    #[test]
+    fn a_hit_stands_and_trouble_outlives_a_miss() {
+        assert_eq!(Miss.or(Hit), Hit);
+        assert_eq!(Hit.or(Timeout), Hit);
+        assert_eq!(Timeout.or(Miss), Timeout);
+        assert_eq!(Miss.or(Down), Down);
+        assert_eq!(Down.or(Error), Down);
+        assert_eq!(Miss.or(Miss), Miss);
+    }
+}

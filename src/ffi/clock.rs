@@ -1,0 +1,26 @@
+//! nginx's clocks, and what the process is about to do.
+
+use nginx_sys::{ngx_current_msec, ngx_exiting, ngx_quit, ngx_random, ngx_terminate, ngx_time};
+
+/// Milliseconds of a clock that does not go back; as old as the current turn of the event loop.
+pub fn now_ms() -> u64 {
+    // SAFETY: a static of nginx that only this thread writes.
+    unsafe { ngx_current_msec as u64 }
+}
+
+/// Seconds since the epoch; as old as the current turn of the event loop.
+pub fn unix_time() -> i64 {
+    ngx_time()
+}
+
+/// 32 bits that no two workers share. Not for secrets.
+pub fn random() -> u32 {
+    // random() gives 31 bits.
+    (ngx_random() as u32) << 1
+}
+
+/// Whether this worker finishes what it has and then exits.
+pub fn is_exiting() -> bool {
+    // SAFETY: statics of nginx, written by this thread or its signal handlers, read as a whole.
+    unsafe { ngx_exiting != 0 || ngx_quit != 0 || ngx_terminate != 0 }
+}

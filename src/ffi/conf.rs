@@ -1,0 +1,386 @@
+//! nginx's configuration, while it is read.
+
+use core::ffi::{CStr, c_char, c_void};
+use core::fmt;
+use core::mem;
+use core::ptr;
+use std::string::{String, ToString};
+use std::vec::Vec;
+
+use nginx_sys::{
+    NGX_CONF_UNSET, NGX_ERROR, NGX_OK, ngx_command_t, ngx_conf_log_error, ngx_conf_parse,
+    ngx_conf_set_msec_slot, ngx_conf_set_num_slot, ngx_conf_set_str_slot, ngx_conf_t,
+    ngx_http_conf_addr_t, ngx_http_conf_ctx_t, ngx_http_conf_port_t, ngx_http_core_main_conf_t,
+    ngx_http_core_module, ngx_http_core_srv_conf_t, ngx_http_ssl_module, ngx_http_ssl_srv_conf_t,
+    ngx_int_t, ngx_module_t, ngx_msec_t, ngx_pagesize, ngx_parse_size, ngx_parse_url,
+    ngx_shared_memory_add, ngx_str_t, ngx_uint_t, ngx_url_t,
+};
+
+use super::link::Address;
+use super::log::Level;
+use super::tls::Context;
+use super::zone::Zone;
+
+/// The smallest shared zone, in pages, as nginx's own modules have it.
+const MIN_ZONE_PAGES: usize = 8;
+
+/// A configuration that is being read.
+#[repr(transparent)]
+pub struct Conf(ngx_conf_t);
+
+/// Why a directive is refused.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The message has been written.
+    Said,
+    /// nginx writes `"NAME" directive TEXT` with the place.
+    Text(&'static CStr),
+}
+
+/// The directive was given before.
+pub const DUPLICATE: Refusal = Refusal::Text(c"is duplicate");
+
+/// A directive of configuration type `Conf`.
+pub trait Directive {
+    /// What the directive changes.
+    type Conf;
+    /// Its name.
+    const NAME: &'static CStr;
+    /// Carries it out.
+    fn set(cf: &mut Conf, conf: &mut Self::Conf) -> Result<(), Refusal>;
+}
+
+/// A value that nginx itself parses and stores.
+#[derive(Clone, Copy, Debug)]
+pub enum Slot {
+    /// [`Msec`]
+    Msec,
+    /// [`Str`]
+    Str,
+    /// [`Num`]
+    Num,
+}
+
+/// A time, in milliseconds, once it is set.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct Msec(ngx_msec_t);
+
+impl Msec {
+    /// Not set.
+    pub const UNSET: Self = Msec(NGX_CONF_UNSET as ngx_msec_t);
+
+    /// The time, or `default`.
+    pub fn or(&self, default: u64) -> u64 {
+        if self.0 == NGX_CONF_UNSET as ngx_msec_t { default } else { self.0 as u64 }
+    }
+}
+
+/// A number, once it is set.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct Num(ngx_int_t);
+
+impl Num {
+    /// Not set.
+    pub const UNSET: Self = Num(NGX_CONF_UNSET as ngx_int_t);
+
+    /// The number, or `default`. nginx takes no sign, so it is not negative.
+    pub fn or(&self, default: usize) -> usize {
+        usize::try_from(self.0).unwrap_or(default)
+    }
+}
+
+/// A string, once it is set.
+#[repr(transparent)]
+pub struct Str(ngx_str_t);
+
+impl Str {
+    /// Not set.
+    pub const UNSET: Self = Str(ngx_str_t::empty());
+
+    /// The string, if it is set.
+    pub fn get(&self) -> Option<&[u8]> {
+        (!self.0.data.is_null()).then(|| self.0.as_bytes())
+    }
+}
+
+/// The table entry of a directive.
+pub const fn directive<D: Directive>(kind: u32) -> ngx_command_t {
+    ngx_command_t { set: Some(set::<D>), ..command(D::NAME, kind) }
+}
+
+/// The table entry of a directive with one value, at `offset` of a `repr(C)` configuration.
+pub const fn slot(name: &'static CStr, kind: u32, slot: Slot, offset: usize) -> ngx_command_t {
+    let set = match slot {
+        Slot::Msec => ngx_conf_set_msec_slot,
+        Slot::Str => ngx_conf_set_str_slot,
+        Slot::Num => ngx_conf_set_num_slot,
+    };
+    ngx_command_t { set: Some(set), offset, ..command(name, kind) }
+}
+
+/// nginx compares the name as a C string (ngx_conf_handler()).
+const fn command(name: &'static CStr, kind: u32) -> ngx_command_t {
+    ngx_command_t {
+        name: ngx_str_t { len: name.count_bytes(), data: name.as_ptr().cast_mut().cast() },
+        type_: kind as ngx_uint_t,
+        ..ngx_command_t::empty()
+    }
+}
+
+unsafe extern "C" fn set<D: Directive>(
+    cf: *mut ngx_conf_t,
+    _: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: nginx calls with its configuration and the memory of this directive's module, which
+    // create_main_conf() or Conf::block() made as D::Conf.
+    let (cf, conf) = unsafe { (&mut *cf.cast::<Conf>(), &mut *conf.cast::<D::Conf>()) };
+    match D::set(cf, conf) {
+        Ok(()) => ptr::null_mut(),
+        Err(Refusal::Said) => CONF_ERROR,
+        Err(Refusal::Text(text)) => text.as_ptr().cast_mut(),
+    }
+}
+
+/// `NGX_CONF_ERROR`
+const CONF_ERROR: *mut c_char = ptr::without_provenance_mut(usize::MAX);
+
+/// Where in the configuration something stands.
+#[derive(Clone, Debug)]
+pub struct Place {
+    file: String,
+    line: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// A server of `http{}` that speaks TLS.
+pub struct Server {
+    /// Its context.
+    pub context: Context,
+    /// Where its block begins.
+    pub place: Place,
+    /// Whether any of its listening sockets has `ssl`.
+    pub listens_tls: bool,
+}
+
+impl Conf {
+    /// # Safety
+    /// `cf` is nginx's, for the current call, and not otherwise referred to during it.
+    pub(super) unsafe fn from_ptr<'a>(cf: *mut ngx_conf_t) -> &'a mut Self {
+        // SAFETY: the caller's; transparent.
+        unsafe { &mut *cf.cast::<Conf>() }
+    }
+
+    /// The words of the directive; the first is its name. Words that are not UTF-8 come as empty.
+    pub fn words(&self) -> impl Iterator<Item = &str> {
+        // SAFETY: while a directive is carried out, args are the words of its line.
+        let words =
+            unsafe { self.0.args.as_ref().map_or(&[][..], |args| args.as_slice::<ngx_str_t>()) };
+        words.iter().map(|word| word.to_str().unwrap_or_default())
+    }
+
+    /// The name of the directive.
+    fn name(&self) -> String {
+        self.words().next().unwrap_or_default().to_string()
+    }
+
+    /// Writes a message with the place of the directive.
+    pub fn say(&mut self, level: Level, text: fmt::Arguments<'_>) {
+        let text = text.to_string();
+        // SAFETY: the format takes one length and one pointer.
+        unsafe {
+            ngx_conf_log_error(
+                level as ngx_uint_t,
+                &raw mut self.0,
+                0,
+                c"%*s".as_ptr(),
+                text.len(),
+                text.as_ptr(),
+            );
+        }
+    }
+
+    /// Writes why the directive is refused.
+    pub fn refuse(&mut self, text: fmt::Arguments<'_>) -> Refusal {
+        self.say(Level::Emerg, text);
+        Refusal::Said
+    }
+
+    /// Writes a message about another place.
+    pub fn say_at(&self, level: Level, place: &Place, text: fmt::Arguments<'_>) {
+        // SAFETY: the configuration's log.
+        let log = unsafe { super::log::Log::from_raw(self.0.log) };
+        log.write(level, 0, format_args!("{text} in {place}"));
+    }
+
+    /// Where the directive stands.
+    pub fn place(&self) -> Place {
+        // SAFETY: conf_file is there while directives are read.
+        unsafe {
+            match self.0.conf_file.as_ref() {
+                Some(file) => Place {
+                    file: String::from_utf8_lossy(file.file.name.as_bytes()).into_owned(),
+                    line: file.line,
+                },
+                None => Place { file: String::new(), line: 0 },
+            }
+        }
+    }
+
+    /// The addresses of a `server`; a name is resolved.
+    pub fn addresses(&mut self, text: &str, default_port: u16) -> Result<Vec<Address>, Refusal> {
+        // SAFETY: zero is the initial state that ngx_parse_url() expects; the string is copied to
+        // the pool because the parsed parts refer to it.
+        let (rc, url) = unsafe {
+            let mut url: ngx_url_t = mem::zeroed();
+            url.url = ngx_str_t::from_bytes(self.0.pool, text.as_bytes()).ok_or(Refusal::Said)?;
+            url.default_port = default_port;
+            let rc = ngx_parse_url(self.0.pool, &raw mut url);
+            (rc, url)
+        };
+        if rc != NGX_OK as ngx_int_t || url.uri.len != 0 {
+            let reason = if url.err.is_null() {
+                c"invalid address".to_string_lossy()
+            } else {
+                // SAFETY: ngx_parse_url() sets err to a literal.
+                unsafe { CStr::from_ptr(url.err) }.to_string_lossy()
+            };
+            let name = self.name();
+            return Err(
+                self.refuse(format_args!("{reason} in \"{text}\" of the \"{name}\" directive"))
+            );
+        }
+        // SAFETY: on success there are naddrs addresses, each with its name.
+        let addresses: Vec<Address> = unsafe {
+            core::slice::from_raw_parts(url.addrs, url.naddrs)
+                .iter()
+                .filter_map(|addr| {
+                    let name = String::from_utf8_lossy(addr.name.as_bytes());
+                    Address::new(addr.sockaddr, addr.socklen, &name)
+                })
+                .collect()
+        };
+        if addresses.is_empty() {
+            let name = self.name();
+            return Err(
+                self.refuse(format_args!("no address in \"{text}\" of the \"{name}\" directive"))
+            );
+        }
+        Ok(addresses)
+    }
+
+    /// Declares a zone of shared memory for a module.
+    pub fn zone(
+        &mut self,
+        name: &str,
+        size: &str,
+        module: *const ngx_module_t,
+    ) -> Result<Zone, Refusal> {
+        let mut text = ngx_str_t { len: size.len(), data: size.as_ptr().cast_mut() };
+        // SAFETY: only reads the text.
+        let bytes = unsafe { ngx_parse_size(&raw mut text) };
+        if bytes == NGX_ERROR as isize {
+            let directive = self.name();
+            return Err(self.refuse(format_args!(
+                "invalid size \"{size}\" of zone \"{name}\" of the \"{directive}\" directive"
+            )));
+        }
+        let bytes = usize::try_from(bytes).unwrap_or(0);
+        // SAFETY: a static that nginx sets at start.
+        if bytes < unsafe { ngx_pagesize }.saturating_mul(MIN_ZONE_PAGES) {
+            let directive = self.name();
+            return Err(self.refuse(format_args!(
+                "zone \"{name}\" of the \"{directive}\" directive is too small"
+            )));
+        }
+        // SAFETY: the name is copied to the pool, where it stays as long as the zone. The tag
+        // says whose the zone is, so its data is ours.
+        unsafe {
+            let mut name =
+                ngx_str_t::from_bytes(self.0.pool, name.as_bytes()).ok_or(Refusal::Said)?;
+            let tag = module.cast_mut().cast::<c_void>();
+            let zone = ngx_shared_memory_add(&raw mut self.0, &raw mut name, bytes, tag);
+            // nginx has said why.
+            if zone.is_null() { Err(Refusal::Said) } else { Ok(Zone::new(zone)) }
+        }
+    }
+
+    /// Reads a block whose directives are those of `module` and change `conf`.
+    pub fn block<C>(&mut self, module: *const ngx_module_t, conf: &mut C) -> Result<(), Refusal> {
+        // SAFETY: a configuration is plain data. The context is found as for any module that is
+        // neither core nor direct: by the command's `conf` (0) and the module's ctx_index (0), in
+        // ngx_conf_handler().
+        let rv = unsafe {
+            let mut confs = [ptr::from_mut(conf).cast::<c_void>()];
+            let mut context = confs.as_mut_ptr();
+            let outer = self.0;
+            self.0.ctx = (&raw mut context).cast();
+            self.0.module_type = (*module).type_;
+            self.0.cmd_type = super::module::BLOCK_CONF as ngx_uint_t;
+            let rv = ngx_conf_parse(&raw mut self.0, ptr::null_mut());
+            self.0 = outer;
+            rv
+        };
+        if rv.is_null() { Ok(()) } else { Err(Refusal::Said) }
+    }
+
+    /// The servers of `http{}` that have a TLS context, in the order of the configuration. To be
+    /// called when `http{}` has been read.
+    pub fn servers(&self) -> Vec<Server> {
+        // SAFETY: in postconfiguration ctx is that of http{}; its modules have merged their
+        // configurations, and nginx has yet to free the list of ports.
+        unsafe {
+            let ctx = self.0.ctx.cast::<ngx_http_conf_ctx_t>();
+            let main = *(*ctx).main_conf.add(ngx_http_core_module.ctx_index);
+            let Some(main) = main.cast::<ngx_http_core_main_conf_t>().as_ref() else {
+                return Vec::new();
+            };
+            main.servers
+                .as_slice::<*mut ngx_http_core_srv_conf_t>()
+                .iter()
+                .filter_map(|&server| {
+                    let srv_conf = (*(*server).ctx).srv_conf;
+                    let ssl = (*srv_conf.add(ngx_http_ssl_module.ctx_index))
+                        .cast::<ngx_http_ssl_srv_conf_t>();
+                    Some(Server {
+                        context: Context::from_ptr((*ssl).ssl.ctx)?,
+                        place: Place {
+                            file: CStr::from_ptr((*server).file_name.cast())
+                                .to_string_lossy()
+                                .into_owned(),
+                            line: (*server).line,
+                        },
+                        listens_tls: listens_tls(main, server),
+                    })
+                })
+                .collect()
+        }
+    }
+}
+
+/// Whether a server has a listening socket with `ssl`.
+///
+/// # Safety
+/// As in [`Conf::servers`].
+unsafe fn listens_tls(
+    main: &ngx_http_core_main_conf_t,
+    server: *mut ngx_http_core_srv_conf_t,
+) -> bool {
+    // SAFETY: the caller's; the arrays hold what http core puts there (ngx_http_add_listen()).
+    unsafe {
+        let Some(ports) = main.ports.as_ref() else { return false };
+        ports
+            .as_slice::<ngx_http_conf_port_t>()
+            .iter()
+            .flat_map(|port| port.addrs.as_slice::<ngx_http_conf_addr_t>())
+            .filter(|addr| addr.opt.ssl() != 0)
+            .any(|addr| addr.servers.as_slice::<*mut ngx_http_core_srv_conf_t>().contains(&server))
+    }
+}

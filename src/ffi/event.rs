@@ -1,0 +1,132 @@
+//! Calls at a later time, by nginx's timers and posted events.
+
+use core::cell::UnsafeCell;
+use core::ffi::c_void;
+use core::marker::PhantomData;
+use core::mem;
+use std::boxed::Box;
+use std::rc::Weak;
+
+use nginx_sys::{
+    ngx_add_timer, ngx_cycle, ngx_del_timer, ngx_delete_posted_event, ngx_event_t, ngx_int_t,
+    ngx_msec_t, ngx_post_event, ngx_posted_events,
+};
+
+use super::clock;
+
+/// Is called when an [`Event`] of kind `K` fires.
+pub trait On<K> {
+    /// The event has fired. Called from nginx's event loop, never from within another call.
+    fn on(&self);
+}
+
+/// An event that calls its owner, at a time or at the end of this turn of the event loop.
+/// Dropping it takes it back.
+pub struct Event<T, K> {
+    inner: Box<UnsafeCell<Inner<T>>>,
+    kind: PhantomData<K>,
+}
+
+#[repr(C)]
+struct Inner<T> {
+    event: ngx_event_t,
+    anchor: Anchor<T>,
+}
+
+/// What `ngx_event_t.data` points to. nginx's debug log takes it for a connection and prints its
+/// descriptor, which comes after three pointers (ngx_event_ident() in ngx_event.h).
+#[repr(C)]
+struct Anchor<T> {
+    owner: Weak<T>,
+    unused: [*mut c_void; 2],
+    ident: ngx_int_t,
+}
+
+const _: () =
+    assert!(mem::offset_of!(Anchor<()>, ident) == mem::offset_of!(nginx_sys::ngx_connection_t, fd));
+
+impl<T: On<K>, K> Event<T, K> {
+    /// An event of `owner`.
+    pub fn new(owner: Weak<T>) -> Self {
+        // SAFETY: all-zero is nginx's own initial state of an event.
+        let mut event: ngx_event_t = unsafe { mem::zeroed() };
+        event.handler = Some(fire::<T, K>);
+        let anchor = Anchor { owner, unused: [core::ptr::null_mut(); 2], ident: -1 };
+        let inner = Box::new(UnsafeCell::new(Inner { event, anchor }));
+        let ptr = inner.get();
+        // SAFETY: both are in the box, whose content does not move.
+        unsafe { (*ptr).event.data = (&raw mut (*ptr).anchor).cast() };
+        Event { inner, kind: PhantomData }
+    }
+
+    /// Fires once at `deadline` (of [`clock::now_ms`]), or earlier if it is set for earlier.
+    /// `holds_exit`: an exiting worker waits for it.
+    pub fn at(&self, deadline: u64, holds_exit: bool) {
+        let event = self.event();
+        // SAFETY: the event is ours, and in nginx's timer tree exactly when timer_set() says so.
+        // The log may have changed with the cycle.
+        unsafe {
+            (*event).set_cancelable(u32::from(!holds_exit));
+            if (*event).timer_set() != 0 {
+                if (*event).timer.key as u64 <= deadline {
+                    return;
+                }
+                // ngx_add_timer() alone would keep a timer that is up to 300 ms late.
+                ngx_del_timer(event);
+            }
+            (*event).log = (*ngx_cycle).log;
+            ngx_add_timer(event, deadline.saturating_sub(clock::now_ms()) as ngx_msec_t);
+        }
+    }
+
+    /// Takes back [`Event::at`].
+    pub fn cancel(&self) {
+        let event = self.event();
+        // SAFETY: as in at().
+        unsafe {
+            if (*event).timer_set() != 0 {
+                ngx_del_timer(event);
+            }
+        }
+    }
+
+    /// Fires at the end of this turn of the event loop.
+    pub fn soon(&self) {
+        // SAFETY: the event is ours and stays until it fires or is dropped; posting it twice does
+        // nothing.
+        unsafe {
+            (*self.event()).log = (*ngx_cycle).log;
+            ngx_post_event(self.event(), &raw mut ngx_posted_events);
+        }
+    }
+}
+
+impl<T, K> Event<T, K> {
+    fn event(&self) -> *mut ngx_event_t {
+        // SAFETY: only a field's address is taken.
+        unsafe { &raw mut (*self.inner.get()).event }
+    }
+}
+
+impl<T, K> Drop for Event<T, K> {
+    fn drop(&mut self) {
+        let event = self.event();
+        // SAFETY: nginx holds a pointer exactly when one of the two says so.
+        unsafe {
+            if (*event).timer_set() != 0 {
+                ngx_del_timer(event);
+            }
+            if (*event).posted() != 0 {
+                ngx_delete_posted_event(event);
+            }
+        }
+    }
+}
+
+unsafe extern "C" fn fire<T: On<K>, K>(event: *mut ngx_event_t) {
+    // SAFETY: data is the anchor that new() set, alive as long as nginx knows the event.
+    let owner = unsafe { (*(*event).data.cast::<Anchor<T>>()).owner.upgrade() };
+    if let Some(owner) = owner {
+        owner.on();
+    }
+}

@@ -1,0 +1,371 @@
+//! A connection to a server, over nginx's event loop.
+
+use core::ffi::{c_char, c_int, c_void};
+use core::mem;
+use core::ptr::{self, NonNull};
+use std::boxed::Box;
+use std::rc::Weak;
+use std::vec::Vec;
+
+use nginx_sys::{
+    NGX_AGAIN, NGX_ERROR, NGX_LOG_EMERG, NGX_OK, ngx_close_connection,
+    ngx_connection_log_error_e_NGX_ERROR_INFO as NGX_ERROR_INFO, ngx_connection_t, ngx_errno,
+    ngx_event_connect_peer, ngx_event_get_peer, ngx_event_t, ngx_handle_read_event,
+    ngx_handle_write_event, ngx_int_t, ngx_log_t, ngx_peer_connection_t, ngx_post_event,
+    ngx_posted_next_events, ngx_str_t, ngx_tcp_nodelay, ngx_uint_t, sockaddr, sockaddr_storage,
+    socklen_t, u_char,
+};
+
+use super::log::Log;
+
+/// An address to connect to.
+pub struct Address {
+    sockaddr: sockaddr_storage,
+    socklen: socklen_t,
+    /// As written to logs.
+    name: Box<str>,
+}
+
+impl Address {
+    /// Copies an address of nginx.
+    ///
+    /// # Safety
+    /// `addr` points to `socklen` readable bytes.
+    pub(super) unsafe fn new(
+        addr: *const sockaddr,
+        socklen: socklen_t,
+        name: &str,
+    ) -> Option<Self> {
+        // SAFETY: all-zero is a valid, empty sockaddr_storage.
+        let mut sockaddr: sockaddr_storage = unsafe { mem::zeroed() };
+        if socklen as usize > mem::size_of::<sockaddr_storage>() {
+            return None;
+        }
+        // SAFETY: the caller's for the source; the length was checked for the destination.
+        unsafe {
+            ptr::copy_nonoverlapping(
+                addr.cast::<u8>(),
+                (&raw mut sockaddr).cast::<u8>(),
+                socklen as usize,
+            );
+        }
+        Some(Address { sockaddr, socklen, name: name.into() })
+    }
+
+    /// The address in words.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// Is called when something happens on a [`Link`].
+pub trait LinkOwner {
+    /// There is something to read, the connection has ended, or the worker wants idle
+    /// connections closed.
+    fn readable(&self);
+    /// There is room to write, or the attempt to connect has ended.
+    fn writable(&self);
+}
+
+/// One connection to a server. Dropping it closes it.
+pub struct Link {
+    connection: NonNull<ngx_connection_t>,
+    context: NonNull<Context>,
+    /// Frees `context`, whose type nobody else has to know.
+    free: unsafe fn(NonNull<Context>),
+    is_tcp: bool,
+}
+
+/// What nginx's connection and its log refer to.
+#[repr(C)]
+struct Context {
+    log: ngx_log_t,
+    server: ngx_str_t,
+}
+
+#[repr(C)]
+struct OwnedContext<T> {
+    context: Context,
+    owner: Weak<T>,
+}
+
+/// How an attempt to connect begins.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It is through.
+    Connected,
+    /// [`LinkOwner::writable`] tells when it has ended.
+    Connecting,
+}
+
+/// Why an attempt to connect could not begin.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ConnectError {
+    /// The server's side: an errno of `connect()`.
+    Refused(i32),
+    /// Our own: no connection is left in `worker_connections`, or no socket to be had.
+    Local,
+}
+
+/// What reading or writing came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Io {
+    /// That many bytes.
+    Bytes(usize),
+    /// Not now; the owner is called when it makes sense to try again.
+    Again,
+    /// The server closed the connection.
+    Closed,
+    /// It failed, with this errno.
+    Failed(i32),
+    /// There is no memory for what could be read.
+    OutOfMemory,
+}
+
+impl Link {
+    /// Begins to connect.
+    pub fn connect<T: LinkOwner>(
+        owner: Weak<T>,
+        address: &Address,
+    ) -> Result<(Self, Progress), ConnectError> {
+        // SAFETY: the cycle's log is valid; a log is plain data.
+        let log = unsafe { *Log::cycle().as_ptr() };
+        let name = &address.name;
+        let context = Box::new(OwnedContext {
+            context: Context {
+                log,
+                server: ngx_str_t { len: name.len(), data: name.as_ptr().cast_mut() },
+            },
+            owner,
+        });
+        let context: NonNull<OwnedContext<T>> = NonNull::from(Box::leak(context));
+        let free = free_context::<T>;
+
+        // nginx would write a line for each attempt that fails at once; the owner writes one for
+        // each change of state.
+        let mut quiet = ngx_log_t { log_level: NGX_LOG_EMERG as ngx_uint_t, ..log };
+
+        // SAFETY: zero is the initial state that ngx_event_connect_peer() expects; it reads
+        // sockaddr, name and log only during the call.
+        let (rc, connection) = unsafe {
+            let mut peer: ngx_peer_connection_t = mem::zeroed();
+            let mut server = (*context.as_ptr()).context.server;
+            peer.sockaddr = (&raw const address.sockaddr).cast::<sockaddr>().cast_mut();
+            peer.socklen = address.socklen;
+            peer.name = &raw mut server;
+            peer.get = Some(ngx_event_get_peer);
+            peer.log = &raw mut quiet;
+            // Resets and the like: the owner tells of them, once.
+            peer.set_log_error(NGX_ERROR_INFO);
+            let rc = ngx_event_connect_peer(&raw mut peer);
+            (rc, NonNull::new(peer.connection))
+        };
+        // Only what connect() itself says is about the server (ngx_event_connect_peer()).
+        let error = match rc {
+            rc if rc == NGX_ERROR as ngx_int_t => ConnectError::Local,
+            _ => ConnectError::Refused(ngx_errno()),
+        };
+
+        let Some(connection) = connection else {
+            // SAFETY: made above, and nobody else has it.
+            unsafe { free(context.cast()) };
+            return Err(error);
+        };
+        // From here on dropping the link cleans up.
+        let is_tcp = i32::from(address.sockaddr.ss_family) != libc::AF_UNIX;
+        let link = Link { connection, context: context.cast(), free, is_tcp };
+        let c = connection.as_ptr();
+        // SAFETY: the connection is ours until ngx_close_connection(). The log points into the
+        // context, which outlives the connection (see Drop).
+        unsafe {
+            let log = &raw mut (*link.context.as_ptr()).log;
+            (*log).handler = Some(append_server);
+            (*log).data = link.context.as_ptr().cast();
+            (*log).action = ptr::null_mut();
+            (*log).connection = (*c).number;
+            (*c).log = log;
+            (*(*c).read).log = log;
+            (*(*c).write).log = log;
+        }
+        if rc != NGX_OK as ngx_int_t && rc != NGX_AGAIN as ngx_int_t {
+            return Err(error);
+        }
+        // SAFETY: as above. An idle connection is told when the worker exits gracefully
+        // (ngx_close_idle_connections() in ngx_connection.c).
+        unsafe {
+            (*c).data = context.as_ptr().cast();
+            (*(*c).read).handler = Some(on_readable::<T>);
+            (*(*c).write).handler = Some(on_writable::<T>);
+            (*c).set_idle(1);
+        }
+        let progress =
+            if rc == NGX_OK as ngx_int_t { Progress::Connected } else { Progress::Connecting };
+        Ok((link, progress))
+    }
+
+    /// How the attempt to connect ended, once [`LinkOwner::writable`] was called; `Err` is an
+    /// errno.
+    pub fn connected(&self) -> Result<(), i32> {
+        let mut errno: c_int = 0;
+        let mut len = mem::size_of::<c_int>() as libc::socklen_t;
+        // SAFETY: the descriptor is open; option value and length are ours.
+        let rc = unsafe {
+            libc::getsockopt(
+                (*self.connection.as_ptr()).fd,
+                libc::SOL_SOCKET,
+                libc::SO_ERROR,
+                (&raw mut errno).cast(),
+                &raw mut len,
+            )
+        };
+        match (rc, errno) {
+            (0, 0) => Ok(()),
+            (0, errno) => Err(errno),
+            _ => Err(ngx_errno()),
+        }
+    }
+
+    /// Reads what is there, at most `max` bytes, to the end of `buf`.
+    pub fn read(&self, buf: &mut Vec<u8>, max: usize) -> Io {
+        if buf.try_reserve(max).is_err() {
+            return Io::OutOfMemory;
+        }
+        let c = self.connection.as_ptr();
+        let spare = buf.spare_capacity_mut();
+        let room = spare.len().min(max);
+        // SAFETY: recv is set by ngx_event_connect_peer(); it writes at most `room` bytes to the
+        // buffer's own spare memory, and says how many.
+        let n = unsafe {
+            match (*c).recv {
+                Some(recv) => recv(c, spare.as_mut_ptr().cast(), room),
+                None => NGX_ERROR as isize,
+            }
+        };
+        if n > 0 {
+            // SAFETY: recv has written n bytes there.
+            unsafe { buf.set_len(buf.len().saturating_add((n as usize).min(room))) };
+            return Io::Bytes(n as usize);
+        }
+        // SAFETY: the event is the connection's own.
+        self.not_transferred(n, unsafe { ngx_handle_read_event((*c).read, 0) })
+    }
+
+    /// Writes from `bytes` as much as there is room for.
+    pub fn write(&self, bytes: &[u8]) -> Io {
+        let c = self.connection.as_ptr();
+        // SAFETY: send is set by ngx_event_connect_peer() and only reads.
+        let n = unsafe {
+            match (*c).send {
+                Some(send) => send(c, bytes.as_ptr().cast_mut(), bytes.len()),
+                None => NGX_ERROR as isize,
+            }
+        };
+        if n > 0 {
+            return Io::Bytes(n as usize);
+        }
+        // SAFETY: the event is the connection's own.
+        self.not_transferred(n, unsafe { ngx_handle_write_event((*c).write, 0) })
+    }
+
+    fn not_transferred(&self, n: isize, registered: ngx_int_t) -> Io {
+        match n {
+            0 => Io::Closed,
+            n if n == NGX_AGAIN as isize && registered == NGX_OK as ngx_int_t => Io::Again,
+            _ => Io::Failed(ngx_errno()),
+        }
+    }
+
+    /// Gets a connected link going: registers for reading, which nginx does not do by itself for
+    /// connections it opens, and sends small requests at once. Whether that worked.
+    pub fn begin(&self) -> bool {
+        let c = self.connection.as_ptr();
+        // SAFETY: the connection is ours, and so is its event.
+        unsafe {
+            if self.is_tcp && ngx_tcp_nodelay(c) != NGX_OK as ngx_int_t {
+                return false;
+            }
+            ngx_handle_read_event((*c).read, 0) == NGX_OK as ngx_int_t
+        }
+    }
+
+    /// There is nothing to write. An event method that reports levels would go on to report that
+    /// there is room.
+    pub fn wrote_all(&self) {
+        // SAFETY: the event is the connection's own. A failure shows when writing again.
+        let _ = unsafe { ngx_handle_write_event((*self.connection.as_ptr()).write, 0) };
+    }
+
+    /// Calls [`LinkOwner::readable`] in the next turn of the event loop.
+    pub fn read_later(&self) {
+        // SAFETY: the event is the connection's own; it is taken back when that is closed.
+        unsafe {
+            ngx_post_event((*self.connection.as_ptr()).read, &raw mut ngx_posted_next_events);
+        }
+    }
+
+    /// Whether there may be more to read now.
+    pub fn has_more(&self) -> bool {
+        // SAFETY: the connection is ours; nginx clears `ready` after a read that came up short.
+        unsafe { (*(*self.connection.as_ptr()).read).ready() != 0 }
+    }
+
+    /// Whether the worker wants the connection closed.
+    pub fn is_closing(&self) -> bool {
+        // SAFETY: the connection is ours.
+        unsafe { (*self.connection.as_ptr()).close() != 0 }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // SAFETY: both are ours; the connection goes first, it refers to the log in the context.
+        // ngx_close_connection() takes back its events.
+        unsafe {
+            ngx_close_connection(self.connection.as_ptr());
+            (self.free)(self.context);
+        }
+    }
+}
+
+/// # Safety
+/// `context` is one of [`Link::connect`] for the same `T`, and not used again.
+unsafe fn free_context<T>(context: NonNull<Context>) {
+    // SAFETY: the caller's; the context is the first field of a repr(C) struct.
+    drop(unsafe { Box::from_raw(context.cast::<OwnedContext<T>>().as_ptr()) });
+}
+
+fn owner<T>(event: *mut ngx_event_t) -> Option<std::rc::Rc<T>> {
+    // SAFETY: the event is of a connection of Link::connect(), which has set its data; nginx calls
+    // no handler of a connection that is closed.
+    unsafe {
+        let c = (*event).data.cast::<ngx_connection_t>();
+        (*(*c).data.cast::<OwnedContext<T>>()).owner.upgrade()
+    }
+}
+
+unsafe extern "C" fn on_readable<T: LinkOwner>(event: *mut ngx_event_t) {
+    if let Some(owner) = owner::<T>(event) {
+        owner.readable();
+    }
+}
+
+unsafe extern "C" fn on_writable<T: LinkOwner>(event: *mut ngx_event_t) {
+    if let Some(owner) = owner::<T>(event) {
+        owner.writable();
+    }
+}
+
+/// Appends the server to lines that nginx writes about the connection.
+unsafe extern "C" fn append_server(
+    log: *mut ngx_log_t,
+    buf: *mut u_char,
+    len: usize,
+) -> *mut u_char {
+    const TEXT: *const c_char = c" while talking to SSL session backend, server: %V".as_ptr();
+    // SAFETY: data was set together with this handler; nginx gives the room there is.
+    unsafe {
+        let context = (*log).data.cast::<Context>();
+        let server: *mut c_void = (&raw mut (*context).server).cast();
+        nginx_sys::ngx_snprintf(buf, len, TEXT.cast_mut(), server)
+    }
+}

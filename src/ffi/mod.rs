@@ -1,0 +1,22 @@
+//! nginx and OpenSSL, made safe: the only home of `unsafe`.
+//!
+//! Types of OpenSSL are those of `nginx-sys`, generated from the headers that nginx was built
+//! with; the module links no OpenSSL of its own and so cannot meet a second one at run time.
+//!
+//! A worker is one process with one thread. nginx's thread pools run none of this code, so no
+//! type here is, or has to be, `Send` or `Sync`; what is declared `Sync` says so beside it.
+//!
+//! Memory that a packet, a peer or a handshake asks for is asked for fallibly. What a
+//! configuration needs once is not: there `nginx -t` ends.
+
+#![allow(unsafe_code)]
+
+pub mod clock;
+pub mod conf;
+pub mod event;
+pub mod link;
+pub mod log;
+pub mod module;
+pub mod tls;
+pub mod variable;
+pub mod zone;

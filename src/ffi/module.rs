@@ -1,0 +1,154 @@
+//! The module as nginx sees it.
+
+use core::ffi::c_void;
+use core::mem;
+use core::ptr;
+
+use nginx_sys::{
+    NGX_ALIGNMENT, NGX_ERROR, NGX_HTTP_MODULE, NGX_HTTP_UPS_CONF, NGX_OK, ngx_command_t,
+    ngx_conf_t, ngx_cycle_t, ngx_http_conf_ctx_t, ngx_http_module, ngx_http_module_t, ngx_int_t,
+    ngx_module_t, ngx_pool_cleanup_add, ngx_uint_t,
+};
+
+use super::conf::{Conf, Refusal};
+
+/// Where directives of a block of ours are allowed. The block's module type keeps other modules'
+/// directives apart, so any bit would do.
+pub const BLOCK_CONF: u32 = NGX_HTTP_UPS_CONF;
+
+/// Type of the module that owns the directives of a block: "SSES", as nginx's types are made.
+const BLOCK_MODULE: ngx_uint_t = 0x5345_5353;
+
+/// An HTTP module with a main configuration.
+pub trait HttpModule {
+    /// The main configuration.
+    type MainConf: Default;
+
+    /// nginx's entry for it.
+    fn module() -> *const ngx_module_t;
+
+    /// Before `http{}` is read.
+    fn preconfiguration(cf: &mut Conf) -> Result<(), Refusal>;
+
+    /// After it was read and its modules have merged their configurations.
+    fn postconfiguration(cf: &mut Conf, conf: &mut Self::MainConf) -> Result<(), Refusal>;
+
+    /// A worker is about to exit.
+    fn exit_worker(conf: &Self::MainConf);
+}
+
+/// What an HTTP module does with the configuration.
+pub const fn http_context<M: HttpModule>() -> ngx_http_module_t {
+    ngx_http_module_t {
+        preconfiguration: Some(preconfiguration::<M>),
+        postconfiguration: Some(postconfiguration::<M>),
+        create_main_conf: Some(create_main_conf::<M>),
+        init_main_conf: None,
+        create_srv_conf: None,
+        merge_srv_conf: None,
+        create_loc_conf: None,
+        merge_loc_conf: None,
+    }
+}
+
+/// The table entry of an HTTP module.
+pub const fn http_module<M: HttpModule>(
+    context: &'static ngx_http_module_t,
+    commands: &'static Commands<impl Sized>,
+) -> ngx_module_t {
+    ngx_module_t {
+        ctx: ptr::from_ref(context).cast_mut().cast(),
+        commands: ptr::from_ref(commands).cast_mut().cast(),
+        type_: NGX_HTTP_MODULE as ngx_uint_t,
+        exit_process: Some(exit_process::<M>),
+        ..ngx_module_t::default()
+    }
+}
+
+/// The table entry of a module that only has the directives of a block, see
+/// [`Conf::block`](super::conf::Conf::block).
+pub const fn block_module(commands: &'static Commands<impl Sized>) -> ngx_module_t {
+    ngx_module_t {
+        ctx_index: 0,
+        commands: ptr::from_ref(commands).cast_mut().cast(),
+        type_: BLOCK_MODULE,
+        ..ngx_module_t::default()
+    }
+}
+
+/// Directives of a module, the last one empty.
+#[repr(transparent)]
+pub struct Commands<T>(T);
+
+// SAFETY: nginx only reads them, from its one thread.
+unsafe impl<T> Sync for Commands<T> {}
+
+impl<const N: usize> Commands<[ngx_command_t; N]> {
+    /// Checks that the last one ends the table.
+    pub const fn new(commands: [ngx_command_t; N]) -> Self {
+        match commands.as_slice() {
+            [.., last] => assert!(last.name.len == 0, "the last command is not empty"),
+            [] => assert!(N > 0, "no commands"),
+        }
+        Commands(commands)
+    }
+}
+
+unsafe extern "C" fn create_main_conf<M: HttpModule>(cf: *mut ngx_conf_t) -> *mut c_void {
+    const { assert!(mem::align_of::<M::MainConf>() <= NGX_ALIGNMENT) };
+    // SAFETY: pool memory of the size asked for; the cleanup runs once, with the pool.
+    unsafe {
+        let cleanup = ngx_pool_cleanup_add((*cf).pool, mem::size_of::<M::MainConf>());
+        if cleanup.is_null() {
+            return ptr::null_mut();
+        }
+        (*cleanup).data.cast::<M::MainConf>().write(M::MainConf::default());
+        (*cleanup).handler = Some(drop_main_conf::<M>);
+        (*cleanup).data
+    }
+}
+
+unsafe extern "C" fn drop_main_conf<M: HttpModule>(data: *mut c_void) {
+    // SAFETY: the cleanup of create_main_conf().
+    unsafe { ptr::drop_in_place(data.cast::<M::MainConf>()) };
+}
+
+unsafe extern "C" fn preconfiguration<M: HttpModule>(cf: *mut ngx_conf_t) -> ngx_int_t {
+    // SAFETY: nginx's configuration for this call.
+    status(M::preconfiguration(unsafe { Conf::from_ptr(cf) }))
+}
+
+unsafe extern "C" fn postconfiguration<M: HttpModule>(cf: *mut ngx_conf_t) -> ngx_int_t {
+    // SAFETY: within http{} ctx holds the main configurations, ours among them.
+    let conf = unsafe {
+        let ctx = (*cf).ctx.cast::<ngx_http_conf_ctx_t>();
+        (*(*ctx).main_conf.add((*M::module()).ctx_index)).cast::<M::MainConf>().as_mut()
+    };
+    match conf {
+        // SAFETY: nginx's configuration for this call; ours is memory of its own.
+        Some(conf) => status(M::postconfiguration(unsafe { Conf::from_ptr(cf) }, conf)),
+        None => NGX_ERROR as ngx_int_t,
+    }
+}
+
+unsafe extern "C" fn exit_process<M: HttpModule>(cycle: *mut ngx_cycle_t) {
+    // SAFETY: ngx_http_cycle_get_module_main_conf(), which is a macro; without http{} there is
+    // no context.
+    unsafe {
+        let ctx = (*(*cycle).conf_ctx.add(ngx_http_module.index)).cast::<ngx_http_conf_ctx_t>();
+        if ctx.is_null() {
+            return;
+        }
+        let conf = *(*ctx).main_conf.add((*M::module()).ctx_index);
+        if let Some(conf) = conf.cast::<M::MainConf>().as_ref() {
+            M::exit_worker(conf);
+        }
+    }
+}
+
+fn status(result: Result<(), Refusal>) -> ngx_int_t {
+    match result {
+        Ok(()) => NGX_OK as ngx_int_t,
+        Err(_) => NGX_ERROR as ngx_int_t,
+    }
+}

@@ -1,0 +1,897 @@
+//! OpenSSL's server side of nginx: callbacks of a context, sessions, and the BIO through which a
+//! handshake is suspended.
+
+use core::cell::{Cell, RefCell};
+use core::ffi::{c_char, c_int, c_long, c_uchar, c_uint, c_void};
+use core::mem;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+use std::boxed::Box;
+use std::rc::Rc;
+use std::vec::Vec;
+
+use foreign_types::{ForeignType, ForeignTypeRef, foreign_type};
+use nginx_sys::{
+    BIO, BIO_CTRL_DUP, BIO_CTRL_PENDING, BIO_CTRL_POP, BIO_CTRL_PUSH, BIO_FLAGS_READ,
+    BIO_FLAGS_RWS, BIO_FLAGS_SHOULD_RETRY, BIO_METHOD, BIO_TYPE_FILTER, BIO_clear_flags, BIO_ctrl,
+    BIO_free, BIO_get_data, BIO_get_retry_reason, BIO_meth_new, BIO_meth_set_create,
+    BIO_meth_set_ctrl, BIO_meth_set_destroy, BIO_meth_set_read, BIO_meth_set_write, BIO_new,
+    BIO_read, BIO_set_data, BIO_set_flags, BIO_set_init, BIO_set_retry_reason, BIO_test_flags,
+    BIO_up_ref, BIO_write, CRYPTO_EX_INDEX_SSL, CRYPTO_EX_INDEX_SSL_CTX, CRYPTO_get_ex_new_index,
+    ERR_pop_to_mark, ERR_set_mark, NGX_ALIGNMENT, OSSL_HANDSHAKE_STATE_TLS_ST_OK, SSL,
+    SSL_CB_ACCEPT_LOOP, SSL_CB_HANDSHAKE_DONE, SSL_CB_HANDSHAKE_START,
+    SSL_CTRL_GET_MAX_PROTO_VERSION, SSL_CTRL_GET_SESS_CACHE_MODE, SSL_CTX, SSL_CTX_ctrl,
+    SSL_CTX_free, SSL_CTX_get_ex_data, SSL_CTX_get_info_callback, SSL_CTX_get_options,
+    SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb, SSL_CTX_sess_get_remove_cb,
+    SSL_CTX_sess_set_get_cb, SSL_CTX_sess_set_new_cb, SSL_CTX_sess_set_remove_cb,
+    SSL_CTX_set_ex_data, SSL_CTX_set_info_callback, SSL_CTX_up_ref,
+    SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER, SSL_SESSION, SSL_SESSION_free,
+    SSL_SESSION_get_id, SSL_SESSION_get_time, SSL_SESSION_get_timeout, SSL_ctrl, SSL_get_SSL_CTX,
+    SSL_get_ex_data, SSL_get_options, SSL_get_rbio, SSL_get_state, SSL_is_server, SSL_set_ex_data,
+    SSL_set0_rbio, SSL_version, TLS1_3_VERSION, d2i_SSL_SESSION, i2d_SSL_SESSION, ngx_connection_t,
+    ngx_err_t, ngx_errno, ngx_pool_cleanup_add, ngx_post_event, ngx_posted_events, ngx_set_errno,
+    ngx_ssl_connection_index,
+};
+use session_core::codec::OutOfMemory;
+use session_core::slots::{Slots, Token};
+
+use super::log::Log;
+
+/// `SSL_OP_NO_TICKET` (openssl/ssl.h; the header's macro is beyond bindgen).
+const SSL_OP_NO_TICKET: u64 = 1 << 14;
+/// `SSL_OP_NO_TLSv1_3`, likewise.
+const SSL_OP_NO_TLSV1_3: u64 = 1 << 29;
+
+/// What the module does in a handshake. One implementation serves all contexts of a
+/// configuration.
+pub trait Handler: Sized + 'static {
+    /// What is kept for one connection.
+    type State: 'static;
+
+    /// The states that wait for something.
+    fn waiters(&self) -> &Waiters<Self>;
+
+    /// A handshake begins; nothing has been read.
+    fn handshake_started(self: &Rc<Self>, connection: &Connection);
+
+    /// OpenSSL wants to read, and the filter of [`Connection::suspendable`] is asked.
+    fn read(&self, attached: &Attached<Self>, socket: &Socket, sink: &mut Sink) -> Read;
+
+    /// How many bytes the filter holds back for OpenSSL.
+    fn pending(&self, attached: &Attached<Self>) -> usize;
+
+    /// Whether the filter has no more to do.
+    fn is_through(&self, attached: &Attached<Self>) -> bool;
+
+    /// A handshake has come to its end.
+    fn handshake_done(&self, attached: &Attached<Self>);
+
+    /// OpenSSL asks for the session of `id`.
+    fn session(self: &Rc<Self>, connection: &Connection, id: &[u8]) -> Option<Session>;
+
+    /// A session was made that can be resumed later.
+    fn session_made(&self, connection: &Connection, session: &SessionRef);
+
+    /// A session must not be resumed any more.
+    fn session_removed(&self, session: &SessionRef);
+}
+
+/// What the filter has for OpenSSL.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Read {
+    /// That many bytes were put into the sink; not 0.
+    Data(usize),
+    /// The handshake is suspended, until [`Attached::resume`].
+    Suspended,
+    /// OpenSSL may read from the socket itself.
+    Socket,
+    /// The socket has ended.
+    Ended(Ending),
+}
+
+/// How a socket ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// What `BIO_read()` returned.
+    result: c_int,
+    /// What errno was then.
+    errno: ngx_err_t,
+}
+
+foreign_type! {
+    /// A TLS session.
+    pub unsafe type Session {
+        type CType = SSL_SESSION;
+        fn drop = SSL_SESSION_free;
+    }
+}
+
+impl Session {
+    /// Decodes what [`SessionRef::to_der`] made. `None` if it is not exactly that.
+    pub fn from_der(der: &[u8]) -> Option<Self> {
+        let len = c_long::try_from(der.len()).ok()?;
+        let mut next = der.as_ptr();
+        // SAFETY: d2i_SSL_SESSION(3) reads at most `len` bytes and moves `next` behind what it
+        // read. What it puts into the error queue is no error of this handshake.
+        let session = unsafe {
+            ERR_set_mark();
+            let session = d2i_SSL_SESSION(ptr::null_mut(), &raw mut next, len);
+            ERR_pop_to_mark();
+            session
+        };
+        if session.is_null() {
+            return None;
+        }
+        // SAFETY: a new session, ours to free.
+        let session = unsafe { Session::from_ptr(session) };
+        (next == der.as_ptr_range().end).then_some(session)
+    }
+
+    /// Gives the reference away.
+    fn into_ptr(self) -> *mut SSL_SESSION {
+        let ptr = self.as_ptr();
+        mem::forget(self);
+        ptr
+    }
+}
+
+impl SessionRef {
+    /// The session ID, up to 32 bytes.
+    pub fn id(&self) -> &[u8] {
+        let mut len: c_uint = 0;
+        // SAFETY: SSL_SESSION_get_id(3) returns memory of the session and its length.
+        unsafe {
+            let id = SSL_SESSION_get_id(self.as_ptr(), &raw mut len);
+            if id.is_null() { &[] } else { core::slice::from_raw_parts(id, len as usize) }
+        }
+    }
+
+    /// When the session ends, in seconds since the epoch.
+    pub fn expires(&self) -> i64 {
+        // SAFETY: the session is valid.
+        unsafe {
+            let made = SSL_SESSION_get_time(self.as_ptr());
+            made.saturating_add(SSL_SESSION_get_timeout(self.as_ptr()))
+        }
+    }
+
+    /// Appends the session in DER, if it is no longer than `max` bytes.
+    pub fn to_der(&self, out: &mut Vec<u8>, max: usize) -> Result<(), DerError> {
+        // SAFETY: without a buffer i2d_SSL_SESSION(3) only counts.
+        let len = unsafe { i2d_SSL_SESSION(self.as_ptr(), ptr::null_mut()) };
+        let len = usize::try_from(len).unwrap_or(0);
+        if len > max {
+            return Err(DerError::TooLarge(len));
+        }
+        out.try_reserve(len).map_err(|_| DerError::OutOfMemory)?;
+        let mut next = out.spare_capacity_mut().as_mut_ptr().cast::<c_uchar>();
+        // SAFETY: there is room for the length that i2d_SSL_SESSION() has just given; the session
+        // has not changed since, so that much is written, unless memory is short.
+        unsafe {
+            let written = i2d_SSL_SESSION(self.as_ptr(), &raw mut next);
+            if written <= 0 || usize::try_from(written) != Ok(len) {
+                return Err(DerError::OutOfMemory);
+            }
+            out.set_len(out.len().saturating_add(len));
+        }
+        Ok(())
+    }
+}
+
+/// Why a session cannot be had in DER.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DerError {
+    /// It is longer than asked for: its length in bytes.
+    TooLarge(usize),
+    /// There is no memory for it.
+    OutOfMemory,
+}
+
+/// A context of a configured server.
+pub struct Context(NonNull<SSL_CTX>);
+
+impl Context {
+    /// # Safety
+    /// `ctx` is valid as long as the result.
+    pub(super) unsafe fn from_ptr(ctx: *mut SSL_CTX) -> Option<Self> {
+        NonNull::new(ctx).map(Context)
+    }
+
+    /// Whether the server offers resumption at all: not with `ssl_session_cache off`.
+    pub fn offers_resumption(&self) -> bool {
+        self.cache_mode() & SSL_SESS_CACHE_SERVER != 0
+    }
+
+    /// Whether stateless tickets are on.
+    pub fn has_tickets(&self) -> bool {
+        // SAFETY: the context is valid.
+        unsafe { SSL_CTX_get_options(self.0.as_ptr()) & SSL_OP_NO_TICKET == 0 }
+    }
+
+    fn cache_mode(&self) -> u32 {
+        // SAFETY: SSL_CTX_get_session_cache_mode(3), which is this macro.
+        unsafe {
+            SSL_CTX_ctrl(self.0.as_ptr(), SSL_CTRL_GET_SESS_CACHE_MODE as c_int, 0, ptr::null_mut())
+                as u32
+        }
+    }
+}
+
+/// Contexts with our callbacks in place of those they had, which ours call. Dropping it puts
+/// those back.
+pub struct Hooked<H: Handler>(
+    #[allow(clippy::vec_box, reason = "OpenSSL knows them by their addresses")] Vec<Box<Hooks<H>>>,
+);
+
+struct Hooks<H: Handler> {
+    /// Counted up.
+    ctx: NonNull<SSL_CTX>,
+    handler: Rc<H>,
+    /// The server offers resumption. If not, only the info callback is ours: the server may be
+    /// the one that a handshake which began elsewhere comes to.
+    resumes: bool,
+    /// OpenSSL keeps sessions too. What it removes then may only have given way to another.
+    keeps_sessions: bool,
+    info: InfoCallback,
+    new: NewCallback,
+    get: GetCallback,
+    remove: RemoveCallback,
+}
+
+type InfoCallback = Option<unsafe extern "C" fn(*const SSL, c_int, c_int)>;
+type NewCallback = Option<unsafe extern "C" fn(*mut SSL, *mut SSL_SESSION) -> c_int>;
+type GetCallback =
+    Option<unsafe extern "C" fn(*mut SSL, *const c_uchar, c_int, *mut c_int) -> *mut SSL_SESSION>;
+type RemoveCallback = Option<unsafe extern "C" fn(*mut SSL_CTX, *mut SSL_SESSION)>;
+
+/// OpenSSL has no memory left.
+#[derive(Debug)]
+pub struct HookError;
+
+impl<H: Handler> Default for Hooked<H> {
+    fn default() -> Self {
+        Hooked(Vec::new())
+    }
+}
+
+impl<H: Handler> Hooked<H> {
+    /// Puts our callbacks into a context, unless it has them.
+    pub fn hook(&mut self, context: &Context, handler: &Rc<H>) -> Result<(), HookError> {
+        let globals = Globals::get::<H>().ok_or(HookError)?;
+        let ctx = context.0;
+        // SAFETY: the context is valid, and counted up before it is kept. The hooks are boxed,
+        // so that their address holds until drop() has taken them out of the context.
+        unsafe {
+            if !SSL_CTX_get_ex_data(ctx.as_ptr(), globals.ctx_index).is_null() {
+                return Ok(());
+            }
+            if SSL_CTX_up_ref(ctx.as_ptr()) != 1 {
+                return Err(HookError);
+            }
+            let hooks = Box::new(Hooks {
+                ctx,
+                handler: Rc::clone(handler),
+                resumes: context.offers_resumption(),
+                keeps_sessions: context.cache_mode() & SSL_SESS_CACHE_NO_INTERNAL_STORE == 0,
+                info: SSL_CTX_get_info_callback(ctx.as_ptr()),
+                new: SSL_CTX_sess_get_new_cb(ctx.as_ptr()),
+                get: SSL_CTX_sess_get_get_cb(ctx.as_ptr()),
+                remove: SSL_CTX_sess_get_remove_cb(ctx.as_ptr()),
+            });
+            let data = (&raw const *hooks).cast_mut().cast::<c_void>();
+            // From here on dropping the hooks counts down.
+            if SSL_CTX_set_ex_data(ctx.as_ptr(), globals.ctx_index, data) != 1 {
+                return Err(HookError);
+            }
+            SSL_CTX_set_info_callback(ctx.as_ptr(), Some(info::<H>));
+            if hooks.resumes {
+                SSL_CTX_sess_set_new_cb(ctx.as_ptr(), Some(new::<H>));
+                SSL_CTX_sess_set_get_cb(ctx.as_ptr(), Some(get::<H>));
+                SSL_CTX_sess_set_remove_cb(ctx.as_ptr(), Some(remove::<H>));
+            }
+            self.0.push(hooks);
+        }
+        Ok(())
+    }
+}
+
+impl<H: Handler> Drop for Hooks<H> {
+    fn drop(&mut self) {
+        let ctx = self.ctx.as_ptr();
+        // SAFETY: the context is counted up, so it is valid until the last line.
+        unsafe {
+            SSL_CTX_set_info_callback(ctx, self.info);
+            SSL_CTX_sess_set_new_cb(ctx, self.new);
+            SSL_CTX_sess_set_get_cb(ctx, self.get);
+            SSL_CTX_sess_set_remove_cb(ctx, self.remove);
+            if let Some(globals) = Globals::get::<H>() {
+                SSL_CTX_set_ex_data(ctx, globals.ctx_index, ptr::null_mut());
+            }
+            SSL_CTX_free(ctx);
+        }
+    }
+}
+
+/// What OpenSSL gives once per process. No callbacks go with the indexes: OpenSSL would call them
+/// even after the module was unloaded.
+#[derive(Clone, Copy)]
+struct Globals {
+    ssl_index: c_int,
+    ctx_index: c_int,
+    method: NonNull<BIO_METHOD>,
+}
+
+static SSL_INDEX: AtomicI32 = AtomicI32::new(-1);
+static CTX_INDEX: AtomicI32 = AtomicI32::new(-1);
+static METHOD: AtomicPtr<BIO_METHOD> = AtomicPtr::new(ptr::null_mut());
+
+impl Globals {
+    /// They exist once a context was hooked, so that callbacks can count on them.
+    fn get<H: Handler>() -> Option<Self> {
+        if let Some(method) = NonNull::new(METHOD.load(Ordering::Relaxed)) {
+            return Some(Globals {
+                ssl_index: SSL_INDEX.load(Ordering::Relaxed),
+                ctx_index: CTX_INDEX.load(Ordering::Relaxed),
+                method,
+            });
+        }
+        // SAFETY: plain registrations with OpenSSL, by the only thread; the method is never freed,
+        // since BIOs refer to it.
+        unsafe {
+            let index = |class: u32| {
+                CRYPTO_get_ex_new_index(class as c_int, 0, ptr::null_mut(), None, None, None)
+            };
+            let globals = Globals {
+                ssl_index: index(CRYPTO_EX_INDEX_SSL),
+                ctx_index: index(CRYPTO_EX_INDEX_SSL_CTX),
+                method: NonNull::new(BIO_meth_new(
+                    BIO_TYPE_FILTER as c_int,
+                    c"nginx SSL session fetch".as_ptr(),
+                ))?,
+            };
+            let method = globals.method.as_ptr();
+            if globals.ssl_index < 0
+                || globals.ctx_index < 0
+                || BIO_meth_set_read(method, Some(bio_read::<H>)) != 1
+                || BIO_meth_set_write(method, Some(bio_write::<H>)) != 1
+                || BIO_meth_set_ctrl(method, Some(bio_ctrl::<H>)) != 1
+                || BIO_meth_set_create(method, Some(bio_create)) != 1
+                || BIO_meth_set_destroy(method, Some(bio_destroy::<H>)) != 1
+            {
+                return None;
+            }
+            SSL_INDEX.store(globals.ssl_index, Ordering::Relaxed);
+            CTX_INDEX.store(globals.ctx_index, Ordering::Relaxed);
+            METHOD.store(method, Ordering::Relaxed);
+            Some(globals)
+        }
+    }
+}
+
+/// A client's connection to nginx in TLS, for the length of one call.
+pub struct Connection {
+    c: NonNull<ngx_connection_t>,
+    ssl: NonNull<SSL>,
+}
+
+impl Connection {
+    /// The connection of an SSL object that nginx made.
+    ///
+    /// # Safety
+    /// `ssl` is valid for the current call.
+    unsafe fn of(ssl: *mut SSL) -> Option<Self> {
+        // SAFETY: the caller's; ngx_ssl_create_connection() has set the connection.
+        let c = unsafe { SSL_get_ex_data(ssl, ngx_ssl_connection_index) };
+        Some(Connection { c: NonNull::new(c.cast())?, ssl: NonNull::new(ssl)? })
+    }
+
+    /// The connection of a request.
+    ///
+    /// # Safety
+    /// `c` is valid for the current call.
+    pub(super) unsafe fn of_nginx(c: *mut ngx_connection_t) -> Option<Self> {
+        let c = NonNull::new(c)?;
+        // SAFETY: the caller's; nginx sets ssl and its connection together.
+        let ssl = unsafe { (*c.as_ptr()).ssl.as_ref()?.connection };
+        Some(Connection { c, ssl: NonNull::new(ssl)? })
+    }
+
+    /// The connection's log.
+    pub fn log(&self) -> &Log {
+        // SAFETY: nginx sets a log with every connection.
+        unsafe { Log::from_raw((*self.c.as_ptr()).log) }
+    }
+
+    /// Whether it is QUIC.
+    pub fn is_quic(&self) -> bool {
+        // SAFETY: the connection is valid.
+        unsafe { (*self.c.as_ptr()).type_ == libc::SOCK_DGRAM }
+    }
+
+    /// Whether TLS 1.3 may be negotiated, as far as the server's side goes.
+    pub fn allows_tls13(&self) -> bool {
+        // SAFETY: SSL_get_max_proto_version(3), which is this macro; 0 is "no limit".
+        let max = unsafe {
+            SSL_ctrl(self.ssl.as_ptr(), SSL_CTRL_GET_MAX_PROTO_VERSION as c_int, 0, ptr::null_mut())
+        };
+        self.options() & SSL_OP_NO_TLSV1_3 == 0
+            && (max == 0 || max >= c_long::from(TLS1_3_VERSION as i32))
+    }
+
+    /// Whether TLS 1.3 was negotiated.
+    pub fn is_tls13(&self) -> bool {
+        // SAFETY: the SSL object is valid.
+        unsafe { SSL_version(self.ssl.as_ptr()) == TLS1_3_VERSION as c_int }
+    }
+
+    /// Whether stateless tickets are on.
+    pub fn has_tickets(&self) -> bool {
+        self.options() & SSL_OP_NO_TICKET == 0
+    }
+
+    fn options(&self) -> u64 {
+        // SAFETY: the SSL object is valid.
+        unsafe { SSL_get_options(self.ssl.as_ptr()) }
+    }
+
+    /// What was attached, if anything.
+    pub fn attached<H: Handler>(&self) -> Option<&Attached<H>> {
+        let globals = Globals::get::<H>()?;
+        // SAFETY: the data of this index is what attach() set, in memory of the connection's
+        // pool, which lives longer than the SSL object (ngx_ssl_shutdown() frees that first).
+        unsafe {
+            SSL_get_ex_data(self.ssl.as_ptr(), globals.ssl_index).cast::<Attached<H>>().as_ref()
+        }
+    }
+
+    /// Attaches `state` to the connection, once. It is dropped when the connection closes.
+    pub fn attach<H: Handler>(
+        &self,
+        handler: &Rc<H>,
+        state: H::State,
+    ) -> Result<&Attached<H>, OutOfMemory> {
+        const { assert!(mem::align_of::<Attached<H>>() <= NGX_ALIGNMENT) };
+        let globals = Globals::get::<H>().ok_or(OutOfMemory)?;
+        // SAFETY: the memory comes from the connection's pool, aligned (ngx_palloc()) and of the
+        // size asked for; the cleanup runs when the pool goes, and only once there is something to
+        // drop.
+        unsafe {
+            let pool = (*self.c.as_ptr()).pool;
+            let cleanup = ngx_pool_cleanup_add(pool, mem::size_of::<Attached<H>>());
+            if cleanup.is_null() {
+                return Err(OutOfMemory);
+            }
+            let attached = (*cleanup).data.cast::<Attached<H>>();
+            attached.write(Attached {
+                state,
+                handler: Rc::clone(handler),
+                c: self.c,
+                ssl: self.ssl,
+                socket: Cell::new(ptr::null_mut()),
+                filter: Cell::new(ptr::null_mut()),
+                token: Cell::new(None),
+            });
+            (*cleanup).handler = Some(detach::<H>);
+            if SSL_set_ex_data(self.ssl.as_ptr(), globals.ssl_index, attached.cast()) != 1 {
+                return Err(OutOfMemory);
+            }
+            Ok(&*attached)
+        }
+    }
+
+    /// Puts the filter in front of the socket, for reading. From now on [`Handler::read`] is
+    /// asked, until [`Handler::is_through`].
+    pub fn suspendable<H: Handler>(&self, attached: &Attached<H>) -> Result<(), OutOfMemory> {
+        let globals = Globals::get::<H>().ok_or(OutOfMemory)?;
+        // SAFETY: SSL_get_rbio() lends the socket's BIO; the filter gets a reference of its own.
+        // SSL_set0_rbio() takes the filter and drops the reference that the SSL object had.
+        unsafe {
+            let socket = SSL_get_rbio(self.ssl.as_ptr());
+            if socket.is_null() || !attached.filter.get().is_null() {
+                return Err(OutOfMemory);
+            }
+            let filter = BIO_new(globals.method.as_ptr());
+            if filter.is_null() {
+                return Err(OutOfMemory);
+            }
+            BIO_up_ref(socket);
+            BIO_set_data(filter, (&raw const *attached).cast_mut().cast());
+            attached.socket.set(socket);
+            attached.filter.set(filter);
+            SSL_set0_rbio(self.ssl.as_ptr(), filter);
+        }
+        Ok(())
+    }
+
+    /// Takes the filter out. Never from within its own read.
+    fn remove_filter<H: Handler>(&self, attached: &Attached<H>) {
+        // SAFETY: SSL_set0_rbio() takes the reference that is counted up for it and drops the
+        // filter, whose destruction drops the filter's own (bio_destroy()).
+        unsafe {
+            let socket = attached.socket.get();
+            if SSL_get_rbio(self.ssl.as_ptr()) == attached.filter.get() && !socket.is_null() {
+                BIO_up_ref(socket);
+                SSL_set0_rbio(self.ssl.as_ptr(), socket);
+            }
+        }
+    }
+}
+
+/// A state in its place beside a connection.
+pub struct Attached<H: Handler> {
+    state: H::State,
+    handler: Rc<H>,
+    c: NonNull<ngx_connection_t>,
+    ssl: NonNull<SSL>,
+    /// The socket's BIO, counted up, while there is a filter.
+    socket: Cell<*mut BIO>,
+    /// The filter, while there is one; it belongs to the SSL object.
+    filter: Cell<*mut BIO>,
+    token: Cell<Option<Token>>,
+}
+
+impl<H: Handler> Attached<H> {
+    /// What was attached.
+    pub fn state(&self) -> &H::State {
+        &self.state
+    }
+
+    /// The connection's log.
+    pub fn log(&self) -> &Log {
+        // SAFETY: the connection lives as long as its pool, of which this is a part.
+        unsafe { Log::from_raw((*self.c.as_ptr()).log) }
+    }
+
+    /// The handler it was attached for.
+    pub fn handler(&self) -> &H {
+        &self.handler
+    }
+
+    /// The connection. Only for use while a handshake is under way, as the TLS side of a
+    /// connection ends before what is attached to it.
+    pub fn connection(&self) -> Connection {
+        Connection { c: self.c, ssl: self.ssl }
+    }
+
+    /// The token by which [`Waiters::with`] finds this; good until [`Attached::forget`] or the
+    /// end of the connection.
+    pub fn token(&self) -> Result<Token, OutOfMemory> {
+        if let Some(token) = self.token.get() {
+            return Ok(token);
+        }
+        let mut slots = self.handler.waiters().0.try_borrow_mut().map_err(|_| OutOfMemory)?;
+        let token = slots.insert(NonNull::from(self))?;
+        self.token.set(Some(token));
+        Ok(token)
+    }
+
+    /// Makes the token stale.
+    pub fn forget(&self) {
+        if let Some(token) = self.token.take() {
+            if let Ok(mut slots) = self.handler.waiters().0.try_borrow_mut() {
+                slots.remove(token);
+            }
+        }
+    }
+
+    /// Lets nginx go on with a suspended handshake, at the end of this turn of the event loop.
+    pub fn resume(&self) {
+        // SAFETY: the connection and its read event live as long as its pool; nginx takes a posted
+        // event back when it closes the connection (ngx_close_connection()).
+        unsafe { ngx_post_event((*self.c.as_ptr()).read, &raw mut ngx_posted_events) };
+    }
+}
+
+impl<H: Handler> Drop for Attached<H> {
+    fn drop(&mut self) {
+        self.forget();
+        let filter = self.filter.get();
+        if !filter.is_null() {
+            // SAFETY: the SSL object is freed before the pool, and its filter with it. Should it
+            // outlive the pool all the same, the filter must not find what is gone.
+            unsafe { BIO_set_data(filter, ptr::null_mut()) };
+        }
+    }
+}
+
+unsafe extern "C" fn detach<H: Handler>(data: *mut c_void) {
+    // SAFETY: the cleanup of attach(), which wrote an Attached<H> there.
+    unsafe { ptr::drop_in_place(data.cast::<Attached<H>>()) };
+}
+
+/// Attached states that somebody waits for, by token.
+pub struct Waiters<H: Handler>(RefCell<Slots<NonNull<Attached<H>>>>);
+
+impl<H: Handler> Waiters<H> {
+    /// None yet.
+    pub const fn new() -> Self {
+        Waiters(RefCell::new(Slots::new()))
+    }
+
+    /// Calls `f` with the state of `token`, unless its connection is gone or has forgotten it.
+    pub fn with(&self, token: Token, f: impl FnOnce(&Attached<H>)) {
+        let attached = match self.0.try_borrow() {
+            Ok(slots) => slots.get(token).copied(),
+            Err(_) => None,
+        };
+        if let Some(attached) = attached {
+            // SAFETY: Attached::drop() takes its token out, so what is found is alive. It stays
+            // so during the call: connections are closed by nginx's handlers only, and none runs
+            // within it.
+            f(unsafe { attached.as_ref() });
+        }
+    }
+}
+
+/// The client's socket.
+pub struct Socket(NonNull<BIO>);
+
+/// What reading from the socket came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum SocketRead {
+    /// That many bytes.
+    Bytes(usize),
+    /// Nothing there now.
+    Again,
+    /// The socket has ended.
+    Ended(Ending),
+    /// There is no memory for what could be read.
+    OutOfMemory,
+}
+
+impl Socket {
+    /// Reads at most `max` bytes to the end of `buf`.
+    pub fn read(&self, buf: &mut Vec<u8>, max: usize) -> SocketRead {
+        if buf.try_reserve_exact(max).is_err() {
+            return SocketRead::OutOfMemory;
+        }
+        let spare = buf.spare_capacity_mut();
+        let room = c_int::try_from(spare.len().min(max)).unwrap_or(c_int::MAX);
+        // SAFETY: BIO_read(3) writes at most `room` bytes into the buffer's spare memory.
+        unsafe {
+            let n = BIO_read(self.0.as_ptr(), spare.as_mut_ptr().cast(), room);
+            match usize::try_from(n) {
+                Ok(read) if read > 0 => {
+                    buf.set_len(buf.len().saturating_add(read));
+                    SocketRead::Bytes(read)
+                }
+                _ if should_retry(self.0.as_ptr()) => SocketRead::Again,
+                _ => SocketRead::Ended(Ending { result: n, errno: ngx_errno() }),
+            }
+        }
+    }
+}
+
+/// OpenSSL's buffer for what it reads.
+pub struct Sink {
+    to: *mut c_char,
+    room: usize,
+}
+
+impl Sink {
+    /// Puts as much of `bytes` into it as there is room for, and says how much. To be called once.
+    pub fn put(&mut self, bytes: &[u8]) -> usize {
+        let len = bytes.len().min(self.room);
+        // SAFETY: there is room for `room` bytes (BIO_read(3)), in a buffer that nobody else has.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.to.cast(), len) };
+        self.room = 0;
+        len
+    }
+}
+
+/// The hooks of a context.
+///
+/// # Safety
+/// `ctx` is valid, and so is the result for the current callback.
+unsafe fn hooks<'a, H: Handler>(ctx: *mut SSL_CTX) -> Option<&'a Hooks<H>> {
+    let globals = Globals::get::<H>()?;
+    // SAFETY: the caller's; what is there was set by Hooked::hook() and is taken out before it is
+    // freed.
+    unsafe { SSL_CTX_get_ex_data(ctx, globals.ctx_index).cast::<Hooks<H>>().as_ref() }
+}
+
+/// The hooks of the context that a connection began with, whose session callbacks OpenSSL calls.
+///
+/// # Safety
+/// `c` is a TLS connection of nginx.
+unsafe fn session_hooks<'a, H: Handler>(c: NonNull<ngx_connection_t>) -> Option<&'a Hooks<H>> {
+    // SAFETY: the caller's; nginx keeps the context in session_ctx (ngx_ssl_create_connection()).
+    unsafe { hooks((*c.as_ptr()).ssl.as_ref()?.session_ctx) }
+}
+
+unsafe extern "C" fn info<H: Handler>(ssl: *const SSL, what: c_int, ret: c_int) {
+    // SAFETY: OpenSSL calls with a valid object, whose current context has this callback.
+    let Some(hooks) = (unsafe { hooks::<H>(SSL_get_SSL_CTX(ssl)) }) else { return };
+    hooks.step(ssl.cast_mut(), what as u32);
+    if let Some(kept) = hooks.info {
+        // SAFETY: called as OpenSSL would.
+        unsafe { kept(ssl, what, ret) };
+    }
+}
+
+impl<H: Handler> Hooks<H> {
+    fn step(&self, ssl: *mut SSL, what: u32) {
+        if what & SSL_CB_HANDSHAKE_START != 0 {
+            // SAFETY: OpenSSL calls with a valid object.
+            let connection = unsafe {
+                if SSL_is_server(ssl) != 1 {
+                    return;
+                }
+                Connection::of(ssl)
+            };
+            if let Some(connection) =
+                connection.filter(|c| self.resumes && c.attached::<H>().is_none())
+            {
+                self.handler.handshake_started(&connection);
+            }
+            return;
+        }
+        let done = what & SSL_CB_HANDSHAKE_DONE != 0;
+        if !done && what & SSL_CB_ACCEPT_LOOP != SSL_CB_ACCEPT_LOOP {
+            return;
+        }
+        // SAFETY: OpenSSL calls with a valid object.
+        let Some(connection) = (unsafe { Connection::of(ssl) }) else { return };
+        let Some(attached) = connection.attached::<H>() else { return };
+        if !attached.filter.get().is_null() && self.handler.is_through(attached) {
+            connection.remove_filter(attached);
+        }
+        // OpenSSL says that it is done, too, where it pauses for early data; after a
+        // HelloRetryRequest it will ask for the session once more.
+        // SAFETY: OpenSSL calls with a valid object.
+        if done && unsafe { SSL_get_state(ssl) } == OSSL_HANDSHAKE_STATE_TLS_ST_OK {
+            self.handler.handshake_done(attached);
+        }
+    }
+}
+
+unsafe extern "C" fn get<H: Handler>(
+    ssl: *mut SSL,
+    id: *const c_uchar,
+    len: c_int,
+    copy: *mut c_int,
+) -> *mut SSL_SESSION {
+    // SAFETY: SSL_CTX_sess_set_get_cb(3): an ID of `len` bytes; with *copy = 0 the caller takes
+    // the reference that is returned.
+    unsafe {
+        *copy = 0;
+        let Some(connection) = Connection::of(ssl) else { return ptr::null_mut() };
+        let Some(hooks) = session_hooks::<H>(connection.c) else { return ptr::null_mut() };
+        let bytes = core::slice::from_raw_parts(id, usize::try_from(len).unwrap_or(0));
+        if let Some(session) = hooks.handler.session(&connection, bytes) {
+            return session.into_ptr();
+        }
+        match hooks.get {
+            Some(kept) => kept(ssl, id, len, copy),
+            None => ptr::null_mut(),
+        }
+    }
+}
+
+unsafe extern "C" fn new<H: Handler>(ssl: *mut SSL, session: *mut SSL_SESSION) -> c_int {
+    // SAFETY: SSL_CTX_sess_set_new_cb(3): the session is lent; its reference is taken over only
+    // with a result of 1, which is for the kept callback to say.
+    unsafe {
+        let Some(connection) = Connection::of(ssl) else { return 0 };
+        let Some(hooks) = session_hooks::<H>(connection.c) else { return 0 };
+        hooks.handler.session_made(&connection, SessionRef::from_ptr(session));
+        hooks.new.map_or(0, |kept| kept(ssl, session))
+    }
+}
+
+unsafe extern "C" fn remove<H: Handler>(ctx: *mut SSL_CTX, session: *mut SSL_SESSION) {
+    // SAFETY: SSL_CTX_sess_set_remove_cb(3): both are lent.
+    unsafe {
+        let Some(hooks) = hooks::<H>(ctx) else { return };
+        if !hooks.keeps_sessions {
+            hooks.handler.session_removed(SessionRef::from_ptr(session));
+        }
+        if let Some(kept) = hooks.remove {
+            kept(ctx, session);
+        }
+    }
+}
+
+/// What a filter belongs to.
+///
+/// # Safety
+/// `bio` is a filter of [`Connection::suspendable`].
+unsafe fn attached_to<'a, H: Handler>(bio: *mut BIO) -> Option<&'a Attached<H>> {
+    // SAFETY: the data is what suspendable() set; Attached::drop() takes it out.
+    unsafe { BIO_get_data(bio).cast::<Attached<H>>().as_ref() }
+}
+
+unsafe fn should_retry(bio: *mut BIO) -> bool {
+    // SAFETY: BIO_should_retry(3), which is this macro.
+    unsafe { BIO_test_flags(bio, BIO_FLAGS_SHOULD_RETRY as c_int) != 0 }
+}
+
+/// Hands the socket's wish to be asked again on to whoever asked the filter.
+unsafe fn copy_retry(filter: *mut BIO, socket: *mut BIO) {
+    const FLAGS: c_int = (BIO_FLAGS_RWS | BIO_FLAGS_SHOULD_RETRY) as c_int;
+    // SAFETY: BIO_copy_next_retry() for a BIO that is not chained.
+    unsafe {
+        BIO_clear_flags(filter, FLAGS);
+        BIO_set_flags(filter, BIO_test_flags(socket, FLAGS));
+        BIO_set_retry_reason(filter, BIO_get_retry_reason(socket));
+    }
+}
+
+unsafe extern "C" fn bio_read<H: Handler>(bio: *mut BIO, to: *mut c_char, len: c_int) -> c_int {
+    // SAFETY: BIO_meth_set_read(3): a filter of ours and room for `len` bytes.
+    unsafe {
+        BIO_clear_flags(bio, (BIO_FLAGS_RWS | BIO_FLAGS_SHOULD_RETRY) as c_int);
+        let Some(attached) = attached_to::<H>(bio) else { return -1 };
+        let Some(socket) = NonNull::new(attached.socket.get()) else { return -1 };
+        let mut sink = Sink { to, room: usize::try_from(len).unwrap_or(0) };
+        match attached.handler.read(attached, &Socket(socket), &mut sink) {
+            Read::Data(n) => c_int::try_from(n).unwrap_or(-1),
+            Read::Ended(ending) => {
+                // nginx logs it (ngx_ssl_handshake()).
+                ngx_set_errno(ending.errno);
+                ending.result
+            }
+            Read::Suspended => {
+                BIO_set_flags(bio, (BIO_FLAGS_READ | BIO_FLAGS_SHOULD_RETRY) as c_int);
+                -1
+            }
+            Read::Socket => {
+                let n = BIO_read(socket.as_ptr(), to.cast(), len);
+                copy_retry(bio, socket.as_ptr());
+                n
+            }
+        }
+    }
+}
+
+unsafe extern "C" fn bio_write<H: Handler>(
+    bio: *mut BIO,
+    from: *const c_char,
+    len: c_int,
+) -> c_int {
+    // SAFETY: BIO_meth_set_write(3). OpenSSL writes through a BIO of its own; this is for others.
+    unsafe {
+        let Some(attached) = attached_to::<H>(bio) else { return -1 };
+        let n = BIO_write(attached.socket.get(), from.cast(), len);
+        copy_retry(bio, attached.socket.get());
+        n
+    }
+}
+
+unsafe extern "C" fn bio_ctrl<H: Handler>(
+    bio: *mut BIO,
+    command: c_int,
+    number: c_long,
+    data: *mut c_void,
+) -> c_long {
+    // SAFETY: BIO_meth_set_ctrl(3). The filter is in no chain, so nothing about chains is passed
+    // on.
+    unsafe {
+        let Some(attached) = attached_to::<H>(bio) else { return 0 };
+        match command as u32 {
+            BIO_CTRL_PUSH | BIO_CTRL_POP | BIO_CTRL_DUP => 0,
+            BIO_CTRL_PENDING => match attached.handler.pending(attached) {
+                0 => BIO_ctrl(attached.socket.get(), command, number, data),
+                n => c_long::try_from(n).unwrap_or(c_long::MAX),
+            },
+            _ => BIO_ctrl(attached.socket.get(), command, number, data),
+        }
+    }
+}
+
+unsafe extern "C" fn bio_create(bio: *mut BIO) -> c_int {
+    // SAFETY: BIO_meth_set_create(3).
+    unsafe { BIO_set_init(bio, 1) };
+    1
+}
+
+unsafe extern "C" fn bio_destroy<H: Handler>(bio: *mut BIO) -> c_int {
+    // SAFETY: BIO_meth_set_destroy(3); the reference to the socket is the filter's own.
+    unsafe {
+        if let Some(attached) = attached_to::<H>(bio) {
+            attached.filter.set(ptr::null_mut());
+            BIO_free(attached.socket.replace(ptr::null_mut()));
+        }
+    }
+    1
+}

@@ -1,0 +1,91 @@
+//! Variables of nginx that tell about a TLS connection.
+
+use core::fmt::{self, Write};
+use core::ptr;
+
+use nginx_sys::{
+    NGX_ERROR, NGX_OK, ngx_http_add_variable, ngx_http_request_t, ngx_http_variable_value_t,
+    ngx_int_t, ngx_pnalloc, ngx_str_t,
+};
+
+use super::conf::{Conf, Refusal};
+use super::tls::Connection;
+
+/// A variable.
+pub trait Variable {
+    /// Its name, without the dollar sign.
+    const NAME: &'static str;
+    /// Writes its value. Without one the variable is empty.
+    fn write(connection: &Connection, value: &mut Value) -> fmt::Result;
+}
+
+/// The longest value, in bytes; the rest is cut off.
+const MAX_VALUE: usize = 256;
+
+/// A value while it is written.
+pub struct Value {
+    bytes: [u8; MAX_VALUE],
+    len: usize,
+}
+
+impl Value {
+    fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
+impl Write for Value {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = self.bytes.get_mut(self.len..).unwrap_or_default();
+        for (to, from) in room.iter_mut().zip(text.bytes()) {
+            *to = from;
+            self.len = self.len.saturating_add(1);
+        }
+        Ok(())
+    }
+}
+
+/// Makes a variable known to nginx.
+pub fn add<V: Variable>(cf: &mut Conf) -> Result<(), Refusal> {
+    let mut name = ngx_str_t { len: V::NAME.len(), data: V::NAME.as_ptr().cast_mut() };
+    // SAFETY: called in preconfiguration, as nginx asks for; the name is static.
+    unsafe {
+        let variable = ngx_http_add_variable(ptr::from_mut(cf).cast(), &raw mut name, 0);
+        let variable = variable.as_mut().ok_or(Refusal::Said)?;
+        variable.get_handler = Some(get::<V>);
+    }
+    Ok(())
+}
+
+unsafe extern "C" fn get<V: Variable>(
+    request: *mut ngx_http_request_t,
+    to: *mut ngx_http_variable_value_t,
+    _: usize,
+) -> ngx_int_t {
+    let mut value = Value { bytes: [0; MAX_VALUE], len: 0 };
+    // SAFETY: a request has a connection, a pool and a place for the value.
+    unsafe {
+        if let Some(connection) = Connection::of_nginx((*request).connection) {
+            if V::write(&connection, &mut value).is_err() {
+                return NGX_ERROR as ngx_int_t;
+            }
+        }
+        let bytes = value.as_bytes();
+        if bytes.is_empty() {
+            // As nginx's own variables about TLS: "-" in a log.
+            (*to).set_not_found(1);
+            return NGX_OK as ngx_int_t;
+        }
+        let copy = ngx_pnalloc((*request).pool, bytes.len()).cast::<u8>();
+        if copy.is_null() {
+            return NGX_ERROR as ngx_int_t;
+        }
+        ptr::copy_nonoverlapping(bytes.as_ptr(), copy, bytes.len());
+        (*to).set_valid(1);
+        (*to).set_no_cacheable(0);
+        (*to).set_not_found(0);
+        (*to).set_len(bytes.len() as u32);
+        (*to).data = copy;
+    }
+    NGX_OK as ngx_int_t
+}

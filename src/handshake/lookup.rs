@@ -1,0 +1,149 @@
+//! The lookup of one session ID in the tiers.
+
+use std::rc::Rc;
+use std::vec::Vec;
+
+use session_core::hello::SessionId;
+use session_core::outcome::Outcome;
+use zeroize::Zeroizing;
+
+use crate::net::peer::Waiter;
+use crate::tier::Tier;
+
+/// One session ID on its way through the tiers.
+pub struct Lookup {
+    id: SessionId,
+    /// The tier that is asked, or that had the entry, or the number of tiers.
+    tier: usize,
+    outcome: Outcome,
+    /// The tier whose entry was of no use.
+    corrupt: Option<usize>,
+    value: Zeroizing<Vec<u8>>,
+    /// Whether the tiers before that of a hit have still to be told.
+    refill: bool,
+}
+
+/// How far a lookup has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A tier was asked; it answers later.
+    Waits,
+    /// It has ended.
+    Ended,
+}
+
+impl Lookup {
+    /// A lookup that has asked nobody yet.
+    pub fn new(id: SessionId) -> Self {
+        Lookup {
+            id,
+            tier: 0,
+            outcome: Outcome::Miss,
+            corrupt: None,
+            value: Zeroizing::new(Vec::new()),
+            refill: true,
+        }
+    }
+
+    /// The session ID.
+    pub fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    /// The outcome so far.
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
+    /// Whether the session was found.
+    pub fn is_hit(&self) -> bool {
+        self.outcome == Outcome::Hit
+    }
+
+    /// The tier that had the session, or an entry of no use in its place.
+    pub fn tier(&self) -> Option<usize> {
+        if self.is_hit() { Some(self.tier) } else { self.corrupt }
+    }
+
+    /// The tier that is asked.
+    pub fn asked(&self) -> Option<usize> {
+        (!self.is_hit()).then_some(self.tier)
+    }
+
+    /// The entry.
+    pub fn value(&self) -> &[u8] {
+        &self.value
+    }
+
+    /// How many tiers, from the first, lack the entry of a hit. Answered once.
+    pub fn take_refill(&mut self) -> Option<usize> {
+        core::mem::take(&mut self.refill).then_some(self.tier).filter(|&tier| tier > 0)
+    }
+
+    /// The entry has turned out to be of no use.
+    pub fn spoil(&mut self) {
+        self.outcome = Outcome::Corrupt;
+        self.corrupt = Some(self.tier);
+        self.value = Zeroizing::new(Vec::new());
+    }
+
+    /// Asks the tiers from the current one on.
+    pub fn run(&mut self, tiers: &[Rc<dyn Tier>], waiter: Waiter) -> Step {
+        while let Some(tier) = tiers.get(self.tier) {
+            let outcome = match tier.fetch_now(&self.id, &mut self.value) {
+                Some(outcome) => outcome,
+                None => match tier.fetch(&self.id, waiter) {
+                    Ok(()) => return Step::Waits,
+                    Err(outcome) => outcome,
+                },
+            };
+            if self.took(outcome) {
+                return Step::Ended;
+            }
+        }
+        Step::Ended
+    }
+
+    /// Asks the local tiers only. Whether one had the entry.
+    pub fn run_local(&mut self, tiers: &[Rc<dyn Tier>]) -> bool {
+        while let Some(tier) = tiers.get(self.tier) {
+            match tier.fetch_now(&self.id, &mut self.value) {
+                Some(outcome) if self.took(outcome) => return true,
+                Some(_) => {}
+                None => self.tier = self.tier.saturating_add(1),
+            }
+        }
+        false
+    }
+
+    /// The tier that was asked has answered.
+    pub fn answered(
+        &mut self,
+        tiers: &[Rc<dyn Tier>],
+        waiter: Waiter,
+        outcome: Outcome,
+        value: &[u8],
+    ) -> Step {
+        let outcome = match outcome {
+            Outcome::Hit if self.value.try_reserve_exact(value.len()).is_err() => Outcome::Error,
+            outcome => outcome,
+        };
+        if outcome == Outcome::Hit {
+            self.value.extend_from_slice(value);
+        }
+        if self.took(outcome) { Step::Ended } else { self.run(tiers, waiter) }
+    }
+
+    /// Counts the outcome of the current tier in. Whether that ends the lookup.
+    fn took(&mut self, outcome: Outcome) -> bool {
+        self.outcome = self.outcome.or(outcome);
+        if outcome == Outcome::Hit {
+            return true;
+        }
+        if outcome == Outcome::Corrupt {
+            self.corrupt = self.corrupt.or(Some(self.tier));
+        }
+        self.tier = self.tier.saturating_add(1);
+        false
+    }
+}

@@ -1,0 +1,362 @@
+//! The bytes of a client while its session is looked up.
+//!
+//! The filter in front of the socket reads the ClientHello before OpenSSL does. If a lookup has to
+//! wait, reads find nothing, and what the client sends meanwhile is kept: an event method that
+//! reports levels would otherwise report it without end. When the answer is there, OpenSSL gets
+//! all bytes as they came, and then the socket.
+
+use core::cell::RefCell;
+use core::time::Duration;
+use std::time::Instant;
+use std::vec::Vec;
+
+use session_core::hello::{HelloReader, Progress, SessionId, wanted_ids};
+use session_core::outcome::Outcome;
+
+use super::lookup::{Lookup, Step};
+use super::{Policy, server_policy};
+use crate::debug;
+use crate::ffi::tls::{Attached, Ending, Read, Sink, Socket, SocketRead};
+use crate::log_at;
+use crate::net::peer::Waiter;
+
+/// How much is read at first, in bytes: a ClientHello of a browser, with room to spare.
+const FIRST_READ: usize = 2048;
+/// How much the buffer grows by after that, in bytes.
+const NEXT_READ: usize = 4096;
+/// Less room than this in the buffer is not worth a read, in bytes.
+const WORTH_READING: usize = 512;
+/// The most that is kept of a ClientHello that has not come to its end, in bytes. One cut into
+/// tiny records takes several times its length; beyond this it is left to OpenSSL.
+const MAX_READING: usize = 64 * 1024;
+/// The most that is kept while a lookup waits, in bytes: a ClientHello, the 16 KB of early data
+/// that nginx allows, and what records add to it.
+const MAX_WAITING: usize = MAX_READING + 24 * 1024;
+
+/// What is known about one handshake.
+pub struct State(RefCell<Inner>);
+
+struct Inner {
+    phase: Phase,
+    /// What was read from the socket.
+    buf: Vec<u8>,
+    /// How much of `buf` OpenSSL has got.
+    given: usize,
+    /// How the socket ended, for OpenSSL to be told after `buf`.
+    ending: Option<Ending>,
+    reader: HelloReader,
+    lookups: Vec<Lookup>,
+    /// How many of them wait.
+    waiting: usize,
+    started: Option<Instant>,
+    report: Report,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// For the end of the ClientHello.
+    AwaitHello,
+    /// For the answers to lookups.
+    AwaitAnswers,
+    /// For OpenSSL to take what was read.
+    AwaitReader,
+    /// Nothing; OpenSSL reads from the socket.
+    Through,
+}
+
+/// How the session of a connection was looked up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Report {
+    /// The outcome; none if no lookup was needed.
+    pub outcome: Option<Outcome>,
+    /// How long it took.
+    pub time: Duration,
+    /// The number of the tier that had the session.
+    pub tier: Option<usize>,
+}
+
+impl State {
+    /// The beginning of a handshake.
+    pub fn new() -> Self {
+        State(RefCell::new(Inner {
+            phase: Phase::AwaitHello,
+            buf: Vec::new(),
+            given: 0,
+            ending: None,
+            reader: HelloReader::new(),
+            lookups: Vec::new(),
+            waiting: 0,
+            started: None,
+            report: Report::default(),
+        }))
+    }
+
+    /// How the session was looked up.
+    pub fn report(&self) -> Report {
+        self.0.try_borrow().map(|inner| inner.report).unwrap_or_default()
+    }
+
+    /// Changes the outcome that is reported.
+    pub fn report_outcome(&self, outcome: Outcome) {
+        if let Ok(mut inner) = self.0.try_borrow_mut() {
+            inner.report.outcome = Some(outcome);
+        }
+    }
+
+    /// Reports a lookup that took no time worth measuring. Several for one handshake are one.
+    pub fn report_now(&self, outcome: Outcome, tier: Option<usize>) -> Duration {
+        let Ok(mut inner) = self.0.try_borrow_mut() else { return Duration::ZERO };
+        let report = &mut inner.report;
+        report.outcome = Some(report.outcome.map_or(outcome, |earlier| earlier.or(outcome)));
+        report.tier = report.tier.or(tier);
+        report.time
+    }
+
+    /// Whether OpenSSL has got all that was read ahead.
+    pub fn is_through(&self) -> bool {
+        self.0.try_borrow().is_ok_and(|inner| inner.phase == Phase::Through)
+    }
+
+    /// How many bytes are kept for OpenSSL.
+    pub fn pending(&self) -> usize {
+        match self.0.try_borrow() {
+            Ok(inner) if inner.phase == Phase::AwaitReader => {
+                inner.buf.len().saturating_sub(inner.given)
+            }
+            _ => 0,
+        }
+    }
+
+    /// The handshake is over: only the report stays.
+    pub fn release(&self) {
+        if let Ok(mut inner) = self.0.try_borrow_mut() {
+            inner.lookups = Vec::new();
+        }
+    }
+
+    /// The lookup of `id`, until it is put back.
+    pub fn take_lookup(&self, id: &SessionId) -> Option<Lookup> {
+        let mut inner = self.0.try_borrow_mut().ok()?;
+        let place = inner.lookups.iter().position(|lookup| lookup.id() == id)?;
+        Some(inner.lookups.swap_remove(place))
+    }
+
+    /// Puts a lookup back.
+    pub fn put_lookup(&self, lookup: Lookup) {
+        if let Ok(mut inner) = self.0.try_borrow_mut() {
+            // There is room: it was taken out before.
+            inner.lookups.push(lookup);
+        }
+    }
+
+    /// What OpenSSL gets when it reads.
+    pub fn read(
+        &self,
+        policy: &Policy,
+        attached: &Attached<Policy>,
+        socket: &Socket,
+        sink: &mut Sink,
+    ) -> Read {
+        let Ok(mut inner) = self.0.try_borrow_mut() else { return Read::Suspended };
+        let inner = &mut *inner;
+        if inner.phase == Phase::AwaitHello {
+            if let Some(read) = inner.read_hello(policy, attached, socket) {
+                return read;
+            }
+        }
+        if inner.phase == Phase::AwaitAnswers {
+            if let Some(read) = inner.keep(attached, socket) {
+                return read;
+            }
+        }
+        inner.hand_over(sink)
+    }
+
+    /// A lookup has ended, in one tier.
+    pub fn answered(
+        &self,
+        policy: &Policy,
+        attached: &Attached<Policy>,
+        waiter: Waiter,
+        outcome: Outcome,
+        value: &[u8],
+    ) {
+        let Ok(mut inner) = self.0.try_borrow_mut() else { return };
+        if inner.phase != Phase::AwaitAnswers {
+            return;
+        }
+        let Some(lookup) = inner.lookups.get_mut(waiter.index) else { return };
+        if outcome == Outcome::Corrupt {
+            if let Some(tier) = lookup.asked().and_then(|tier| policy.fetch.get(tier)) {
+                policy.discard(attached, lookup.id(), &**tier);
+            }
+        }
+        if lookup.answered(&policy.fetch, waiter, outcome, value) == Step::Waits {
+            return;
+        }
+        inner.waiting = inner.waiting.saturating_sub(1);
+        if inner.waiting == 0 {
+            inner.finish(attached);
+            attached.resume();
+        }
+    }
+}
+
+impl Inner {
+    /// Reads until the ClientHello is whole. `None` if there is something to go on with.
+    fn read_hello(
+        &mut self,
+        policy: &Policy,
+        attached: &Attached<Policy>,
+        socket: &Socket,
+    ) -> Option<Read> {
+        loop {
+            let max = self.room();
+            let n = match socket.read(&mut self.buf, max) {
+                SocketRead::Bytes(n) => n,
+                SocketRead::Again => return Some(Read::Suspended),
+                SocketRead::Ended(ending) => {
+                    self.ending = Some(ending);
+                    self.phase = Phase::AwaitReader;
+                    return None;
+                }
+                SocketRead::OutOfMemory => {
+                    self.phase = Phase::AwaitReader;
+                    return None;
+                }
+            };
+            match self.reader.read(&self.buf) {
+                Progress::Complete(hello) => {
+                    let ids = wanted_ids(&hello, &server_policy(&attached.connection()));
+                    self.look_up(policy, attached, ids.as_slice());
+                }
+                Progress::Unreadable(why) => {
+                    debug!(attached.log(), "SSL session fetch: {why}");
+                    self.phase = Phase::AwaitReader;
+                }
+                Progress::Incomplete if self.buf.len() >= MAX_READING => {
+                    debug!(attached.log(), "SSL session fetch: ClientHello in too many records");
+                    self.phase = Phase::AwaitReader;
+                }
+                Progress::Incomplete => {}
+            }
+            match self.phase {
+                // On, until the socket has no more: its end may have come with this, and an event
+                // method that reports changes does not report it again.
+                Phase::AwaitHello => {}
+                // The same, but a read that came up short is enough: an end that is not seen now
+                // is seen when the answers are there.
+                Phase::AwaitAnswers if n < max => return Some(Read::Suspended),
+                _ => return None,
+            }
+        }
+    }
+
+    /// Keeps what the client sends while a lookup waits. `None` if it waits no longer.
+    fn keep(&mut self, attached: &Attached<Policy>, socket: &Socket) -> Option<Read> {
+        loop {
+            if self.buf.len() >= MAX_WAITING {
+                log_at!(
+                    attached.log(),
+                    Info,
+                    "client sent more than {MAX_WAITING} bytes while its SSL session was fetched"
+                );
+                self.abort(attached, Outcome::Timeout);
+                return None;
+            }
+            let max = self.room();
+            match socket.read(&mut self.buf, max) {
+                SocketRead::Bytes(n) if n >= max => {}
+                SocketRead::Bytes(_) | SocketRead::Again => return Some(Read::Suspended),
+                SocketRead::Ended(ending) => {
+                    debug!(attached.log(), "client gone while its SSL session was fetched");
+                    self.abort(attached, Outcome::Miss);
+                    self.report.outcome = None;
+                    return Some(Read::Ended(ending));
+                }
+                SocketRead::OutOfMemory => {
+                    self.abort(attached, Outcome::Timeout);
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// How much to read next.
+    fn room(&self) -> usize {
+        match self.buf.capacity().saturating_sub(self.buf.len()) {
+            0 if self.buf.is_empty() => FIRST_READ,
+            spare if spare >= WORTH_READING => spare,
+            _ => NEXT_READ,
+        }
+    }
+
+    /// Gives OpenSSL what was read, and after it the socket.
+    fn hand_over(&mut self, sink: &mut Sink) -> Read {
+        let rest = self.buf.get(self.given..).unwrap_or_default();
+        if rest.is_empty() {
+            self.phase = Phase::Through;
+            return self.ending.take().map_or(Read::Socket, Read::Ended);
+        }
+        let n = sink.put(rest);
+        self.given = self.given.saturating_add(n);
+        if self.given >= self.buf.len() {
+            self.buf = Vec::new();
+            self.given = 0;
+            if self.ending.is_none() {
+                self.phase = Phase::Through;
+            }
+        }
+        Read::Data(n)
+    }
+
+    /// Looks the session IDs up.
+    fn look_up(&mut self, policy: &Policy, attached: &Attached<Policy>, ids: &[SessionId]) {
+        self.phase = Phase::AwaitReader;
+        if ids.is_empty() || self.lookups.try_reserve_exact(ids.len()).is_err() {
+            return;
+        }
+        let Ok(token) = attached.token() else { return };
+        self.started = Some(Instant::now());
+        self.phase = Phase::AwaitAnswers;
+        self.waiting = 0;
+        for (index, id) in ids.iter().enumerate() {
+            debug!(attached.log(), "SSL session fetch {:08x}", id.short_hash());
+            let mut lookup = Lookup::new(*id);
+            if lookup.run(&policy.fetch, Waiter { token, index }) == Step::Waits {
+                self.waiting = self.waiting.saturating_add(1);
+            }
+            self.lookups.push(lookup);
+        }
+        if self.waiting == 0 {
+            self.finish(attached);
+        }
+    }
+
+    /// All lookups have ended.
+    fn finish(&mut self, attached: &Attached<Policy>) {
+        attached.forget();
+        self.phase = Phase::AwaitReader;
+        let outcome = self.lookups.iter().map(Lookup::outcome).reduce(Outcome::or);
+        self.report = Report {
+            outcome,
+            time: self.started.map(|started| started.elapsed()).unwrap_or_default(),
+            tier: self.lookups.iter().find_map(Lookup::tier),
+        };
+        if let Some(outcome) = outcome {
+            debug!(
+                attached.log(),
+                "SSL session fetch: {outcome} in {} us",
+                self.report.time.as_micros()
+            );
+        }
+    }
+
+    /// Ends the lookups without their answers.
+    fn abort(&mut self, attached: &Attached<Policy>, outcome: Outcome) {
+        self.lookups = Vec::new();
+        self.waiting = 0;
+        self.finish(attached);
+        self.report.outcome = Some(outcome);
+    }
+}

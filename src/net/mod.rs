@@ -1,0 +1,3 @@
+//! Connections to the servers of a backend.
+
+pub mod peer;

@@ -1,0 +1,773 @@
+//! One pipelined connection to one server.
+//!
+//! Requests of one turn of the event loop leave in one write; answers come in the order of the
+//! requests. A request whose deadline passes is told so and keeps its place in the line. The
+//! connection is given up when nothing at all has come for the whole timeout of a request.
+
+use core::cell::{Cell, OnceCell, RefCell, RefMut};
+use core::fmt::{self, Write};
+use core::mem;
+use core::ops::Range;
+use std::boxed::Box;
+use std::rc::{Rc, Weak};
+use std::vec::Vec;
+
+use session_core::breaker::{Breaker, Verdict};
+use session_core::codec::{Answer, Codec, DecodeError, OutOfMemory};
+use session_core::inflight::{InFlight, Kind};
+use session_core::outcome::Outcome;
+use session_core::slots::Token;
+use session_core::throttle::Throttle;
+use zeroize::Zeroize;
+
+use crate::ffi::clock;
+use crate::ffi::event::{Event, On};
+use crate::ffi::link::{Address, ConnectError, Io, Link, LinkOwner, Progress};
+use crate::ffi::log::Log;
+use crate::{debug, log_at};
+
+/// How much is read at once, in bytes.
+const READ_CHUNK: usize = 16 * 1024;
+/// How many of those in one turn of the event loop, so that one server cannot hold up the others.
+const READ_CHUNKS: usize = 16;
+/// The most that waits to be written, in bytes. Beyond it requests are refused as if the queue
+/// were full.
+const MAX_UNSENT: usize = 4 * 1024 * 1024;
+/// A buffer that has grown beyond this is freed when it is empty, in bytes.
+const KEPT_BUFFER: usize = 64 * 1024;
+
+/// Who waits for the answer to a fetch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiter {
+    /// The handshake.
+    pub token: Token,
+    /// Which of its lookups.
+    pub index: usize,
+}
+
+/// Takes the answers to fetches. Called from events of the peer only, never while a request is
+/// made.
+pub trait Answers {
+    /// A fetch has ended. `value` is the entry of a hit and empty otherwise.
+    fn answered(&self, waiter: Waiter, outcome: Outcome, value: &[u8]);
+}
+
+/// Limits of a peer. Times in milliseconds.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// How long connecting may take.
+    pub connect_timeout: u64,
+    /// How long a handshake waits for an answer.
+    pub fetch_timeout: u64,
+    /// How long anything else waits for one.
+    pub store_timeout: u64,
+    /// How many requests may be unanswered.
+    pub queue: usize,
+    /// The longest value, in bytes.
+    pub max_value: usize,
+}
+
+/// The server is down or has too much to do; the request was not made.
+#[derive(Clone, Copy, Debug)]
+pub struct Refused;
+
+/// A server, with the connection to it while there is one.
+pub struct Peer {
+    this: Weak<Peer>,
+    codec: Box<dyn Codec>,
+    /// The addresses of the server's name, in the order in which they are tried.
+    addresses: Vec<Address>,
+    limits: Limits,
+    answers: OnceCell<Weak<dyn Answers>>,
+    /// Which address is in use.
+    address: Cell<usize>,
+    state: RefCell<State>,
+    /// The next deadline.
+    tick: Event<Peer, Tick>,
+    /// Something waits to be written.
+    flush: Event<Peer, Flush>,
+}
+
+struct Tick;
+struct Flush;
+
+#[derive(Default)]
+struct State {
+    link: Option<Link>,
+    phase: Phase,
+    breaker: Breaker,
+    /// How many addresses are left to try.
+    untried: usize,
+    inflight: InFlight<Waiter>,
+    out: Vec<u8>,
+    /// How much of `out` has been written.
+    sent: usize,
+    /// How many answers to the greeting are awaited, and how much of `out` it is: until the server
+    /// has accepted it nothing else is written, as it would be carried out all the same.
+    greetings: usize,
+    greeting: usize,
+    input: Vec<u8>,
+    /// How much of `input` has been decoded.
+    decoded: usize,
+    /// How many bytes of an entry that is too large are still to come.
+    skip: usize,
+    /// When the connection was there, and when something was last read from it.
+    ready: u64,
+    heard: u64,
+    /// A request that was not answered in time.
+    doubt: Option<Doubt>,
+    /// Counts the connections.
+    generation: u64,
+    /// How many answers belonged to another request.
+    strangers: u32,
+    /// Whether this connection has given a proper answer.
+    proven: bool,
+    /// Ends of fetches that are still to be told; kept for its memory.
+    ended: Vec<Ended>,
+    full: Throttle,
+    refused: Throttle,
+    closed: Throttle,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Idle,
+    Connecting {
+        deadline: u64,
+    },
+    Ready,
+}
+
+/// Whether the server says anything at all: it has until then to answer what was asked.
+struct Doubt {
+    since: u64,
+    asked: u64,
+    until: u64,
+}
+
+/// A fetch that has ended; the value is that range of what was read.
+struct Ended {
+    waiter: Waiter,
+    outcome: Outcome,
+    value: Range<usize>,
+}
+
+/// Why a connection is given up. The text is what follows `SERVER is down: `.
+enum Failure {
+    Local,
+    Connect(i32),
+    ConnectTimeout,
+    Silent(u64),
+    Closed,
+    Io(i32),
+    OutOfMemory,
+    OutOfStep,
+    Mistrusted,
+    Decode(DecodeError),
+    Greeting(Box<str>),
+}
+
+impl Failure {
+    /// What this means for the lookups that wait.
+    fn outcome(&self) -> Outcome {
+        match self {
+            Failure::Local | Failure::Connect(_) => Outcome::Down,
+            Failure::ConnectTimeout | Failure::Silent(_) => Outcome::Timeout,
+            _ => Outcome::Error,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Local => f.write_str("no connection or socket left"),
+            Failure::Connect(errno) => write!(f, "connect() failed ({})", Errno(*errno)),
+            Failure::ConnectTimeout => f.write_str("connect() timed out"),
+            Failure::Silent(ms) => write!(f, "no answer within {ms} ms"),
+            Failure::Closed => f.write_str("server closed connection"),
+            Failure::Io(errno) => write!(f, "connection failed ({})", Errno(*errno)),
+            Failure::OutOfMemory => f.write_str("no memory"),
+            Failure::OutOfStep => f.write_str("reply to no request"),
+            Failure::Mistrusted => f.write_str("reply with another session"),
+            Failure::Decode(error) => error.fmt(f),
+            Failure::Greeting(text) => write!(f, "server refused: \"{text}\""),
+        }
+    }
+}
+
+/// What a server has said, fit for a log.
+struct Printable<'a>(&'a [u8]);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|&c| match c {
+            b' '..=b'~' => f.write_char(char::from(c)),
+            _ => write!(f, "\\x{c:02x}"),
+        })
+    }
+}
+
+/// An errno in nginx's form, `number: text`.
+struct Errno(i32);
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let error = std::io::Error::from_raw_os_error(self.0);
+        let text = std::string::ToString::to_string(&error);
+        let text = text.split(" (os error").next().unwrap_or_default();
+        write!(f, "{}: {text}", self.0)
+    }
+}
+
+impl Peer {
+    /// A server that is connected to when the first request is made. `addresses` is not empty.
+    pub fn new(codec: Box<dyn Codec>, addresses: Vec<Address>, limits: Limits) -> Rc<Self> {
+        Rc::new_cyclic(|this| Peer {
+            this: this.clone(),
+            codec,
+            addresses,
+            limits,
+            answers: OnceCell::new(),
+            address: Cell::new(0),
+            state: RefCell::new(State::default()),
+            tick: Event::new(this.clone()),
+            flush: Event::new(this.clone()),
+        })
+    }
+
+    /// Says who takes the answers; once.
+    pub fn set_answers(&self, answers: Weak<dyn Answers>) {
+        // A second list of tiers with this server has the same taker.
+        let _ = self.answers.set(answers);
+    }
+
+    /// Asks for an entry; [`Answers::answered`] tells the end.
+    pub fn fetch(&self, key: &[u8], waiter: Waiter) -> Result<(), Refused> {
+        self.request(Kind::Fetch(waiter), self.limits.fetch_timeout, |codec, out| {
+            codec.get(key, out)
+        })
+    }
+
+    /// Sets an entry for `ttl` seconds.
+    pub fn store(&self, key: &[u8], value: &[u8], ttl: u32) -> Result<(), Refused> {
+        self.request(Kind::Update, self.limits.store_timeout, |codec, out| {
+            codec.set(key, value, ttl, out)
+        })
+    }
+
+    /// Removes an entry.
+    pub fn remove(&self, key: &[u8]) -> Result<(), Refused> {
+        self.request(Kind::Update, self.limits.store_timeout, |codec, out| codec.delete(key, out))
+    }
+
+    /// An answer was for another request than it seemed. Once, that is an entry in the wrong
+    /// place; again, the connection is out of step.
+    pub fn mistrust(&self) {
+        if let Ok(mut state) = self.state.try_borrow_mut() {
+            state.strangers = state.strangers.saturating_add(1);
+            self.flush.soon();
+        }
+    }
+
+    /// Closes the connection; the worker exits.
+    pub fn close(&self) {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        self.write(&mut state);
+        state.reset();
+        self.tick.cancel();
+    }
+
+    fn request(
+        &self,
+        kind: Kind<Waiter>,
+        timeout: u64,
+        encode: impl FnOnce(&dyn Codec, &mut Vec<u8>) -> Result<(), OutOfMemory>,
+    ) -> Result<(), Refused> {
+        let now = clock::now_ms();
+        let mut state = self.state.try_borrow_mut().map_err(|_| Refused)?;
+        self.admit(&mut state, now)?;
+
+        let unsent = state.out.len().saturating_sub(state.sent);
+        if state.inflight.len() >= self.limits.queue || unsent >= MAX_UNSENT {
+            if let Some(times) = state.full.pass(now) {
+                log_at!(
+                    Log::cycle(),
+                    Warn,
+                    "{self}: queue of {} is full, {times} requests dropped",
+                    self.limits.queue
+                );
+            }
+            return Err(Refused);
+        }
+        // Room to tell the end of each, so that none can be forgotten for want of memory.
+        let pending = state.inflight.len().saturating_add(1);
+        state.ended.try_reserve(pending).map_err(|_| Refused)?;
+        let start = state.out.len();
+        encode(&*self.codec, &mut state.out).map_err(|_| Refused)?;
+        if state.inflight.push(kind, now, timeout).is_err() {
+            state.out.truncate(start);
+            return Err(Refused);
+        }
+        self.arm(&mut state);
+        if state.phase == Phase::Ready {
+            self.flush.soon();
+        }
+        Ok(())
+    }
+
+    /// Whether a request may be made now. Connects if need be.
+    fn admit(&self, state: &mut State, now: u64) -> Result<(), Refused> {
+        if state.link.is_some() {
+            // While a probe is under way nothing else is sent.
+            return if state.breaker.is_open() { Err(Refused) } else { Ok(()) };
+        }
+        let probe = match state.breaker.ask(now) {
+            Verdict::Go => false,
+            Verdict::Probe => true,
+            Verdict::Refuse => return Err(Refused),
+        };
+        let greeted = self.codec.greet(probe, &mut state.out).and_then(|answers| {
+            state.greetings = answers;
+            state.greeting = state.out.len();
+            (0..answers)
+                .try_for_each(|_| state.inflight.push(Kind::Greeting, now, self.greeting_timeout()))
+        });
+        state.untried = self.addresses.len();
+        let connected = match greeted {
+            Ok(()) => self.connect(state, now),
+            Err(OutOfMemory) => Err(Failure::OutOfMemory),
+        };
+        if let Err(failure) = connected {
+            self.give_up(state, now, &failure);
+            return Err(Refused);
+        }
+        if probe { Err(Refused) } else { Ok(()) }
+    }
+
+    /// How long a connection may take to be of use: to be there, and to answer as a fetch has to
+    /// be answered.
+    fn greeting_timeout(&self) -> u64 {
+        let Limits { connect_timeout, fetch_timeout, .. } = self.limits;
+        connect_timeout.saturating_add(connect_timeout.max(fetch_timeout))
+    }
+
+    /// Connects to the first of the addresses that are left to try and does not fail at once.
+    fn connect(&self, state: &mut State, now: u64) -> Result<(), Failure> {
+        let mut errno = 0;
+        while state.untried > 0 {
+            state.untried = state.untried.saturating_sub(1);
+            let Some(address) = self.addresses.get(self.address.get()) else { break };
+            match Link::connect(self.this.clone(), address) {
+                Ok((link, progress)) => {
+                    debug!(Log::cycle(), "SSL session backend {self}: {progress:?}");
+                    state.link = Some(link);
+                    state.heard = 0;
+                    match progress {
+                        Progress::Connected => self.connected(state, now),
+                        Progress::Connecting => {
+                            let deadline = now.saturating_add(self.limits.connect_timeout);
+                            state.phase = Phase::Connecting { deadline };
+                        }
+                    }
+                    self.arm(state);
+                    return Ok(());
+                }
+                Err(ConnectError::Refused(e)) => errno = e,
+                Err(ConnectError::Local) => return Err(Failure::Local),
+            }
+            if state.untried > 0 {
+                self.next_address();
+            }
+        }
+        Err(Failure::Connect(errno))
+    }
+
+    /// Looks how an attempt to connect goes. `ended`: it has come to its end.
+    fn check_connect(&self, state: &mut State, now: u64, ended: bool) {
+        let result = state.link.as_ref().map_or(Ok(()), Link::connected);
+        match result {
+            Ok(()) if ended => self.connected(state, now),
+            Ok(()) => {}
+            Err(errno) => {
+                state.link = None;
+                state.phase = Phase::Idle;
+                let retried = match state.untried {
+                    0 => Err(Failure::Connect(errno)),
+                    _ => {
+                        self.next_address();
+                        self.connect(state, now)
+                    }
+                };
+                if let Err(failure) = retried {
+                    self.give_up(state, now, &failure);
+                }
+            }
+        }
+        self.close_if_done(state);
+        self.arm(state);
+    }
+
+    fn next_address(&self) {
+        let next = self.address.get().saturating_add(1);
+        self.address.set(if next < self.addresses.len() { next } else { 0 });
+    }
+
+    fn connected(&self, state: &mut State, now: u64) {
+        state.phase = Phase::Ready;
+        state.ready = now;
+        if state.link.as_ref().is_some_and(|link| !link.begin()) {
+            // The next read or write says why.
+            debug!(Log::cycle(), "SSL session backend {self}: event registration failed");
+        }
+        self.flush.soon();
+    }
+
+    /// Writes what waits. An error shows again, and is dealt with, when reading.
+    fn write(&self, state: &mut State) {
+        if state.phase != Phase::Ready {
+            return;
+        }
+        let Some(link) = &state.link else { return };
+        let end = if state.greetings > 0 { state.greeting } else { state.out.len() };
+        while let Some(unsent) = state.out.get(state.sent..end).filter(|unsent| !unsent.is_empty())
+        {
+            match link.write(unsent) {
+                Io::Bytes(n) => state.sent = state.sent.saturating_add(n),
+                _ => break,
+            }
+        }
+        if state.sent >= end {
+            link.wrote_all();
+        }
+        if state.sent >= state.out.len() {
+            state.sent = 0;
+            empty(&mut state.out);
+        } else if state.sent > KEPT_BUFFER {
+            // A server that is always a little behind must not make the buffer grow.
+            let sent = mem::take(&mut state.sent);
+            state.out.drain(..sent);
+        }
+    }
+
+    /// Sets the timer for the next deadline.
+    fn arm(&self, state: &mut State) {
+        let connect = match state.phase {
+            Phase::Connecting { deadline } => Some(deadline),
+            _ => None,
+        };
+        let doubt = state.doubt.as_ref().map(|doubt| doubt.until);
+        let next = [connect, doubt, state.inflight.next_deadline()].into_iter().flatten().min();
+        if let Some(deadline) = next {
+            let holds_exit = clock::is_exiting() && !state.inflight.is_empty();
+            self.tick.at(deadline, holds_exit);
+        }
+    }
+
+    /// Reads what there is and takes the answers out of it.
+    fn receive(&self, state: &mut State, now: u64) -> Result<(), Failure> {
+        for _ in 0..READ_CHUNKS {
+            let Some(link) = &state.link else { return Ok(()) };
+            match link.read(&mut state.input, READ_CHUNK) {
+                Io::Bytes(_) => {}
+                Io::Again => return Ok(()),
+                Io::Closed => return Err(Failure::Closed),
+                Io::Failed(errno) => return Err(Failure::Io(errno)),
+                Io::OutOfMemory => return Err(Failure::OutOfMemory),
+            }
+            state.heard = now;
+            self.decode(state, now)?;
+            let more = state.link.as_ref().is_some_and(Link::has_more);
+            if !more || !state.ended.is_empty() {
+                // Values lie in the input: they are told before it goes on.
+                return Ok(());
+            }
+            state.forget_decoded();
+        }
+        if let Some(link) = &state.link {
+            link.read_later();
+        }
+        Ok(())
+    }
+
+    /// Takes the answers out of the input. Values stay where they are until they were told; a
+    /// request stays in the line until its answer is accepted, so that a failure finds it there.
+    fn decode(&self, state: &mut State, now: u64) -> Result<(), Failure> {
+        loop {
+            let at = state.decoded;
+            let rest = state.input.get(at..).unwrap_or_default();
+            if state.skip > 0 && !rest.is_empty() {
+                let skipped = state.skip.min(rest.len());
+                state.skip = state.skip.saturating_sub(skipped);
+                state.decoded = at.saturating_add(skipped);
+                continue;
+            }
+            let (answer, used) = match self.codec.decode(rest, self.limits.max_value) {
+                Ok(Some(decoded)) => decoded,
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(Failure::Decode(error)),
+            };
+            let Some(&request) = state.inflight.front() else { return Err(Failure::OutOfStep) };
+            let mut value = 0..0;
+            let mut outcome = Outcome::Error;
+            let mut skip = 0;
+            match (answer, request.kind) {
+                (Answer::Value(place), Kind::Fetch(_)) => {
+                    value = at.saturating_add(place.start)..at.saturating_add(place.end);
+                    outcome = Outcome::Hit;
+                }
+                (Answer::Missing, Kind::Fetch(_)) => outcome = Outcome::Miss,
+                (Answer::TooLarge(len), Kind::Fetch(_)) => {
+                    skip = len;
+                    outcome = Outcome::Corrupt;
+                }
+                (Answer::Refused(text), Kind::Greeting) => {
+                    return Err(Failure::Greeting(Printable(text).to_string().into()));
+                }
+                (Answer::Refused(text), _) => {
+                    if let Some(times) = state.refused.pass(now) {
+                        let text = Printable(text);
+                        log_at!(
+                            Log::cycle(),
+                            Error,
+                            "{self} refused {times} requests, the last with \"{text}\""
+                        );
+                    }
+                }
+                (Answer::Done, Kind::Greeting) => {
+                    state.proven = true;
+                    state.greetings = state.greetings.saturating_sub(1);
+                    self.flush.soon();
+                    if state.breaker.succeeded() {
+                        log_at!(Log::cycle(), Notice, "{self} is up again");
+                    }
+                }
+                (Answer::Done | Answer::Missing, Kind::Update) => state.proven = true,
+                _ => return Err(Failure::OutOfStep),
+            }
+            state.inflight.pop();
+            state.decoded = at.saturating_add(used);
+            state.skip = skip;
+            if let Kind::Fetch(waiter) = request.kind {
+                state.proven |= outcome != Outcome::Error;
+                if !request.expired {
+                    state.end(waiter, outcome, value);
+                }
+            }
+        }
+    }
+
+    /// Gives the connection up: what waits is told, and unless the server has shown that it works
+    /// the breaker opens.
+    fn give_up(&self, state: &mut State, now: u64, failure: &Failure) {
+        let mut updates: usize = 0;
+        let outcome = failure.outcome();
+        while let Some(request) = state.inflight.pop() {
+            match request.kind {
+                Kind::Fetch(waiter) if !request.expired => state.end(waiter, outcome, 0..0),
+                Kind::Update => updates = updates.saturating_add(1),
+                _ => {}
+            }
+        }
+        let lost = state.ended.len().saturating_add(updates);
+        let trips = match failure {
+            Failure::Closed | Failure::Io(_) | Failure::Mistrusted => !state.proven,
+            Failure::Local | Failure::OutOfMemory => false,
+            _ => true,
+        };
+        // A probe that cannot be made has failed, too: another one has to follow.
+        if trips || state.breaker.is_open() {
+            if state.breaker.failed(now, clock::random()) {
+                log_at!(Log::cycle(), Error, "{self} is down: {failure}");
+            }
+            self.next_address();
+        } else if lost > 0 || !matches!(failure, Failure::Closed | Failure::Io(_)) {
+            if let Some(times) = state.closed.pass(now) {
+                log_at!(Log::cycle(), Error, "{self}: {failure} ({times} times)");
+            }
+        } else {
+            debug!(Log::cycle(), "SSL session backend {self}: {failure}");
+        }
+        state.reset();
+    }
+
+    /// Tells the ends of fetches, with nothing borrowed, and cleans up behind them.
+    fn tell(&self, mut state: RefMut<'_, State>) {
+        if state.ended.is_empty() {
+            state.forget_decoded();
+            return;
+        }
+        let mut ended = mem::take(&mut state.ended);
+        let input = mem::take(&mut state.input);
+        let generation = state.generation;
+        drop(state);
+        if let Some(answers) = self.answers.get().and_then(Weak::upgrade) {
+            for end in &ended {
+                let value = input.get(end.value.clone()).unwrap_or_default();
+                answers.answered(end.waiter, end.outcome, value);
+            }
+        }
+        ended.clear();
+        if let Ok(mut state) = self.state.try_borrow_mut() {
+            if state.ended.is_empty() && state.ended.capacity() < ended.capacity() {
+                state.ended = ended;
+            }
+            if state.generation == generation {
+                state.input = input;
+                state.forget_decoded();
+            }
+        }
+    }
+
+    /// An exiting worker does not keep a connection that has nothing to do.
+    fn close_if_done(&self, state: &mut State) {
+        let closing = state.link.as_ref().is_some_and(|link| link.is_closing());
+        if (closing || clock::is_exiting()) && state.inflight.is_empty() {
+            state.reset();
+            self.tick.cancel();
+        }
+    }
+}
+
+impl State {
+    /// Notes the end of a fetch, for which room was made when it began.
+    fn end(&mut self, waiter: Waiter, outcome: Outcome, value: Range<usize>) {
+        self.ended.push(Ended { waiter, outcome, value });
+    }
+
+    /// Closes the connection and forgets what belonged to it.
+    fn reset(&mut self) {
+        self.link = None;
+        self.phase = Phase::Idle;
+        self.generation = self.generation.wrapping_add(1);
+        self.strangers = 0;
+        self.doubt = None;
+        self.greetings = 0;
+        self.sent = 0;
+        self.skip = 0;
+        self.proven = false;
+        empty(&mut self.out);
+        while self.inflight.pop().is_some() {}
+        self.decoded = self.input.len();
+    }
+
+    /// Removes from the input what has been decoded and told.
+    fn forget_decoded(&mut self) {
+        let decoded = mem::take(&mut self.decoded).min(self.input.len());
+        if decoded == self.input.len() {
+            empty(&mut self.input);
+        } else {
+            self.input.drain(..decoded);
+        }
+    }
+}
+
+/// Empties a buffer of what may be secret; one that had to grow is freed.
+fn empty(buf: &mut Vec<u8>) {
+    buf.as_mut_slice().zeroize();
+    buf.clear();
+    if buf.capacity() > KEPT_BUFFER {
+        *buf = Vec::new();
+    }
+}
+
+impl LinkOwner for Peer {
+    fn readable(&self) {
+        let now = clock::now_ms();
+        loop {
+            let Ok(mut state) = self.state.try_borrow_mut() else { return };
+            if let Phase::Connecting { .. } = state.phase {
+                // A failed attempt may show on this side; a good one shows on the other.
+                self.check_connect(&mut state, now, false);
+                self.tell(state);
+                return;
+            }
+            let result = self.receive(&mut state, now);
+            let more = !state.ended.is_empty() && result.is_ok();
+            if let Err(failure) = result {
+                self.give_up(&mut state, now, &failure);
+            }
+            self.close_if_done(&mut state);
+            self.arm(&mut state);
+            let more = more && state.link.as_ref().is_some_and(|link| link.has_more());
+            self.tell(state);
+            if !more {
+                return;
+            }
+        }
+    }
+
+    fn writable(&self) {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        if let Phase::Connecting { .. } = state.phase {
+            self.check_connect(&mut state, clock::now_ms(), true);
+            let more =
+                state.phase == Phase::Ready && state.link.as_ref().is_some_and(Link::has_more);
+            self.tell(state);
+            if more {
+                // What came together with the connection is not reported again.
+                self.readable();
+            }
+        } else {
+            self.write(&mut state);
+        }
+    }
+}
+
+impl On<Flush> for Peer {
+    fn on(&self) {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        if state.strangers > 1 {
+            self.give_up(&mut state, clock::now_ms(), &Failure::Mistrusted);
+            self.tell(state);
+            return;
+        }
+        self.write(&mut state);
+    }
+}
+
+impl On<Tick> for Peer {
+    fn on(&self) {
+        let now = clock::now_ms();
+        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        let mut failure = match state.phase {
+            Phase::Connecting { deadline } if deadline <= now => Some(Failure::ConnectTimeout),
+            _ => None,
+        };
+        while let Some(expired) = state.inflight.expire(now) {
+            if let Kind::Fetch(waiter) = expired.kind {
+                state.end(waiter, Outcome::Timeout, 0..0);
+            }
+            if state.phase != Phase::Ready {
+                continue;
+            }
+            // What was asked while connecting: the server has the whole timeout from then on.
+            let asked = expired.since.max(state.ready);
+            if expired.kind == Kind::Greeting {
+                failure = Some(Failure::Silent(now.saturating_sub(asked)));
+            } else if state.doubt.is_none() {
+                let until = asked.saturating_add(expired.timeout);
+                state.doubt = Some(Doubt { since: expired.since, asked, until });
+            }
+        }
+        if let Some(doubt) = state.doubt.take_if(|doubt| doubt.until <= now) {
+            if state.heard < doubt.since {
+                failure = Some(Failure::Silent(now.saturating_sub(doubt.asked)));
+            }
+        }
+        if let Some(failure) = failure {
+            self.give_up(&mut state, now, &failure);
+        }
+        self.close_if_done(&mut state);
+        self.arm(&mut state);
+        self.tell(state);
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = self.addresses.get(self.address.get()).map_or("", Address::name);
+        write!(f, "{} {address}", self.codec.name())
+    }
+}

@@ -1,0 +1,62 @@
+//! Variables about the lookup of a connection's session.
+
+use core::fmt::{self, Write};
+
+use crate::ffi::conf::{Conf, Refusal};
+use crate::ffi::tls::Connection;
+use crate::ffi::variable::{self, Value, Variable};
+use crate::handshake::{Policy, Report};
+
+/// Makes the variables known to nginx.
+pub fn add(cf: &mut Conf) -> Result<(), Refusal> {
+    variable::add::<Status>(cf)?;
+    variable::add::<Time>(cf)?;
+    variable::add::<Tier>(cf)
+}
+
+/// The lookup's outcome; empty if there was none.
+struct Status;
+/// How long it took, in seconds.
+struct Time;
+/// The name of the tier that had the session.
+struct Tier;
+
+fn report(connection: &Connection) -> Report {
+    connection.attached::<Policy>().map(|attached| attached.state().report()).unwrap_or_default()
+}
+
+impl Variable for Status {
+    const NAME: &'static str = "ssl_session_fetch_status";
+
+    fn write(connection: &Connection, value: &mut Value) -> fmt::Result {
+        match report(connection).outcome {
+            Some(outcome) => value.write_str(outcome.as_str()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Variable for Time {
+    const NAME: &'static str = "ssl_session_fetch_time";
+
+    fn write(connection: &Connection, value: &mut Value) -> fmt::Result {
+        let report = report(connection);
+        if report.outcome.is_none() {
+            return Ok(());
+        }
+        write!(value, "{}.{:06}", report.time.as_secs(), report.time.subsec_micros())
+    }
+}
+
+impl Variable for Tier {
+    const NAME: &'static str = "ssl_session_fetch_tier";
+
+    fn write(connection: &Connection, value: &mut Value) -> fmt::Result {
+        let Some(attached) = connection.attached::<Policy>() else { return Ok(()) };
+        let tier = attached.state().report().tier;
+        match tier.and_then(|tier| attached.handler().tier_name(tier)) {
+            Some(name) => value.write_str(name),
+            None => Ok(()),
+        }
+    }
+}

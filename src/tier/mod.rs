@@ -1,0 +1,40 @@
+//! Where sessions are kept: shared memory of this machine, or the servers of a backend.
+
+use std::vec::Vec;
+
+use session_core::hello::SessionId;
+use session_core::outcome::Outcome;
+
+use crate::net::peer::Waiter;
+
+pub mod remote;
+pub mod shared;
+
+/// A place where sessions are kept.
+pub trait Tier {
+    /// Its name, as in the configuration.
+    fn name(&self) -> &str;
+
+    /// Whether [`Tier::fetch_now`] answers.
+    fn is_local(&self) -> bool;
+
+    /// The outcome of a lookup that takes no time, with the entry in `value` if it is a hit.
+    /// `None` if the tier is not local.
+    fn fetch_now(&self, id: &SessionId, value: &mut Vec<u8>) -> Option<Outcome>;
+
+    /// Begins a lookup. `Err` is the outcome of one that ends at once; otherwise the waiter is
+    /// told, later.
+    fn fetch(&self, id: &SessionId, waiter: Waiter) -> Result<(), Outcome>;
+
+    /// Stores an entry until `expires`, in seconds since the epoch. A loss is logged.
+    fn store(&self, id: &SessionId, value: &[u8], expires: i64);
+
+    /// Removes an entry.
+    fn remove(&self, id: &SessionId);
+
+    /// The tier has given another session than the one asked for.
+    fn mistrust(&self);
+
+    /// The worker exits.
+    fn close(&self);
+}

@@ -1,0 +1,75 @@
+//! The tier of this machine: a zone of shared memory.
+
+use core::cell::RefCell;
+use std::string::String;
+use std::vec::Vec;
+
+use session_core::hello::SessionId;
+use session_core::outcome::Outcome;
+use session_core::throttle::Throttle;
+
+use super::Tier;
+use crate::ffi::clock;
+use crate::ffi::log::Log;
+use crate::ffi::zone::Zone;
+use crate::log_at;
+use crate::net::peer::Waiter;
+
+/// Sessions in a zone that the workers of this machine share.
+pub struct Shared {
+    name: String,
+    zone: Zone,
+    full: RefCell<Throttle>,
+}
+
+impl Shared {
+    /// A tier over `zone`; `name` is for logs and variables.
+    pub fn new(name: String, zone: Zone) -> Self {
+        Shared { name, zone, full: RefCell::new(Throttle::new()) }
+    }
+}
+
+impl Tier for Shared {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn is_local(&self) -> bool {
+        true
+    }
+
+    fn fetch_now(&self, id: &SessionId, value: &mut Vec<u8>) -> Option<Outcome> {
+        let found = self.zone.get(id.as_bytes(), clock::unix_time(), value);
+        Some(if found { Outcome::Hit } else { Outcome::Miss })
+    }
+
+    fn fetch(&self, _: &SessionId, _: Waiter) -> Result<(), Outcome> {
+        // Not asked: fetch_now() answers.
+        Err(Outcome::Miss)
+    }
+
+    fn store(&self, id: &SessionId, value: &[u8], expires: i64) {
+        let now = clock::unix_time();
+        if self.zone.put(id.as_bytes(), value, now, expires).is_ok() {
+            return;
+        }
+        let times = self.full.try_borrow_mut().ok().and_then(|mut t| t.pass(clock::now_ms()));
+        if let Some(times) = times {
+            let name = &self.name;
+            let len = value.len();
+            log_at!(
+                Log::cycle(),
+                Warn,
+                "{name} has no room, {times} SSL sessions not stored, the last of {len} bytes"
+            );
+        }
+    }
+
+    fn remove(&self, id: &SessionId) {
+        self.zone.remove(id.as_bytes());
+    }
+
+    fn mistrust(&self) {}
+
+    fn close(&self) {}
+}
