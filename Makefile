@@ -1,0 +1,51 @@
+# The commands of this project. All of them work from a fresh checkout.
+
+# A Rust that "make deps" installs is found in the same run.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build build-vendored demo test test-hup test-leak test-valgrind valgrind-handshakes check audit bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
+
+deps: ## install what is missing (apt, rustup)
+	tools/install-deps
+
+build: ## the module, for the installed nginx or else the vendored one
+	tools/build-module
+
+build-vendored: ## the module and nginx 1.28 from crates.io
+	tools/build-module vendored
+
+demo: deps build ## two stock nginx servers resume each other's sessions
+	tools/demo
+
+test: deps build ## unit tests, then t/ in parallel
+	cargo test --locked -p session-core
+	tools/run-tests
+
+test-hup: build ## t/, each configuration reached by a reload
+	tools/run-tests hup
+
+test-leak: build ## t/ under load, the memory watched
+	tools/run-tests leak
+
+test-valgrind: build ## t/ under valgrind
+	tools/run-tests valgrind
+
+valgrind-handshakes: build ## 200 handshakes of each kind under valgrind: errors, and bytes lost
+	tools/valgrind-handshakes -n 200
+
+check: ## format, lints, documentation, licences, advisories if reachable
+	tools/check
+
+audit: ## dependencies with the advisory database, which must be reachable
+	tools/check audit
+
+bench: build ## the figures of docs/, on this machine
+	bench/run
+
+clean: ## forget everything built
+	cargo clean
+	rm -rf t/servroot*
