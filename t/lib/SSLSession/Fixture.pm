@@ -1,0 +1,49 @@
+package SSLSession::Fixture;
+
+# What a test in t/wire stands on: one import, plain functions.
+#
+#     use lib 't/lib';
+#     use SSLSession::Fixture;
+#     use Test::More;
+#
+# Whatever is started here ends with the test, in the reverse order, and leaves nothing behind.
+# Nothing sleeps: wait_until() waits for what the test is about.
+
+use strict;
+use warnings;
+
+# Util first, so that its END runs last.
+use SSLSession::Util qw(root tmpdir new_dir free_port wait_until patience slurp spew
+                        nginx_binary module_path);
+use SSLSession::Certs qw(certs);
+use SSLSession::Process;
+use SSLSession::Nginx;
+use SSLSession::OpenSSL;
+use SSLSession::Redis;
+use SSLSession::Relay;
+use SSLSession::Client;
+
+use Exporter qw(import);
+
+# What hangs must fail, and stop what it has started. TEST_DEADLINE gives a test more seconds.
+$SIG{ALRM} = sub { print STDERR "# the test took too long\n"; exit 1 };
+alarm(($ENV{TEST_DEADLINE} || 120) * patience());
+
+our @EXPORT = qw(root tmpdir new_dir free_port wait_until patience slurp spew nginx_binary
+                 module_path certs nginx nginx_version event_methods conf_test redis relay fake_server
+                 s_client s_client_start tls_client refragment session_name);
+
+sub nginx          { SSLSession::Nginx->new(@_) }
+sub nginx_version  { SSLSession::Nginx->version }
+sub event_methods  { SSLSession::Nginx->event_methods }
+sub conf_test      { SSLSession::Nginx->new(@_, start => 0)->conf_test }
+sub redis          { SSLSession::Redis->new(@_) }
+sub relay          { SSLSession::Relay->new(@_) }
+sub fake_server    { SSLSession::Relay->new(@_) }
+sub s_client       { SSLSession::OpenSSL->run(@_) }
+sub s_client_start { SSLSession::OpenSSL->start(@_) }
+sub tls_client     { SSLSession::Client->new(@_) }
+sub refragment     { SSLSession::Client::refragment(@_) }
+sub session_name   { SSLSession::Client::session_name(@_) }
+
+1;

@@ -1,0 +1,83 @@
+package SSLSession::OpenSSL;
+
+# openssl s_client, as a person would use it.
+
+use strict;
+use warnings;
+
+use SSLSession::Process;
+use SSLSession::Util qw(new_dir patience slurp spew);
+
+use Carp qw(croak);
+
+my %flag = ('TLSv1' => '-tls1', 'TLSv1.1' => '-tls1_1', 'TLSv1.2' => '-tls1_2', 'TLSv1.3' => '-tls1_3');
+
+# port => ... (host => '127.0.0.1'), sni => name, protocol => 'TLSv1.2', sess_in => and
+# sess_out => files, early_data => bytes, path => '/' (undef: no request, ends after the
+# handshake), request => the whole of it, binary => another openssl, args => [more],
+# program => 'openssl'.
+# Returns at once; finish() waits, and the readers do too.
+sub start {
+    my ($class, %arg) = @_;
+    my $dir  = new_dir('s_client');
+    my $self = bless { %arg, dir => $dir, out => "$dir/out" }, $class;
+    my $path = exists $arg{path} ? $arg{path} : '/';
+    my $host = $arg{sni} // 'localhost';
+    my $request = $arg{request} // (defined $path ? "GET $path HTTP/1.0\r\nHost: $host\r\n\r\n" : undef);
+    my @cmd = ($arg{program} // 'openssl', 's_client',
+        '-connect', ($arg{host} // '127.0.0.1') . ":$arg{port}");
+    push @cmd, defined $arg{sni} ? ('-servername', $arg{sni}) : '-noservername';
+    push @cmd, $flag{ $arg{protocol} } // croak "no protocol $arg{protocol}" if $arg{protocol};
+    push @cmd, '-sess_in',  $arg{sess_in}  if defined $arg{sess_in};
+    push @cmd, '-sess_out', $arg{sess_out} if defined $arg{sess_out};
+    push @cmd, '-early_data', spew("$dir/early", $arg{early_data}) if defined $arg{early_data};
+    # With a request it ends when the server closes, and so has read the tickets of TLS 1.3.
+    push @cmd, '-ign_eof' if defined $request;
+    push @cmd, @{ $arg{args} // [] };
+    $self->{process} = SSLSession::Process->spawn(
+        name => 's_client', cmd => \@cmd, out => $self->{out}, in => spew("$dir/in", $request // ''));
+    return $self;
+}
+
+sub run { my $class = shift; return $class->start(@_)->finish }
+
+sub process { $_[0]{process} }
+
+# Waits for its end; one that takes too long is stopped, and is no success.
+sub finish {
+    my ($self, $seconds) = @_;
+    if (!defined $self->{exit}) {
+        my $status = eval { $self->{process}->wait_exit($seconds // 15) };
+        $status = $self->{process}->kill_all || 256 if !defined $status;
+        $self->{exit} = $status & 127 ? 128 + ($status & 127) : $status >> 8;
+        $self->{process}->kill_all;
+    }
+    return $self;
+}
+
+sub exit   { $_[0]->finish->{exit} }
+sub output { slurp($_[0]->finish->{out}) }
+
+# True when a handshake came to its end.
+sub ok { $_[0]->output =~ /^(?:New|Reused), TLSv/m ? 1 : 0 }
+
+# 1, 0, or undef without a handshake.
+sub reused { my ($is) = $_[0]->output =~ /^(New|Reused), TLSv/m; return $is && ($is eq 'Reused' ? 1 : 0) }
+
+sub protocol { ($_[0]->output =~ /^ *Protocol *: *(\S+)/m, $_[0]->output =~ /^(?:New|Reused), (TLSv[\d.]+)/m)[0] }
+
+# TLS 1.2's session ID, in hex.
+sub session_id { ($_[0]->output =~ /^ *Session-ID: *([0-9A-F]*)/m)[0] }
+
+# 'accepted', 'rejected' or 'not sent'.
+sub early_data { ($_[0]->output =~ /^Early data was (\S.*\S)\s*$/m)[0] }
+
+# The HTTP answer, without what s_client says: head and body, or the body.
+sub response {
+    my ($self) = @_;
+    my ($head, $rest) = $self->output =~ m{^(HTTP/1\.\d .*?)\r\n\r\n(.*)}ms or return;
+    $rest =~ s/(?:---\n|closed\n|read R BLOCK\n).*//s;
+    return wantarray ? ($head, $rest) : $rest;
+}
+
+1;

@@ -1,0 +1,308 @@
+# The connection of a worker to the server of its backend.
+
+use strict;
+use warnings;
+
+use lib 't/lib';
+use SSLSession::Fixture;
+use IO::Socket::INET;
+use MIME::Base64 qw(encode_base64url);
+use Test::More;
+use Time::HiRes qw(time);
+
+my $certs = certs();
+
+# What a lookup may take beyond its timeout, in seconds.
+my $late = 0.04 * patience();
+
+# http{} with a TLS server on $port whose sessions are in $target.
+sub conf {
+    my ($port, $target, @more) = @_;
+    return <<"CONF";
+    @more
+    ssl_session_fetch $target;
+    ssl_session_store $target;
+    ssl_session_tickets off;
+    ssl_certificate     $certs->{ec_crt};
+    ssl_certificate_key $certs->{ec_key};
+    ssl_protocols       TLSv1.2 TLSv1.3;
+    server {
+        listen 127.0.0.1:$port ssl;
+        location / {
+            return 200 "\$ssl_session_fetch_status|\$ssl_session_fetch_time|\$pid";
+        }
+    }
+CONF
+}
+
+# A backend with limits that suit a slow machine, but for those given.
+sub backend {
+    my ($server, %limit) = @_;
+    my %all = (connect_timeout => 500 * patience() . 'ms', fetch_timeout => 200 * patience() . 'ms', %limit);
+    return "ssl_session_backend store { server $server; " . join(' ', map { "$_ $all{$_};" } sort keys %all) . ' }';
+}
+
+# One connection and one request.
+sub visit {
+    my ($port, %arg) = @_;
+    my $client = tls_client(port => $port, protocol => 'TLSv1.2', %arg);
+    my $answer = $client->request // die 'no answer: ' . $client->error;
+    my ($status, $time, $pid) = split /\|/, $answer;
+    is $client->reused, $status eq 'HIT' ? 1 : 0, "$status: resumed if and only if it is a hit";
+    return { status => $status, time => $time, pid => $pid, session => $client->session, client => $client };
+}
+
+sub key { my ($session) = @_; return 'tls:' . encode_base64url(pack 'H*', session_name($session)) }
+
+sub stored_session {
+    my ($port, $redis, %arg) = @_;
+    my $session = visit($port, %arg)->{session};
+    wait_until { defined $redis->cmd('GET', key($session)) } 5, 'the session in the store';
+    return $session;
+}
+
+sub wait_for_hit {
+    my ($port, $session) = @_;
+    return wait_until {
+        my $client = tls_client(port => $port, protocol => 'TLSv1.2', session => $session);
+        ($client->request // '') =~ /^HIT/;
+    } 15, 'a hit';
+}
+
+# Connections to it, besides the one of the test.
+sub links { my ($redis) = @_; return scalar(() = $redis->cmd('CLIENT', 'LIST') =~ /^id=/mg) - 1 }
+
+sub lines_are {
+    my ($nginx, @allowed) = @_;
+    my $allowed = join '|', @allowed;
+    is_deeply [ $nginx->errors(warn => 1, @allowed ? (except => qr/$allowed/) : ()) ], [], 'nothing else in the log';
+}
+
+subtest 'the connection is opened when there is something to do, and stays' => sub {
+    my ($port, $redis) = (free_port(), redis());
+    my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
+    my $nginx = nginx(conf => conf($port, $relay->url));
+    my $silent = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port);
+    my $hello  = tls_client(port => $port, protocol => 'TLSv1.2');
+    $hello->send_raw(substr $hello->client_hello, 0, 50);
+    $nginx->log_like(qr/\[debug\] .*SSL_do_handshake: -1/);
+    is $relay->stats->{accepted}, 0, 'none at start, nor for what is no ClientHello yet';
+    my $session = stored_session($port, $redis);
+    is $relay->stats->{accepted}, 1, 'one for the first session to store';
+    is visit($port, session => $session)->{status}, 'HIT', 'hit' for 1 .. 3;
+    is $relay->stats->{accepted}, 1, 'the same one ever after';
+    is_deeply [ $relay->requests('PING'), $relay->requests('SELECT') ], [], 'it asks nothing that it need not';
+    lines_are($nginx);
+};
+
+subtest 'one connection per worker' => sub {
+    my ($port, $redis) = (free_port(), redis());
+    my $nginx = nginx(workers => 2, conf => conf($port, 'store', backend('127.0.0.1:' . $redis->port)));
+    my $session = stored_session($port, $redis);
+    my %served;
+    # Held open, so that the other worker has its turn.
+    my @open;
+    wait_until {
+        push @open, tls_client(port => $port, protocol => 'TLSv1.2', session => $session) for 1 .. 20;
+        $served{ visit($port, session => $session)->{pid} }++;
+        for my $client (@open) {
+            $served{ (split /\|/, $client->request)[2] }++;
+        }
+        @open = ();
+        keys %served == 2;
+    } 20, 'answers of both workers';
+    is links($redis), 2, 'two workers, two connections';
+    lines_are($nginx);
+};
+
+subtest 'the requests of one turn of the event loop leave in one write' => sub {
+    my ($port, $redis) = (free_port(), redis());
+    my $nginx = nginx(conf => conf($port, 'store', backend('127.0.0.1:' . $redis->port, fetch_timeout => '10s')));
+    plan skip_all => 'nginx without --with-debug' if $nginx->log !~ /\[debug\]/;
+    my @sessions = map { stored_session($port, $redis) } 1 .. 8;
+    my $from = $nginx->log_pos;
+    my @clients = map { tls_client(port => $port, protocol => 'TLSv1.2', session => $_) } @sessions;
+    wait_until { $nginx->log_count(qr/\[debug\] .* accept: /, from => $from) == @clients } 5, 'accepted connections';
+    # The turn that begins when the worker goes on finds them all.
+    my ($worker) = $nginx->workers;
+    kill STOP => $worker;
+    $_->start for @clients;
+    my $asked = $nginx->log_pos;
+    kill CONT => $worker;
+    for my $client (@clients) {
+        like $client->request, qr/^HIT/, 'each has its own session';
+        is $client->reused, 1, 'resumed';
+    }
+    # Nothing but the backend's connection is without TLS.
+    is $nginx->log_count(qr/\[debug\] .* send: fd:\d+ (\d+) of \1$/, from => $asked), 1, 'one write';
+    lines_are($nginx);
+};
+
+for my $timeout (50, 200) {
+    subtest "a lookup ends at its timeout of $timeout ms" => sub {
+        my ($port, $redis) = (free_port(), redis());
+        my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
+        my $limits = $timeout == 50
+            ? conf($port, $relay->url)
+            : conf($port, 'store', backend('127.0.0.1:' . $relay->port, fetch_timeout => "${timeout}ms"));
+        my $nginx = nginx(conf => $limits);
+        my $session = stored_session($port, $redis);
+        my (@times, @took);
+        # The least of some: what other work on the machine adds is not the module's.
+        for (1 .. 5) {
+            wait_for_hit($port, $session);
+            $relay->drop;
+            my $client = tls_client(port => $port, protocol => 'TLSv1.2', session => $session);
+            my $start  = time;
+            $client->handshake;
+            push @took, time - $start;
+            my ($status, $time) = split /\|/, $client->request;
+            $relay->drop(0);
+            is $status, 'TIMEOUT', 'outcome';
+            # The loop's clock may be some milliseconds behind when a turn has begun.
+            cmp_ok $time, '>=', $timeout / 1000 - 0.01, 'not earlier';
+            push @times, $time;
+        }
+        my ($time) = sort { $a <=> $b } @times;
+        my ($took) = sort { $a <=> $b } @took;
+        cmp_ok $time, '<=', $timeout / 1000 + $late, 'nor later';
+        cmp_ok $took, '<=', $timeout / 1000 + 2 * $late, 'and so does the handshake';
+        lines_are($nginx, ' is down: no answer within', 'SSL sessions not stored in');
+    };
+}
+
+subtest 'late replies are passed over and harm no other lookup' => sub {
+    my ($port, $redis) = (free_port(), redis());
+    my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
+    my $nginx = nginx(conf => conf($port, 'store', backend('127.0.0.1:' . $relay->port, fetch_timeout => '100ms')));
+    my @sessions = map { stored_session($port, $redis) } 1 .. 6;
+    my %seen;
+    my $round = sub {
+        my @clients = map { tls_client(port => $port, protocol => 'TLSv1.2', session => $_)->start } @sessions;
+        for my $n (0 .. $#clients) {
+            my ($status) = split /\|/, $clients[$n]->request;
+            $seen{$status}++;
+            is $clients[$n]->reused, $status eq 'HIT' ? 1 : 0, 'resumed if and only if it is a hit';
+            is session_name($clients[$n]->session), session_name($sessions[$n]), 'its own session'
+                if $clients[$n]->reused;
+        }
+    };
+    # It takes its time and keeps talking: a byte each millisecond, of several replies.
+    $relay->chunk(1);
+    $round->() for 1 .. 3;
+    cmp_ok $seen{TIMEOUT} // 0, '>', 0, 'lookups have timed out';
+    is_deeply [ grep { !/^(?:TIMEOUT|HIT)$/ } sort keys %seen ], [], 'nothing else has become of them';
+    # The rest of them is still on its way when the next ones ask.
+    $relay->chunk(0);
+    $round->();
+    wait_until { !$relay->stats->{reply} } 20, 'the last late reply';
+    %seen = ();
+    $round->();
+    is_deeply \%seen, { HIT => scalar @sessions }, 'then all are hits again';
+    is $relay->stats->{accepted}, 1, 'on the one connection';
+    lines_are($nginx);
+};
+
+subtest 'a reply that comes byte by byte in time is a hit' => sub {
+    my ($port, $redis) = (free_port(), redis());
+    my $relay = relay(upstream => '127.0.0.1:' . $redis->port, chunk => 1);
+    my $nginx = nginx(conf => conf($port, 'store', backend('127.0.0.1:' . $relay->port, fetch_timeout => '10s')));
+    my $session = stored_session($port, $redis);
+    is visit($port, session => $session)->{status}, 'HIT', 'hit' for 1 .. 2;
+    lines_are($nginx);
+};
+
+subtest 'a store that hangs costs one timeout, and is used again when it goes on' => sub {
+    my ($port, $redis) = (free_port(), redis());
+    my $nginx = nginx(conf => conf($port, 'store', backend('127.0.0.1:' . $redis->port, fetch_timeout => '100ms')));
+    my $session = stored_session($port, $redis);
+    wait_for_hit($port, $session);
+    $redis->pause;
+    is visit($port, session => $session)->{status}, 'TIMEOUT', 'the first one waits';
+    for (1 .. 10) {
+        my $seen = visit($port, session => $session);
+        is $seen->{status}, 'DOWN', 'the others are not asked for';
+        cmp_ok $seen->{time}, '<', $late, 'and do not wait';
+    }
+    $redis->resume;
+    wait_for_hit($port, $session);
+    is visit($port, session => $session)->{status}, 'HIT', 'without a reload';
+    is $nginx->log_count(qr/ is down: /), 1, 'one line when it went down';
+    is $nginx->log_count(qr/ is up again/), 1, 'one line when it was back';
+    lines_are($nginx, ' is down: no answer within', 'SSL sessions not stored in');
+};
+
+subtest 'a store that is killed and started again on the same port is used again' => sub {
+    my ($port, $redis) = (free_port(), redis());
+    my $nginx = nginx(conf => conf($port, 'store', backend('127.0.0.1:' . $redis->port)));
+    my $session = stored_session($port, $redis);
+    wait_for_hit($port, $session);
+    my $value = $redis->cmd('GET', key($session));
+    my $from  = $nginx->log_pos;
+    $redis->kill;
+    $nginx->log_like(qr/server closed connection|recv\(\) failed/, from => $from);
+    for (1 .. 5) {
+        my $seen = visit($port, session => $session);
+        is $seen->{status}, 'DOWN', 'full handshake meanwhile';
+        cmp_ok $seen->{time}, '<', $late, 'at once';
+    }
+    $redis->start;
+    $redis->cmd('SET', key($session), $value);
+    wait_for_hit($port, $session);
+    $nginx->log_like(qr/\[notice\] .* is up again/, from => $from);
+    lines_are($nginx, ' is down: connect\(\) failed', 'SSL sessions not stored in', 'recv\(\) failed \(104: ');
+};
+
+subtest 'an idle connection that the store closes is no trouble' => sub {
+    my ($port, $redis) = (free_port(), redis());
+    my $nginx = nginx(conf => conf($port, 'store', backend('127.0.0.1:' . $redis->port)));
+    my $session = stored_session($port, $redis);
+    for my $how ('CLIENT KILL', 'timeout') {
+        is visit($port, session => $session)->{status}, 'HIT', 'hit';
+        my $from = $nginx->log_pos;
+        if ($how eq 'timeout') {
+            $redis->cmd(qw(CONFIG SET timeout 1));
+            $nginx->log_like(qr/server closed connection/, from => $from, seconds => 15);
+            $redis->cmd(qw(CONFIG SET timeout 0));
+        } else {
+            $redis->cmd(qw(CLIENT KILL TYPE normal SKIPME yes));
+            $nginx->log_like(qr/server closed connection/, from => $from);
+        }
+        is links($redis), 0, "$how: closed";
+        is visit($port, session => $session)->{status}, 'HIT', 'the next lookup is a hit';
+        is links($redis), 1, 'on a new connection';
+    }
+    lines_are($nginx);
+};
+
+subtest 'a reply cut anywhere does not put the next connection out of step' => sub {
+    my ($port, $redis) = (free_port(), redis());
+    my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
+    my $nginx = nginx(conf => conf($port, 'store', backend('127.0.0.1:' . $relay->port)));
+    my $session = stored_session($port, $redis);
+    my $length  = length $redis->cmd('GET', key($session));
+    for my $end (1, 4, 6, 100, 6 + $length, 7 + $length) {
+        wait_for_hit($port, $session);
+        $relay->cut($end);
+        is visit($port, session => $session)->{status}, 'ERROR', "after $end bytes";
+        # The store of this full handshake has opened the next one.
+        wait_for_hit($port, $session);
+    }
+    for my $end (qw(close_all reset_all)) {
+        for my $bytes (5, 50) {
+            wait_for_hit($port, $session);
+            $relay->hold;
+            my @clients = map { tls_client(port => $port, protocol => 'TLSv1.2', session => $session)->start } 1 .. 3;
+            wait_until { $relay->stats->{reply} >= 3 * $length } 5, 'held replies';
+            $relay->$end;
+            $relay->release;
+            like $_->request, qr/^ERROR/, "$end: each of those that wait" for @clients;
+        }
+    }
+    wait_for_hit($port, $session);
+    lines_are($nginx, 'redis 127\.0\.0\.1:\d+: server closed connection',
+        'redis 127\.0\.0\.1:\d+: connection failed \(104: ', ' is down: server closed connection',
+        'recv\(\) failed \(104: ', 'SSL sessions not stored in');
+};
+
+done_testing;

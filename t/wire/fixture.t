@@ -1,0 +1,236 @@
+# The fixture itself, on an nginx without the module: what fails here is not the module's fault.
+
+use strict;
+use warnings;
+
+use lib 't/lib';
+use SSLSession::Fixture;
+use Test::More;
+use Time::HiRes qw(time);
+
+my $certs = certs();
+my ($port, $plain, $hrr) = (free_port(), free_port(), free_port());
+
+my $conf = <<"CONF";
+    ssl_session_tickets off;
+    ssl_session_cache   shared:fixture:1m;
+    ssl_certificate     $certs->{ec_crt};
+    ssl_certificate_key $certs->{ec_key};
+    ssl_protocols       TLSv1.2 TLSv1.3;
+    server {
+        listen 127.0.0.1:$port ssl;
+        ssl_early_data on;
+        location / { return 200 "\$ssl_protocol \$ssl_session_reused \$ssl_early_data \$ssl_server_name\\n"; }
+    }
+    server {
+        listen 127.0.0.1:$hrr ssl;
+        ssl_ecdh_curve secp384r1;
+        location / { return 200 "hrr\\n"; }
+    }
+    server {
+        listen 127.0.0.1:$plain;
+        location / { return 200 "plain\\n"; }
+    }
+CONF
+
+use constant SNI => 'localhost';
+
+my $nginx = nginx(module => 0, conf => $conf);
+
+subtest 'nginx starts, with the workers asked for' => sub {
+    is scalar($nginx->workers), 1, 'one worker';
+    is_deeply [ $nginx->errors ], [], 'no error';
+    cmp_ok $nginx->fds, '>', 0, 'its open files are counted';
+    cmp_ok $nginx->rss, '>', 0, 'its memory is counted';
+    cmp_ok $nginx->cpu, '>=', 0, 'its time is counted';
+};
+
+subtest 'conf_test tells what is wrong' => sub {
+    my ($exit, $said) = conf_test(module => 0, conf => 'nonsense;');
+    is $exit, 1, 'exit code';
+    like $said, qr/\[emerg\].*unknown directive "nonsense" in .*:\d+/, 'message';
+    ($exit) = conf_test(module => 0, conf => '');
+    is $exit, 0, 'a good one passes';
+};
+
+for my $protocol (qw(TLSv1.2 TLSv1.3)) {
+    subtest "$protocol: s_client resumes" => sub {
+        my $file  = tmpdir() . "/$protocol.pem";
+        my $first = s_client(port => $port, protocol => $protocol, sess_out => $file, sni => SNI);
+        is $first->exit, 0, 'exit code';
+        is $first->reused, 0, 'new';
+        is $first->protocol, $protocol, 'protocol';
+        is $first->response, "$protocol .  localhost\n", 'answer';
+        my $second = s_client(port => $port, protocol => $protocol, sess_in => $file, sni => SNI);
+        is $second->reused, 1, 'reused';
+        is $second->response, "$protocol r  localhost\n", 'answer';
+        is $second->session_id, $first->session_id, 'same session ID' if $protocol eq 'TLSv1.2';
+    };
+
+    subtest "$protocol: the raw client resumes, its ClientHello in pieces" => sub {
+        my $first = tls_client(port => $port, protocol => $protocol);
+        is $first->request, "$protocol .  \n", 'answer' or diag $first->error;
+        is $first->reused, 0, 'new';
+        is $first->protocol, $protocol, 'protocol';
+        my $session = $first->session;
+        my $name    = session_name($session);
+        is length $name, 64, 'the session has a name of 32 bytes';
+        is scalar($first->sessions), $protocol eq 'TLSv1.3' ? 2 : 1, 'all tickets are kept';
+        for my $cut ({ segment => 1 }, { records => 3 }, { segment => 1, records => 3 }) {
+            my $client = tls_client(port => $port, protocol => $protocol, session => $session, %$cut);
+            is $client->request, "$protocol r  \n", join ' ', %$cut;
+            is $client->reused, 1, 'reused';
+            like unpack('H*', $client->client_hello), qr/$name/, 'the ClientHello offered it';
+            is substr($client->sent, 3, 2), pack('n', 3), 'records were cut' if $cut->{records};
+        }
+    };
+}
+
+subtest 'early data goes through a relay that cuts it' => sub {
+    my $relay = relay(upstream => "127.0.0.1:$port");
+    my $file  = tmpdir() . '/early.pem';
+    s_client(port => $port, protocol => 'TLSv1.3', sess_out => $file);
+    $relay->split_records(7);
+    $relay->chunk(100, 'request');
+    my $early = s_client(port => $relay->port, protocol => 'TLSv1.3', sess_in => $file,
+        early_data => "GET / HTTP/1.0\r\n\r\n", path => undef, args => ['-ign_eof']);
+    is $early->reused, 1, 'reused';
+    is $early->early_data, 'accepted', 'early data accepted';
+    # It is 1 for as long as the handshake goes on, which a slow machine ends first.
+    like $early->response, qr/^TLSv1\.3 r 1? $/, 'answered';
+    cmp_ok $relay->stats->{accepted}, '==', 1, 'through the relay';
+};
+
+subtest 'HelloRetryRequest' => sub {
+    my $client = tls_client(port => $hrr, protocol => 'TLSv1.3', groups => 'X25519:P-384');
+    is $client->request, "hrr\n", 'answer' or diag $client->error;
+    ok $client->hello_retried, 'retried';
+    my $other = tls_client(port => $hrr, protocol => 'TLSv1.3', groups => 'P-384', handshake => 1);
+    ok !$other->hello_retried, 'not retried when the group fits';
+};
+
+subtest 'a client that goes away, and one that talks nonsense' => sub {
+    my $from = $nginx->log_pos;
+    my $client = tls_client(port => $port);
+    $client->send_raw(substr $client->client_hello, 0, 20);
+    $client->half_close;
+    is $client->wait_closed, 'eof', 'half-close';
+    tls_client(port => $port)->start->reset;
+    my $garbage = tls_client(port => $plain);
+    ok !$garbage->handshake, 'no handshake with a plain server';
+    like $garbage->error, qr/wrong version|packet length|eof/i, 'and it says why';
+    my $nonsense = tls_client(port => $port, protocol => 'TLSv1.2', ciphers => 'NULL-SHA256:@SECLEVEL=0');
+    ok !$nonsense->handshake, 'no shared cipher';
+    is $nonsense->alert, 40, 'alert handshake_failure';
+    $nginx->log_like(qr/no shared cipher/, from => $from);
+    is_deeply [ $nginx->errors(except => qr/SSL_do_handshake/) ], [], 'nothing worse in the log';
+};
+
+subtest 'reload: new workers, the old connection goes on' => sub {
+    my $client = tls_client(port => $port, handshake => 1);
+    my ($old) = $nginx->workers;
+    $nginx->reload;
+    my ($new) = $nginx->workers;
+    isnt $new, $old, 'another worker';
+    is_deeply [ $nginx->old_workers ], [$old], 'the old one finishes';
+    like $client->request, qr/^TLSv1/, 'and answers';
+    wait_until { !$nginx->old_workers } 5, 'exit of the old worker';
+    eval { $nginx->reload('nonsense;') };
+    like $@, qr/unknown directive "nonsense"/, 'a wrong configuration is refused';
+    $nginx->write_conf($conf);
+};
+
+subtest 'binary upgrade' => sub {
+    my $port   = free_port();
+    my $nginx  = nginx(module => 0, daemon => 1, method => (event_methods)[-1],
+        conf => "server { listen 127.0.0.1:$port; location / { return 200 ok; } }");
+    my $master = $nginx->pid;
+    $nginx->upgrade(wait => 1);
+    isnt $nginx->pid, $master, 'another master';
+    is scalar($nginx->workers), 1, 'with its worker';
+    is_deeply [ grep { $_ == $master } $nginx->process->group ], [], 'the first one is gone';
+    $nginx->quit;
+    is_deeply [ $nginx->process->group ], [], 'graceful exit of all';
+    is_deeply [ $nginx->errors ], [], 'no error';
+};
+
+subtest 'redis: commands, restart, pause' => sub {
+    my $redis = redis();
+    is $redis->cmd('SET', 'k', "v\r\n\0"), 'OK', 'SET';
+    is $redis->cmd('GET', 'k'), "v\r\n\0", 'GET';
+    is $redis->cmd('GET', 'nothing'), undef, 'nil';
+    is_deeply [ $redis->keys ], ['k'], 'keys';
+    eval { $redis->cmd('NONSENSE') };
+    like $@, qr/unknown command/, 'an error reply dies';
+    ok -S $redis->unix, 'unix socket';
+    $redis->pause;
+    $redis->resume;
+    is $redis->cmd('DBSIZE'), 1, 'goes on after a pause';
+    $redis->kill;
+    ok !eval { $redis->cmd('PING') }, 'gone';
+    $redis->start;
+    is $redis->cmd('DBSIZE'), 0, 'is there again, empty';
+
+    my $locked = redis(args => ['--requirepass', 'secret'], password => 'secret');
+    is $locked->cmd('PING'), 'PONG', 'with a password';
+};
+
+subtest 'relay: delays, holds, cuts, drops' => sub {
+    my $redis = redis();
+    my $relay = relay(upstream => $redis->unix);
+    my $link  = sub { bless { port => $relay->port }, 'SSLSession::Redis' };
+    my $redis_by_relay = $link->();
+    is $redis_by_relay->cmd('PING'), 'PONG', 'passes on';
+
+    $relay->delay(150);
+    my $start = time;
+    is $redis_by_relay->cmd('PING'), 'PONG', 'delayed';
+    cmp_ok time - $start, '>=', 0.14, 'by that long';
+    $relay->delay(0);
+
+    $relay->hold;
+    my $sock = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $relay->port);
+    print {$sock} "*1\r\n\$4\r\nPING\r\n";
+    wait_until { $relay->stats->{reply} == 7 } 5, 'held reply';
+    $relay->release;
+    is scalar(<$sock>), "+PONG\r\n", 'released';
+
+    $relay->cut(3);
+    print {$sock} "*1\r\n\$4\r\nPING\r\n";
+    is do { local $/; <$sock> }, '+PO', 'closed in the middle of a reply';
+
+    $sock = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $relay->port);
+    $relay->drop;
+    print {$sock} "*1\r\n\$4\r\nPING\r\n*2\r\n\$3\r\nGET\r\n\$1\r\nx\r\n";
+    wait_until { $relay->requests('GET') == 1 } 5, 'the request';
+    is_deeply [ ($relay->requests)[-1] ], [ [ 'GET', 'x' ] ], 'requests are recorded';
+    $relay->reset_all;
+    is sysread($sock, my $none, 1), undef, 'reset';
+
+    $relay->refuse;
+    $sock = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $relay->port);
+    is sysread($sock, $none, 1), 0, 'closed at once';
+};
+
+subtest 'a server with canned replies' => sub {
+    my $count = 0;
+    my $fake = fake_server(chunk => 1, canned => [
+        "+one\r\n",
+        sub { '+' . join(' ', ++$count, @_) . "\r\n" },
+        { bytes => "\$5\r\nab", close => 1 },
+    ]);
+    my $sock = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $fake->port);
+    print {$sock} "*1\r\n\$1\r\na\r\n*2\r\n\$1\r\nb\r\n\$1\r\nc\r\n";
+    is scalar(<$sock>), "+one\r\n", 'first';
+    is scalar(<$sock>), "+1 b c\r\n", 'computed';
+    print {$sock} "*1\r\n\$1\r\nd\r\n";
+    is do { local $/; <$sock> }, "\$5\r\nab", 'cut';
+};
+
+subtest 'graceful exit' => sub {
+    $nginx->quit;
+    ok !$nginx->process->alive, 'gone';
+    is_deeply [ grep { !/SSL_do_handshake|nonsense/ } $nginx->errors ], [], 'in peace';
+};
+
+done_testing;

@@ -1,0 +1,153 @@
+# nginx-conf/: each file runs as its README.md says, with nothing changed but the ports, and does
+# what its first lines promise.
+
+use strict;
+use warnings;
+
+use lib 't/lib';
+use SSLSession::Fixture;
+use Test::More;
+
+my $readme = slurp(root() . '/nginx-conf/README.md');
+my ($prepare, $run, $visit) = $readme =~ /^```sh\n(.*?)^```$/msg;
+my $redis = redis();
+
+# A checkout with a name that a shell has to be told about.
+my $checkout = new_dir('check out');
+mkdir "$checkout/$_" or die "$_: $!" for qw(target nginx-conf);
+symlink module_path(), "$checkout/target/ngx_http_ssl_session_module.so" or die "symlink: $!";
+spew("$checkout/target/nginx-binary", nginx_binary() . "\n");
+
+my @files = map { m{([^/]+)$} } glob root() . '/nginx-conf/*.conf';
+my %port  = map { $_ => free_port() } @files;
+for my $file (map { m{([^/]+)$} } glob root() . '/nginx-conf/*') {
+    my $text = slurp(root() . "/nginx-conf/$file");
+    if ($port{$file}) {
+        is $text =~ s/\b8443\b/$port{$file}/g, 1, "$file: has one port";
+        $text =~ s/\b6379\b/$redis->port/ge;
+    }
+    spew("$checkout/nginx-conf/$file", $text);
+}
+
+is shell($prepare, 'prepare'), 0, 'what README.md says to do first succeeds'
+    or diag slurp("$checkout/prepare");
+
+my $url  = $redis->url;
+my %case = (
+    'redis.conf'   => { first => $url,    stored => 1 },
+    'backend.conf' => { first => 'fleet', stored => 1 },
+    'tiers.conf'   => { first => 'shared:tls', stored => 1, after_restart => $url },
+    'shared.conf'  => { first => 'shared:tls', stored => 0 },
+);
+is_deeply [ sort @files ], [ sort keys %case ], 'each file of nginx-conf/ is tested here';
+
+for my $file (@files) {
+    my $case = $case{$file} or next;
+    subtest $file => sub {
+        like $readme, qr/^\| \[\Q$file\E\]\(\Q$file\E\) \|/m, 'README.md tells of it';
+        $redis->cmd('FLUSHALL');
+        my $nginx = start($file);
+        my %session;
+        for my $protocol (qw(TLSv1.2 TLSv1.3)) {
+            my $client = tls_client(port => $port{$file}, sni => 'localhost', protocol => $protocol);
+            is $client->request, "$protocol, reused: ., lookup:   \n", "$protocol: a first visit"
+                or diag $client->error;
+            $session{$protocol} = $client->session;
+            if ($case->{stored}) {
+                my $keys = $protocol eq 'TLSv1.2' ? 1 : 3;
+                wait_until { $redis->keys('tls:*') == $keys } 10, 'the session in Redis';
+            }
+            is resumed($file, $protocol, \%session), $case->{first}, "$protocol: resumed";
+        }
+        if ($file eq 'redis.conf') {
+            (my $command = $visit) =~ s/\b8443\b/$port{$file}/g;
+            local $ENV{no_proxy} = '*';
+            my ($status, $said);
+            wait_until {
+                unlink "$checkout/visit";
+                $status = shell($command, 'visit');
+                $said   = slurp("$checkout/visit");
+                # It may come back before the store has its session.
+                $status != 0 || $said !~ /lookup: (?:MISS|TIMEOUT|DOWN)/;
+            } 10, 'an answer in time';
+            is $status, 0, "README.md's client succeeds";
+            like $said, qr/^\S+ reused: \., lookup: *\n\S+ reused: r, lookup: HIT \Q$url\E 0\.\d{6}\n\z/,
+                'and is resumed as it says';
+        }
+        if (my $tier = $case->{after_restart}) {
+            stop($nginx);
+            $nginx = start($file);
+            is resumed($file, 'TLSv1.2', \%session), $tier, 'resumed after a restart, from the second tier';
+            is resumed($file, 'TLSv1.2', \%session), $case->{first}, 'and then from the first one';
+        }
+        stop($nginx);
+        is scalar($redis->keys('*')) > 0 ? 1 : 0, $case->{stored},
+            $case->{stored} ? 'Redis has sessions' : 'Redis has none';
+        is_deeply [ grep { !/\[notice\]/ && !/ is down: no answer within / } split /\n/,
+            slurp("$checkout/target/try/error.log") ], [], 'nothing above a notice in the log';
+    };
+}
+
+subtest 'tiers.conf: its log tells of each visit' => sub {
+    my @lines = grep { !/"(?:TIMEOUT|DOWN)"/ } split /\n/, slurp("$checkout/target/try/sessions.log");
+    is scalar(@lines), 6, 'a line for each';
+    like $lines[0], qr/^127\.0\.0\.1 \[.*\] TLSv1\.2 \. "-" "-" "-"$/, 'of a first visit';
+    like $lines[1], qr/\] TLSv1\.2 r "HIT" "shared:tls" "0\.\d{6}"$/, 'of one that was resumed';
+    like $lines[4], qr/\] TLSv1\.2 r "HIT" "\Q$url\E" "0\.\d{6}"$/, 'of one from the second tier';
+};
+
+subtest 'backend.conf: every directive of the block with its default' => sub {
+    my ($block) = slurp(root() . '/nginx-conf/backend.conf') =~ /ssl_session_backend fleet \{\n(.*?)\n *\}/s;
+    my %said    = map { /^\s*(\w+)\s+([^;]+);/ ? ($1, $2) : () } split /\n/, $block;
+    is delete $said{server}, '127.0.0.1:6379', 'the server, which has none';
+    my ($section)  = slurp(root() . '/docs/directives.md') =~ /^### ssl_session_backend\n(.*?)^##/ms;
+    my %documented = $section =~ /^\| `(\w+) [^`]*;` \| `([^`]+)` \|/mg;
+    is_deeply \%said, \%documented, 'as docs/directives.md has them';
+};
+
+done_testing;
+
+# Runs a piece of README.md in the checkout: its exit code.
+sub shell {
+    my ($text, $name) = @_;
+    my $process = SSLSession::Process->spawn(
+        name => $name, out => "$checkout/$name",
+        cmd  => [ 'sh', '-c', "cd \"\$0\" && { set -e\n$text\n}", $checkout ]);
+    return $process->wait_exit(60) >> 8;
+}
+
+# nginx, by README.md's line for redis.conf.
+sub start {
+    my ($file) = @_;
+    (my $command = $run) =~ s/\bredis\.conf\b.*/$file/ or die 'no line to start nginx with in README.md';
+    my $process = SSLSession::Process->spawn(
+        name => 'nginx', out => "$checkout/output",
+        cmd  => [ 'sh', '-c', "cd \"\$0\" && exec $command", $checkout ]);
+    wait_until {
+        die "nginx does not start: " . slurp("$checkout/output") . slurp("$checkout/target/try/error.log")
+            unless $process->alive;
+        -s "$checkout/target/try/nginx.pid";
+    } 20, 'start of nginx';
+    return $process;
+}
+
+sub stop {
+    my ($process) = @_;
+    $process->signal('QUIT');
+    is $process->wait_exit(20), 0, 'nginx ends in order';
+    wait_until { !$process->group } 10, 'end of the workers';
+}
+
+# Comes back with the session: the tier it was found in; what the server said if it was not. The
+# files have the default timeouts, which a busy machine exceeds now and then: it comes again then.
+sub resumed {
+    my ($file, $protocol, $session) = @_;
+    my $said;
+    wait_until {
+        my $client = tls_client(port => $port{$file}, sni => 'localhost', protocol => $protocol,
+            session => $session->{$protocol});
+        $said = $client->request // $client->error;
+        $said !~ /lookup: (?:TIMEOUT|DOWN)/;
+    } 20, 'an answer in time';
+    return $said =~ /^\Q$protocol\E, reused: r, lookup: HIT (\S+) 0\.\d{6}$/ ? $1 : $said;
+}
