@@ -8,16 +8,37 @@ use alloc::collections::VecDeque;
 
 use crate::codec::OutOfMemory;
 
-/// What kind of request it is. Those of one kind have one timeout, so their deadlines come in the
-/// order in which they were made.
+/// What kind of request it is, and so which answers it may get. Fetches and claims have one
+/// timeout, all others another one, so that the deadlines of each class come in the order in which
+/// the requests were made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind<W> {
-    /// What a connection begins with.
-    Greeting,
-    /// A handshake waits for the answer.
+    /// What a connection begins with; counted from 0.
+    Greeting(usize),
+    /// A handshake waits for the entry.
     Fetch(W),
-    /// Nobody waits for the answer.
-    Update,
+    /// A handshake waits to hear whether the entry is its own.
+    Claim(W),
+    /// Something is changed. Where there is a waiter, it wants to know if that has to be done
+    /// elsewhere.
+    Update(Option<W>),
+    /// The servers are asked about themselves.
+    Query(W),
+}
+
+impl<W: Copy> Kind<W> {
+    /// Who waits for the answer.
+    pub fn waiter(self) -> Option<W> {
+        match self {
+            Kind::Fetch(waiter) | Kind::Claim(waiter) | Kind::Query(waiter) => Some(waiter),
+            Kind::Update(waiter) => waiter,
+            Kind::Greeting(_) => None,
+        }
+    }
+
+    fn is_fetch(self) -> bool {
+        matches!(self, Kind::Fetch(_) | Kind::Claim(_))
+    }
 }
 
 /// One unanswered request.
@@ -131,7 +152,7 @@ impl<W: Copy> InFlight<W> {
         let found = self
             .queue
             .range(skip.min(self.queue.len())..)
-            .position(|request| matches!(request.kind, Kind::Fetch(_)) == fetches);
+            .position(|request| request.kind.is_fetch() == fetches);
         let ahead = found.unwrap_or_else(|| self.queue.len().saturating_sub(skip));
         *next = next.saturating_add(ahead as u64);
         self.queue.get_mut(skip.saturating_add(found?))
@@ -156,18 +177,18 @@ mod tests {
     #[test]
     fn deadlines_of_both_classes_pass_in_their_order() {
         let mut inflight = InFlight::new();
-        inflight.push(Kind::Update, 0, 1000).unwrap();
+        inflight.push(Kind::Update(None), 0, 1000).unwrap();
         inflight.push(Kind::Fetch(1), 10, 50).unwrap();
-        inflight.push(Kind::Update, 20, 1000).unwrap();
+        inflight.push(Kind::Update(None), 20, 1000).unwrap();
         inflight.push(Kind::Fetch(2), 30, 50).unwrap();
         assert_eq!(inflight.next_deadline(), Some(60));
         assert_eq!(expire(&mut inflight, 59), []);
         assert_eq!(expire(&mut inflight, 60), [Kind::Fetch(1)]);
         assert_eq!(expire(&mut inflight, 60), []);
         assert_eq!(inflight.next_deadline(), Some(80));
-        assert_eq!(expire(&mut inflight, 1010), [Kind::Fetch(2), Kind::Update]);
+        assert_eq!(expire(&mut inflight, 1010), [Kind::Fetch(2), Kind::Update(None)]);
         assert_eq!(inflight.next_deadline(), Some(1020));
-        assert_eq!(expire(&mut inflight, 5000), [Kind::Update]);
+        assert_eq!(expire(&mut inflight, 5000), [Kind::Update(None)]);
         assert_eq!(inflight.next_deadline(), None);
         assert_eq!(inflight.len(), 4);
     }
