@@ -104,6 +104,17 @@ impl<W: Copy> InFlight<W> {
         Ok(())
     }
 
+    /// Adds several requests, or none of them.
+    pub fn push_all(
+        &mut self,
+        kinds: impl Iterator<Item = Kind<W>> + Clone,
+        now: u64,
+        timeout: u64,
+    ) -> Result<(), OutOfMemory> {
+        self.queue.try_reserve(kinds.clone().count()).map_err(|_| OutOfMemory)?;
+        kinds.into_iter().try_for_each(|kind| self.push(kind, now, timeout))
+    }
+
     /// The oldest request: the one that the next answer belongs to.
     pub fn front(&self) -> Option<&Request<W>> {
         self.queue.front()

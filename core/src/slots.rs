@@ -57,6 +57,15 @@ impl<T> Slots<T> {
         slot.value.as_ref()
     }
 
+    /// The value of a token, to be changed.
+    pub fn get_mut(&mut self, token: Token) -> Option<&mut T> {
+        let slot = self.slots.get_mut(token.index as usize)?;
+        if slot.generation != token.generation {
+            return None;
+        }
+        slot.value.as_mut()
+    }
+
     /// Takes a value out; its token is stale from now on.
     pub fn remove(&mut self, token: Token) -> Option<T> {
         let slot = self.slots.get_mut(token.index as usize)?;
