@@ -175,6 +175,95 @@ subtest 'redis: commands, restart, pause' => sub {
     is $locked->cmd('PING'), 'PONG', 'with a password';
 };
 
+subtest 'redis: passwords, users and what it says about its clients' => sub {
+    my $redis = redis(password => 'secret', maxmemory => '3mb',
+        users => { nginx => '>pass ~tls:* +get +set' });
+    my $sock = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $redis->port);
+    my $said = sub { print {$sock} "@_\r\n"; my $line = <$sock>; $line =~ s/\r\n//r };
+    like $said->('PING'), qr/^-NOAUTH/, 'not without the password';
+    is $said->('AUTH secret'), '+OK', 'the password';
+    is $said->('AUTH nginx pass'), '+OK', 'a user';
+    is $said->('SET tls:a b'), '+OK', 'who may do this';
+    like $said->('SET a b'), qr/^-NOPERM/, 'and not that';
+    is $redis->cmd('GET', 'tls:a'), 'b', 'the fixture may do all';
+    is $redis->calls('set'), 1, 'calls are counted';
+    my ($client) = $redis->clients;
+    is $client->{user}, 'nginx', 'the one client but ourselves';
+    is $redis->info('maxmemory'), 3 << 20, 'INFO';
+    $redis->restart(password => 'another');
+    like eval { $redis->cmd('AUTH', 'secret') } // $@, qr/WRONGPASS/, 'another password after a restart';
+};
+
+subtest 'redis: a replica, an IPv6 address' => sub {
+    my $master  = redis(password => 'secret');
+    my $replica = redis(replicaof => $master, password => 'secret')->wait_replica;
+    $master->cmd('SET', 'a', 'b');
+    wait_until { $replica->cmd('GET', 'a') } 5, 'the entry';
+    is $replica->cmd('GET', 'a'), 'b', 'follows its master';
+    like eval { $replica->cmd('SET', 'a', 'c') } // $@, qr/READONLY/, 'read-only';
+    my $six = redis(bind => '::1');
+    like $six->url, qr{^redis://\[::1\]:\d+$}, 'IPv6';
+    is $six->cmd('PING'), 'PONG', 'answers';
+};
+
+# What s_client thinks of the certificate on a port: the number of OpenSSL's first error.
+sub verdict {
+    my ($port, @args) = @_;
+    my $client = s_client(port => $port, request => "PING\r\nQUIT\r\n",
+        args => [ '-CAfile', $certs->{ca_crt}, qw(-verify_hostname backend.example), @args ]);
+    return ($client->output =~ /^(?:verify error:num=| *Verify return code: )(\d+)/m)[0] // 'none';
+}
+
+subtest 'redis with TLS, and certificates of all kinds' => sub {
+    my %wrong = (expired => 10, self => 18, other => 20, leaf => 20, wrong => 62, revoked => 23);
+    my $redis = redis(port => 0, tls => 1);
+    is $redis->cmd('PING'), 'PONG', 'no plain port, and it answers';
+    is $redis->url, 'rediss://127.0.0.1:' . $redis->tls_port, 'URL';
+    is verdict($redis->tls_port), 0, 'a good certificate';
+    for my $name (qw(rsa chain deep)) {
+        $redis->restart(tls => { cert => "backend_$name" });
+        is verdict($redis->tls_port), 0, $name;
+    }
+    is verdict($redis->tls_port, qw(-verify_depth 1)), 22, 'a chain that is too long';
+    for my $name (sort keys %wrong) {
+        $redis->restart(tls => { cert => "backend_$name" });
+        my @crl = $name eq 'revoked' ? (-CRL => $certs->{crl_pem}, '-crl_check_all') : ();
+        is verdict($redis->tls_port, @crl), $wrong{$name}, $name;
+    }
+
+    $redis->restart(tls => { clients => 'yes', protocols => 'TLSv1.2', ciphers => 'ECDHE-ECDSA-AES256-GCM-SHA384' });
+    my $ping = sub {
+        s_client(port => $redis->tls_port, request => "PING\r\nQUIT\r\n", args => [@_])->output =~ /^\+PONG/m ? 1 : 0;
+    };
+    my @key = (-key => $certs->{client_enc_key}, -pass => "file:$certs->{client_pass}");
+    is $ping->(), 0, 'not without a certificate';
+    is $ping->(-cert => $certs->{client_other_crt}, -key => $certs->{client_other_key}), 0, 'not with any';
+    is $ping->(-cert => $certs->{client_crt}, @key), 1, 'but with ours, and its encrypted key';
+    is $ping->(-cert => $certs->{client_crt}, @key, '-tls1_3'), 0, 'not with TLS 1.3';
+    is $ping->(-cert => $certs->{client_crt}, @key, qw(-cipher ECDHE-ECDSA-AES128-GCM-SHA256)), 0, 'nor another cipher';
+};
+
+subtest 'memcached: requests, restart, pause' => sub {
+    for my $where (qw(port unix)) {
+        my $memcached = memcached(unix => $where eq 'unix', item_size => '2m');
+        is $memcached->cmd('ms a 4 T60', "\0\r\n\xff"), 'HD', "$where: set";
+        is $memcached->get('a'), "\0\r\n\xff", 'get';
+        is $memcached->get('b'), undef, 'a miss';
+        ok $memcached->ttl('a') > 50, 'ttl';
+        is $memcached->raw("mg a t v\r\nnonsense\r\n"), "VA 4 t60\r\n\0\r\n\xff\r\nERROR\r\n", 'raw';
+        is_deeply [ $memcached->keys ], ['a'], 'keys';
+        ok $memcached->set(big => 'x' x 1_500_000), 'an item of more than 1 MB';
+        ok !eval { $memcached->set(big => 'x' x 2_500_000) }, 'but not over the limit';
+        is $memcached->stats('cmd_set'), 2, 'figures';
+        $memcached->pause;
+        $memcached->resume;
+        $memcached->kill;
+        ok !eval { $memcached->get('a'); 1 }, 'gone';
+        $memcached->start;
+        is_deeply [ $memcached->keys ], [], 'is there again, empty';
+    }
+};
+
 subtest 'relay: delays, holds, cuts, drops' => sub {
     my $redis = redis();
     my $relay = relay(upstream => $redis->unix);

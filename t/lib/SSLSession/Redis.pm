@@ -5,68 +5,94 @@ package SSLSession::Redis;
 use strict;
 use warnings;
 
-use SSLSession::Process;
-use SSLSession::Util qw(free_port new_dir wait_until patience slurp);
+use parent 'SSLSession::Server';
+use SSLSession::Certs qw(certs);
+use SSLSession::Util qw(free_port new_dir spew wait_until);
 
-use Carp qw(croak);
-use IO::Select;
-use IO::Socket::INET;
-
-# args => ['--requirepass', ...] go to redis-server; password => what cmd() authenticates with;
-# start => 0 leaves it stopped.
+# port => ..., or 0 for none; bind => '::1' in place of 127.0.0.1
+# tls => 1, or { cert => a name of certs() ('backend'), ca => for clients' certificates ('ca_crt'),
+#     clients => 'yes' | 'no' | 'optional' ('no'), protocols => 'TLSv1.2', ciphers => ...,
+#     ciphersuites => ..., session_caching => 'yes' | 'no' }: a TLS port, beside the plain one
+# password => 'secret' (of the user "default", and for its master)
+# users => { nginx => '>pass ~tls:* +get +set' } (they are "on")
+# replicaof => another of these, maxmemory => '3mb' (nothing is evicted)
+# conf => ['line of redis.conf', ...], args => ['--appendonly', 'yes', ...]
+# start => 0 leaves it stopped
+#
+# For cmd() there is a user "fixture", who may do all. It authenticates only when it must.
 sub new {
     my ($class, %arg) = @_;
     my $dir  = new_dir('redis');
     my $self = bless {
-        port => $arg{port} // free_port(), unix => "$dir/sock", log => "$dir/log", dir => $dir,
-        args => $arg{args} // [], password => $arg{password},
+        unix => "$dir/sock", log => "$dir/log", dir => $dir, arg => \%arg,
+        port => $arg{port} // free_port(),
+        tls_port => $arg{tls} && ($arg{tls_port} // free_port()),
+        # The socket where there is no plain port; else one connection less to tell apart there.
+        by_unix => $arg{bind} ? 1 : 0,
     }, $class;
+    $self->configure;
     $self->start unless defined $arg{start} && !$arg{start};
     return $self;
 }
 
-sub port    { $_[0]{port} }
-sub unix    { $_[0]{unix} }
-sub url     { "redis://127.0.0.1:$_[0]{port}" }
-sub process { $_[0]{process} }
+sub tls_port { $_[0]{tls_port} }
+sub dir      { $_[0]{dir} }
+sub host     { $_[0]{arg}{bind} // '127.0.0.1' }
+sub address  { $_[0]->_at($_[0]{port} || $_[0]{tls_port}) }
+sub url      { ($_[0]{port} ? 'redis://' : 'rediss://') . $_[0]->address }
+sub tls_url  { 'rediss://' . $_[0]->_at($_[0]{tls_port}) }
+sub _at      { my ($self, $port) = @_; return ($self->host =~ /:/ ? '[' . $self->host . ']' : $self->host) . ":$port" }
 
-# Starts it, or starts it again on the same addresses, empty.
+# Starts it, or starts it again on the same addresses, empty; with arguments of new() changed.
 sub start {
-    my ($self) = @_;
-    $self->{process} = SSLSession::Process->spawn(
-        name => 'redis-server',
-        out  => $self->{log},
-        cmd  => [ 'redis-server', '--port', $self->{port}, qw(--bind 127.0.0.1 --daemonize no),
-                  '--unixsocket', $self->{unix}, '--save', '', qw(--appendonly no),
-                  '--dir', $self->{dir}, @{ $self->{args} } ],
-    );
-    wait_until {
-        croak 'redis-server: ' . slurp($self->{log}) unless $self->{process}->alive;
-        # Alive is what answers: a NOAUTH is an answer too.
-        eval { $self->cmd('PING'); 1 } || $@ =~ /NOAUTH/;
-    } 10, 'redis-server';
-    return $self;
+    my ($self, %change) = @_;
+    $self->configure(%change) if %change;
+    my $cmd = [ 'redis-server', "$self->{dir}/redis.conf", @{ $self->{arg}{args} // [] } ];
+    return $self->_run($cmd, sub { eval { $self->cmd('PING') } });
 }
 
-# Ends in order, from SIGKILL, hangs (accepts, never answers), goes on.
-sub stop   { my ($self) = @_; $self->_forget; $self->{process}->cont; $self->{process}->stop('TERM') }
-sub kill   { my ($self) = @_; $self->_forget; $self->{process}->kill_all }
-sub pause  { $_[0]{process}->pause }
-sub resume { $_[0]{process}->cont }
+# Writes redis.conf. Left alone by start() otherwise: the server may have rewritten it.
+sub configure {
+    my ($self, %change) = @_;
+    my $arg  = $self->{arg} = { %{ $self->{arg} }, %change };
+    my @conf = (
+        "port $self->{port}", 'bind ' . $self->host, "unixsocket $self->{unix}", "dir $self->{dir}",
+        'daemonize no', 'save ""', 'appendonly no', 'user fixture on nopass ~* &* +@all',
+    );
+    push @conf, $self->_tls_conf if $self->{tls_port};
+    push @conf, "requirepass $arg->{password}", "masterauth $arg->{password}" if defined $arg->{password};
+    push @conf, map { "user $_ on $arg->{users}{$_}" } sort keys %{ $arg->{users} // {} };
+    push @conf, "maxmemory $arg->{maxmemory}" if defined $arg->{maxmemory};
+    push @conf, 'replicaof ' . $arg->{replicaof}->host . ' ' . $arg->{replicaof}->replication_port
+        if $arg->{replicaof};
+    push @conf, 'repl-diskless-sync-delay 0', @{ $arg->{conf} // [] };
+    spew("$self->{dir}/redis.conf", map { "$_\n" } @conf);
+}
+
+sub _tls_conf {
+    my ($self) = @_;
+    my %tls   = ref $self->{arg}{tls} ? %{ $self->{arg}{tls} } : ();
+    my $certs = certs();
+    my $cert  = $tls{cert} // 'backend';
+    my @conf  = (
+        "tls-port $self->{tls_port}", "tls-cert-file $certs->{qq{${cert}_crt}}",
+        "tls-key-file $certs->{qq{${cert}_key}}", 'tls-ca-cert-file ' . $certs->{ $tls{ca} // 'ca_crt' },
+        'tls-auth-clients ' . ($tls{clients} // 'no'),
+    );
+    for my $name (qw(protocols ciphers ciphersuites session_caching)) {
+        push @conf, 'tls-' . ($name =~ tr/_/-/r) . qq{ "$tls{$name}"} if defined $tls{$name};
+    }
+    return @conf;
+}
+
+# Where its replicas and its cluster reach it.
+sub replication_port { $_[0]{port} || $_[0]{tls_port} }
 
 # cmd('GET', 'key'): the reply: a string or number, undef for nil, a reference to a list for an
-# array; an error reply dies with its text.
+# array; an error reply dies with its text, "redis: ...".
 sub cmd {
     my ($self, @args) = @_;
-    my $fresh = !$self->{sock};
-    my $reply = eval { $self->_cmd(@args) };
-    if (my $err = $@) {
-        $self->_forget unless $err =~ /^redis: /;
-        # The connection may be one to the server that was there before.
-        return $self->_cmd(@args) if !$fresh && $err !~ /^redis: /;
-        croak $err;
-    }
-    return $reply;
+    return scalar $self->_with_connection('redis: ', sub { $self->_cmd(@args) });
 }
 
 # All keys, sorted.
@@ -76,39 +102,44 @@ sub keys {
     return @keys;
 }
 
-sub _forget { delete $_[0]{sock} }
+# A field of INFO, or all of them.
+sub info {
+    my ($self, $field) = @_;
+    my %info = $self->cmd('INFO', 'all') =~ /^([^#:\r\n][^:\r\n]*):(.*?)\r?$/mg;
+    return defined $field ? $info{$field} : \%info;
+}
+
+# How often a command was called since the start: 'get', 'client|setname'. AUTH counts ours, too.
+sub calls {
+    my ($self, $command) = @_;
+    return ($self->info("cmdstat_\L$command") // '') =~ /^calls=(\d+)/ ? $1 : 0;
+}
+
+# The connections to it, but for our own, as CLIENT LIST has them: { addr, name, user, db, ... }.
+sub clients {
+    my ($self) = @_;
+    my $own = $self->cmd('CLIENT', 'ID');
+    return grep { $_->{id} != $own }
+        map { +{ /(\S+?)=(\S*)/g } } split /\n/, $self->cmd('CLIENT', 'LIST');
+}
+
+# Waits until it follows its master.
+sub wait_replica {
+    my ($self) = @_;
+    wait_until { ($self->info('master_link_status') // '') eq 'up' } 15, 'the replica';
+    return $self;
+}
 
 sub _cmd {
     my ($self, @args) = @_;
-    if (!$self->{sock}) {
-        $self->{sock} = IO::Socket::INET->new(
-            PeerAddr => '127.0.0.1', PeerPort => $self->{port}, Proto => 'tcp', Timeout => 5)
-            or die "connect to redis: $!\n";
-        $self->{bytes} = '';
-        $self->_cmd('AUTH', $self->{password}) if defined $self->{password};
-    }
-    print { $self->{sock} } '*' . @args . "\r\n", map { '$' . length($_) . "\r\n$_\r\n" } @args;
-    $self->{sock}->flush;
+    $self->_send('*' . @args . "\r\n", map { '$' . length($_) . "\r\n$_\r\n" } @args);
     my $reply = $self->_reply;
-    die $$reply . "\n" if ref $reply eq 'SCALAR';
-    return $reply;
-}
-
-# The next bytes up to a pattern's match, or of that number.
-sub _take {
-    my ($self, $what) = @_;
-    my $deadline = time + 10 * patience();
-    while (1) {
-        my $bytes = \$self->{bytes};
-        if (ref $what) {
-            return $1 if $$bytes =~ s/^$what//;
-        } elsif (length $$bytes >= $what) {
-            return substr $$bytes, 0, $what, '';
-        }
-        # A paused server must not hang the test.
-        IO::Select->new($self->{sock})->can_read($deadline - time) or die "redis did not answer\n";
-        sysread $self->{sock}, $$bytes, 65536, length $$bytes or die "redis closed the connection\n";
+    return $reply if ref $reply ne 'SCALAR';
+    if ($$reply =~ /^redis: (?:NOAUTH|NOPERM)/ && !$self->{known}++) {
+        $self->_cmd('AUTH', 'fixture', '');
+        return $self->_cmd(@args);
     }
+    die "$$reply\n";
 }
 
 sub _reply {
