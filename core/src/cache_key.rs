@@ -19,6 +19,12 @@ pub struct CacheKey {
     len: usize,
 }
 
+impl PartialEq for CacheKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
 impl CacheKey {
     /// The key of `id`. `None` if the prefix is longer than [`MAX_PREFIX`].
     pub fn new(prefix: &[u8], id: &SessionId) -> Option<Self> {

@@ -8,8 +8,8 @@ use alloc::collections::VecDeque;
 
 use crate::codec::OutOfMemory;
 
-/// What kind of request it is, and so which answers it may get. Fetches and claims have one
-/// timeout, all others another one, so that the deadlines of each class come in the order in which
+/// What kind of request it is, and so which answers it may get. What changes nothing has
+/// one timeout, all else another one, so that the deadlines of each class come in the order in which
 /// the requests were made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind<W> {
@@ -23,21 +23,26 @@ pub enum Kind<W> {
     /// elsewhere.
     Update(Option<W>),
     /// The servers are asked about themselves.
-    Query(W),
+    Query,
 }
 
 impl<W: Copy> Kind<W> {
     /// Who waits for the answer.
     pub fn waiter(self) -> Option<W> {
         match self {
-            Kind::Fetch(waiter) | Kind::Claim(waiter) | Kind::Query(waiter) => Some(waiter),
+            Kind::Fetch(waiter) | Kind::Claim(waiter) => Some(waiter),
             Kind::Update(waiter) => waiter,
-            Kind::Greeting(_) => None,
+            Kind::Greeting(_) | Kind::Query => None,
         }
     }
 
+    /// Whether anybody wants to know how it ends.
+    pub fn is_awaited(self) -> bool {
+        self.waiter().is_some() || matches!(self, Kind::Query)
+    }
+
     fn is_fetch(self) -> bool {
-        matches!(self, Kind::Fetch(_) | Kind::Claim(_))
+        matches!(self, Kind::Fetch(_) | Kind::Claim(_) | Kind::Query)
     }
 }
 

@@ -69,6 +69,10 @@ pub trait Handler: Sized + 'static {
     /// OpenSSL asks for the session of `id`.
     fn session(self: &Rc<Self>, connection: &Connection, id: &[u8]) -> Option<Session>;
 
+    /// Whether nobody else is asked for a session of this connection that [`Handler::session`]
+    /// did not have.
+    fn is_only_source(&self, connection: &Connection) -> bool;
+
     /// A session was made that can be resumed later.
     fn session_made(&self, connection: &Connection, session: &SessionRef);
 
@@ -762,8 +766,8 @@ unsafe extern "C" fn get<H: Handler>(
             return session.into_ptr();
         }
         match hooks.get {
-            Some(kept) => kept(ssl, id, len, copy),
-            None => ptr::null_mut(),
+            Some(kept) if !hooks.handler.is_only_source(&connection) => kept(ssl, id, len, copy),
+            _ => ptr::null_mut(),
         }
     }
 }

@@ -86,7 +86,6 @@ impl Zone {
     }
 
     /// Like [`Zone::get`], and removes the entry in the same step.
-    #[expect(dead_code, reason = "what single-use tickets need; no directive asks for it yet")]
     pub fn take(&self, name: &[u8], now: i64, value: &mut Vec<u8>) -> bool {
         self.read(name, now, value, true)
     }

@@ -7,12 +7,14 @@ use session_core::hello::SessionId;
 use session_core::outcome::Outcome;
 use zeroize::Zeroizing;
 
-use crate::net::peer::Waiter;
+use crate::net::backend::Waiter;
 use crate::tier::Tier;
 
 /// One session ID on its way through the tiers.
 pub struct Lookup {
     id: SessionId,
+    /// Whether the entry is taken out of the last tier; then no other tier is asked or told.
+    take: bool,
     /// The tier that is asked, or that had the entry, or the number of tiers.
     tier: usize,
     outcome: Outcome,
@@ -37,6 +39,7 @@ impl Lookup {
     pub fn new(id: SessionId) -> Self {
         Lookup {
             id,
+            take: false,
             tier: 0,
             outcome: Outcome::Miss,
             corrupt: None,
@@ -45,9 +48,19 @@ impl Lookup {
         }
     }
 
+    /// A lookup that takes the entry out of the last of so many tiers.
+    pub fn take(id: SessionId, tiers: usize) -> Self {
+        Lookup { take: true, tier: tiers.saturating_sub(1), refill: false, ..Lookup::new(id) }
+    }
+
     /// The session ID.
     pub fn id(&self) -> &SessionId {
         &self.id
+    }
+
+    /// Whether the entry was taken out of its tier.
+    pub fn is_take(&self) -> bool {
+        self.take
     }
 
     /// The outcome so far.
@@ -90,9 +103,9 @@ impl Lookup {
     /// Asks the tiers from the current one on.
     pub fn run(&mut self, tiers: &[Rc<dyn Tier>], waiter: Waiter) -> Step {
         while let Some(tier) = tiers.get(self.tier) {
-            let outcome = match tier.fetch_now(&self.id, &mut self.value) {
+            let outcome = match self.now(&**tier) {
                 Some(outcome) => outcome,
-                None => match tier.fetch(&self.id, waiter) {
+                None => match self.ask(&**tier, waiter) {
                     Ok(()) => return Step::Waits,
                     Err(outcome) => outcome,
                 },
@@ -107,7 +120,7 @@ impl Lookup {
     /// Asks the local tiers only. Whether one had the entry.
     pub fn run_local(&mut self, tiers: &[Rc<dyn Tier>]) -> bool {
         while let Some(tier) = tiers.get(self.tier) {
-            match tier.fetch_now(&self.id, &mut self.value) {
+            match self.now(&**tier) {
                 Some(outcome) if self.took(outcome) => return true,
                 Some(_) => {}
                 None => self.tier = self.tier.saturating_add(1),
@@ -132,6 +145,18 @@ impl Lookup {
             self.value.extend_from_slice(value);
         }
         if self.took(outcome) { Step::Ended } else { self.run(tiers, waiter) }
+    }
+
+    fn now(&mut self, tier: &dyn Tier) -> Option<Outcome> {
+        if self.take {
+            tier.take_now(&self.id, &mut self.value)
+        } else {
+            tier.fetch_now(&self.id, &mut self.value)
+        }
+    }
+
+    fn ask(&self, tier: &dyn Tier, waiter: Waiter) -> Result<(), Outcome> {
+        if self.take { tier.take(&self.id, waiter) } else { tier.fetch(&self.id, waiter) }
     }
 
     /// Counts the outcome of the current tier in. Whether that ends the lookup.

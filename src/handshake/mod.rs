@@ -15,7 +15,7 @@ use crate::ffi::log::Log;
 use crate::ffi::tls::{
     Attached, Connection, DerError, Handler, Read, Session, SessionRef, Sink, Socket, Waiters,
 };
-use crate::net::peer::{Answers, Waiter};
+use crate::net::backend::{Answers, Waiter};
 use crate::tier::Tier;
 use crate::{debug, log_at};
 
@@ -32,6 +32,8 @@ pub const MAX_SESSION: usize = 16 * 1024;
 pub struct Policy {
     /// Where sessions are looked up, in this order.
     fetch: Vec<Rc<dyn Tier>>,
+    /// Whether a ticket of TLS 1.3 is good for one handshake only.
+    single_use: bool,
     /// Where they are stored.
     store: Vec<Rc<dyn Tier>>,
     /// Whether a lookup may have to wait. Otherwise OpenSSL's question is answered when it comes,
@@ -45,11 +47,14 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Looks up in the tiers of `fetch`, in order, and stores in all of `store`.
-    pub fn new(fetch: Vec<Rc<dyn Tier>>, store: Vec<Rc<dyn Tier>>) -> Self {
+    /// Looks up in the tiers of `fetch`, in order, and stores in all of `store`. With `single_use`
+    /// sessions of TLS 1.3 are taken out of the last tier of `fetch`; those before it may have
+    /// copies, and are not asked.
+    pub fn new(fetch: Vec<Rc<dyn Tier>>, single_use: bool, store: Vec<Rc<dyn Tier>>) -> Self {
         Policy {
             suspends: fetch.iter().any(|tier| !tier.is_local()),
             fetch,
+            single_use,
             store,
             waiters: Waiters::new(),
             scratch: RefCell::new(Vec::new()),
@@ -75,6 +80,19 @@ impl Policy {
         }
     }
 
+    /// Whether a session of this connection is good for one handshake only.
+    fn takes(&self, connection: &Connection) -> bool {
+        self.single_use && connection.is_tls13()
+    }
+
+    fn lookup(&self, id: SessionId, take: bool) -> lookup::Lookup {
+        if take {
+            lookup::Lookup::take(id, self.fetch.len())
+        } else {
+            lookup::Lookup::new(id)
+        }
+    }
+
     /// Looks for a session that no lookup was made for: the ClientHello could not be read ahead
     /// of OpenSSL, or it has changed after a HelloRetryRequest, or all tiers are local.
     fn session_at_hand(
@@ -89,7 +107,7 @@ impl Policy {
             Some(attached) => attached,
             None => connection.attach(self, State::new()).ok()?,
         };
-        let mut lookup = lookup::Lookup::new(*id);
+        let mut lookup = self.lookup(*id, self.takes(connection));
         let found = lookup.run_local(&self.fetch);
         let outcome = lookup.outcome();
         let report = attached.state().report_now(outcome, lookup.tier());
@@ -99,7 +117,12 @@ impl Policy {
             id.short_hash(),
             report.as_micros()
         );
-        if found { self.open(attached, &mut lookup) } else { None }
+        let session = if found { self.open(attached, &mut lookup) } else { None };
+        if lookup.is_take() {
+            // It is nowhere else now, and OpenSSL asks again after a HelloRetryRequest.
+            attached.state().put_lookup(lookup);
+        }
+        session
     }
 
     /// Makes a session of what a lookup has found. An entry that is not the session asked for is
@@ -112,7 +135,7 @@ impl Policy {
             if let Some(tier) = lookup.tier().and_then(|tier| self.fetch.get(tier)) {
                 self.discard(attached, &id, &**tier);
                 if is_session {
-                    tier.mistrust();
+                    tier.mistrust(&id);
                 }
             }
             attached.state().report_outcome(Outcome::Corrupt);
@@ -190,6 +213,10 @@ impl Handler for Policy {
         // OpenSSL asks again after a HelloRetryRequest.
         attached.state().put_lookup(lookup);
         session
+    }
+
+    fn is_only_source(&self, connection: &Connection) -> bool {
+        self.takes(connection)
     }
 
     fn session_made(&self, connection: &Connection, session: &SessionRef) {

@@ -18,7 +18,7 @@ use super::{Policy, server_policy};
 use crate::debug;
 use crate::ffi::tls::{Attached, Ending, Read, Sink, Socket, SocketRead};
 use crate::log_at;
-use crate::net::peer::Waiter;
+use crate::net::backend::Waiter;
 
 /// How much is read at first, in bytes: a ClientHello of a browser, with room to spare.
 const FIRST_READ: usize = 2048;
@@ -141,11 +141,12 @@ impl State {
         Some(inner.lookups.swap_remove(place))
     }
 
-    /// Puts a lookup back.
+    /// Puts a lookup back, or keeps one that was made without suspending.
     pub fn put_lookup(&self, lookup: Lookup) {
         if let Ok(mut inner) = self.0.try_borrow_mut() {
-            // There is room: it was taken out before.
-            inner.lookups.push(lookup);
+            if inner.lookups.try_reserve(1).is_ok() {
+                inner.lookups.push(lookup);
+            }
         }
     }
 
@@ -227,8 +228,12 @@ impl Inner {
             };
             match self.reader.read(&self.buf) {
                 Progress::Complete(hello) => {
-                    let ids = wanted_ids(&hello, &server_policy(&attached.connection()));
-                    self.look_up(policy, attached, ids.as_slice());
+                    let server = server_policy(&attached.connection());
+                    let ids = wanted_ids(&hello, &server);
+                    let take = policy.single_use && hello.offers_tls13 && server.tls13;
+                    // OpenSSL uses one ticket; to take another would waste it.
+                    let ids = if take { ids.as_slice().get(..1) } else { Some(ids.as_slice()) };
+                    self.look_up(policy, attached, ids.unwrap_or_default(), take);
                 }
                 Progress::Unreadable(why) => {
                     debug!(attached.log(), "SSL session fetch: {why}");
@@ -311,7 +316,13 @@ impl Inner {
     }
 
     /// Looks the session IDs up.
-    fn look_up(&mut self, policy: &Policy, attached: &Attached<Policy>, ids: &[SessionId]) {
+    fn look_up(
+        &mut self,
+        policy: &Policy,
+        attached: &Attached<Policy>,
+        ids: &[SessionId],
+        take: bool,
+    ) {
         self.phase = Phase::AwaitReader;
         if ids.is_empty() || self.lookups.try_reserve_exact(ids.len()).is_err() {
             return;
@@ -322,7 +333,7 @@ impl Inner {
         self.waiting = 0;
         for (index, id) in ids.iter().enumerate() {
             debug!(attached.log(), "SSL session fetch {:08x}", id.short_hash());
-            let mut lookup = Lookup::new(*id);
+            let mut lookup = policy.lookup(*id, take);
             if lookup.run(&policy.fetch, Waiter { token, index }) == Step::Waits {
                 self.waiting = self.waiting.saturating_add(1);
             }

@@ -1,10 +1,10 @@
-//! One pipelined connection to one server.
+//! One pipelined connection to one server, over TLS where that is configured.
 //!
 //! Requests of one turn of the event loop leave in one write; answers come in the order of the
 //! requests. A request whose deadline passes is told so and keeps its place in the line. The
 //! connection is given up when nothing at all has come for the whole timeout of a request.
 
-use core::cell::{Cell, OnceCell, RefCell, RefMut};
+use core::cell::{Cell, RefCell, RefMut};
 use core::fmt::{self, Write};
 use core::mem;
 use core::ops::Range;
@@ -12,18 +12,21 @@ use std::boxed::Box;
 use std::rc::{Rc, Weak};
 use std::vec::Vec;
 
-use session_core::breaker::{Breaker, Verdict};
-use session_core::codec::{Answer, Codec, DecodeError, OutOfMemory};
+use session_core::breaker::{self, Breaker, Verdict};
+use session_core::codec::{Answer, Codec, DecodeError, Expiry, OutOfMemory, Redirect, Unfit};
 use session_core::inflight::{InFlight, Kind};
 use session_core::outcome::Outcome;
+use session_core::resp;
 use session_core::slots::Token;
 use session_core::throttle::Throttle;
 use zeroize::Zeroize;
 
+use crate::ffi::client::{TlsClient, TlsError, TlsName};
 use crate::ffi::clock;
 use crate::ffi::event::{Event, On};
-use crate::ffi::link::{Address, ConnectError, Io, Link, LinkOwner, Progress};
+use crate::ffi::link::{Address, ConnectError, Handshake, Io, Link, LinkOwner, Progress};
 use crate::ffi::log::Log;
+use crate::ffi::tls::Session;
 use crate::{debug, log_at};
 
 /// How much is read at once, in bytes.
@@ -36,20 +39,85 @@ const MAX_UNSENT: usize = 4 * 1024 * 1024;
 /// A buffer that has grown beyond this is freed when it is empty, in bytes.
 const KEPT_BUFFER: usize = 64 * 1024;
 
-/// Who waits for the answer to a fetch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Waiter {
-    /// The handshake.
-    pub token: Token,
-    /// Which of its lookups.
-    pub index: usize,
+/// Takes what becomes of requests. Called from events of the peer only, never while a request is
+/// made.
+pub trait Replies {
+    /// A request with a waiter has ended.
+    fn replied(&self, peer: &Peer, waiter: Token, reply: Reply<'_>);
+
+    /// [`Peer::query`] has ended.
+    fn learned(&self, peer: &Peer, reply: Reply<'_>);
 }
 
-/// Takes the answers to fetches. Called from events of the peer only, never while a request is
-/// made.
-pub trait Answers {
-    /// A fetch has ended. `value` is the entry of a hit and empty otherwise.
-    fn answered(&self, waiter: Waiter, outcome: Outcome, value: &[u8]);
+/// What became of a request.
+#[derive(Debug)]
+pub enum Reply<'a> {
+    /// The entry asked for.
+    Value(&'a [u8]),
+    /// The entry asked for, once the claim of that number is accepted.
+    Claim(&'a [u8], u64),
+    /// There is no such entry.
+    Missing,
+    /// The request was carried out.
+    Done,
+    /// Another server has to be asked.
+    Redirect(Redirect<'a>),
+    /// A reply of several values.
+    Array(&'a [u8]),
+    /// The server refused, in these words.
+    Refused(&'a [u8]),
+    /// There was no proper reply.
+    Failed(Outcome),
+}
+
+/// A request about one entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Name of the entry.
+    pub key: &'a [u8],
+    /// What to do.
+    pub command: Command<'a>,
+    /// Whether the server is to answer although the entry's slot is only on its way there.
+    pub asking: bool,
+}
+
+/// What to do with an entry.
+#[derive(Clone, Copy, Debug)]
+pub enum Command<'a> {
+    /// Read it.
+    Get,
+    /// Read and remove it.
+    Take,
+    /// Remove it, as [`Reply::Claim`] has it.
+    Claim(u64),
+    /// Write it.
+    Set {
+        /// The entry.
+        value: &'a [u8],
+        /// How long it is kept.
+        expiry: Expiry,
+    },
+    /// Remove it.
+    Delete,
+}
+
+/// A server as it was configured or found.
+pub struct Server {
+    /// The addresses of its name, in the order in which they are tried; not empty.
+    pub addresses: Vec<Address>,
+    /// How to secure connections.
+    pub tls: Option<Tls>,
+    /// When it counts as down.
+    pub breaker: breaker::Config,
+}
+
+/// How to secure connections to a server.
+#[derive(Clone)]
+pub struct Tls {
+    /// What is common to all servers of the backend.
+    pub client: Rc<TlsClient>,
+    /// The server's own name.
+    pub name: TlsName,
 }
 
 /// Limits of a peer. Times in milliseconds.
@@ -65,6 +133,8 @@ pub struct Limits {
     pub queue: usize,
     /// The longest value, in bytes.
     pub max_value: usize,
+    /// Whether redirections are replies, and no errors.
+    pub redirects: bool,
 }
 
 /// The server is down or has too much to do; the request was not made.
@@ -74,11 +144,11 @@ pub struct Refused;
 /// A server, with the connection to it while there is one.
 pub struct Peer {
     this: Weak<Peer>,
-    codec: Box<dyn Codec>,
-    /// The addresses of the server's name, in the order in which they are tried.
+    codec: Rc<dyn Codec>,
     addresses: Vec<Address>,
+    tls: Option<Tls>,
     limits: Limits,
-    answers: OnceCell<Weak<dyn Answers>>,
+    replies: Weak<dyn Replies>,
     /// Which address is in use.
     address: Cell<usize>,
     state: RefCell<State>,
@@ -91,14 +161,13 @@ pub struct Peer {
 struct Tick;
 struct Flush;
 
-#[derive(Default)]
 struct State {
     link: Option<Link>,
     phase: Phase,
     breaker: Breaker,
     /// How many addresses are left to try.
     untried: usize,
-    inflight: InFlight<Waiter>,
+    inflight: InFlight<Token>,
     out: Vec<u8>,
     /// How much of `out` has been written.
     sent: usize,
@@ -118,8 +187,15 @@ struct State {
     doubt: Option<Doubt>,
     /// Counts the connections.
     generation: u64,
-    /// How many answers belonged to another request.
+    /// The TLS session of the last connection, and the address it belongs to.
+    session: Option<(usize, Session)>,
+    /// Whether the server is to be forgotten when it has answered what it was asked.
+    retired: bool,
+    /// Whether the server has shown that it is no master.
+    demoted: bool,
+    /// How many answers belonged to another request, and the hash of the last one's key.
     strangers: u32,
+    stranger: u64,
     /// Whether this connection has given a proper answer.
     proven: bool,
     /// Ends of fetches that are still to be told; kept for its memory.
@@ -136,6 +212,9 @@ enum Phase {
     Connecting {
         deadline: u64,
     },
+    Handshaking {
+        deadline: u64,
+    },
     Ready,
 }
 
@@ -146,11 +225,23 @@ struct Doubt {
     until: u64,
 }
 
-/// A fetch that has ended; the value is that range of what was read.
+/// A request that has ended; the value is that range of what was read.
 struct Ended {
-    waiter: Waiter,
-    outcome: Outcome,
+    kind: Kind<Token>,
+    end: End,
     value: Range<usize>,
+}
+
+/// What became of a request, see [`Reply`].
+enum End {
+    Value,
+    Claim(u64),
+    Missing,
+    Done,
+    Redirect { ask: bool, slot: u16, host: Box<str>, port: u16 },
+    Array,
+    Refused,
+    Failed(Outcome),
 }
 
 /// Why a connection is given up. The text is what follows `SERVER is down: `.
@@ -158,12 +249,15 @@ enum Failure {
     Local,
     Connect(i32),
     ConnectTimeout,
+    Handshake(TlsError),
+    HandshakeTimeout,
     Silent(u64),
     Closed,
     Io(i32),
     OutOfMemory,
     OutOfStep,
     Mistrusted,
+    NotMaster,
     Decode(DecodeError),
     Greeting(Box<str>),
 }
@@ -173,7 +267,9 @@ impl Failure {
     fn outcome(&self) -> Outcome {
         match self {
             Failure::Local | Failure::Connect(_) => Outcome::Down,
-            Failure::ConnectTimeout | Failure::Silent(_) => Outcome::Timeout,
+            Failure::ConnectTimeout | Failure::HandshakeTimeout | Failure::Silent(_) => {
+                Outcome::Timeout
+            }
             _ => Outcome::Error,
         }
     }
@@ -185,12 +281,15 @@ impl fmt::Display for Failure {
             Failure::Local => f.write_str("no connection or socket left"),
             Failure::Connect(errno) => write!(f, "connect() failed ({})", Errno(*errno)),
             Failure::ConnectTimeout => f.write_str("connect() timed out"),
+            Failure::Handshake(error) => write!(f, "SSL handshake failed: {error}"),
+            Failure::HandshakeTimeout => f.write_str("SSL handshake timed out"),
             Failure::Silent(ms) => write!(f, "no answer within {ms} ms"),
             Failure::Closed => f.write_str("server closed connection"),
             Failure::Io(errno) => write!(f, "connection failed ({})", Errno(*errno)),
             Failure::OutOfMemory => f.write_str("no memory"),
             Failure::OutOfStep => f.write_str("reply to no request"),
             Failure::Mistrusted => f.write_str("reply with another session"),
+            Failure::NotMaster => f.write_str("server is not the master"),
             Failure::Decode(error) => error.fmt(f),
             Failure::Greeting(text) => write!(f, "server refused: \"{text}\""),
         }
@@ -222,53 +321,97 @@ impl fmt::Display for Errno {
 }
 
 impl Peer {
-    /// A server that is connected to when the first request is made. `addresses` is not empty.
-    pub fn new(codec: Box<dyn Codec>, addresses: Vec<Address>, limits: Limits) -> Rc<Self> {
+    /// A server that is connected to when the first request is made.
+    pub fn new(
+        server: Server,
+        codec: Rc<dyn Codec>,
+        limits: Limits,
+        replies: Weak<dyn Replies>,
+    ) -> Rc<Self> {
         Rc::new_cyclic(|this| Peer {
             this: this.clone(),
             codec,
-            addresses,
+            addresses: server.addresses,
+            tls: server.tls,
             limits,
-            answers: OnceCell::new(),
+            replies,
             address: Cell::new(0),
-            state: RefCell::new(State::default()),
+            state: RefCell::new(State::new(server.breaker)),
             tick: Event::new(this.clone()),
             flush: Event::new(this.clone()),
         })
     }
 
-    /// Says who takes the answers; once.
-    pub fn set_answers(&self, answers: Weak<dyn Answers>) {
-        // A second list of tiers with this server has the same taker.
-        let _ = self.answers.set(answers);
+    /// The address in use.
+    pub fn address(&self) -> Option<&Address> {
+        self.addresses.get(self.address.get())
     }
 
-    /// Asks for an entry; [`Answers::answered`] tells the end.
-    pub fn fetch(&self, key: &[u8], waiter: Waiter) -> Result<(), Refused> {
-        self.request(Kind::Fetch(waiter), self.limits.fetch_timeout, |codec, out| {
-            codec.get(key, out)
+    /// Whether a request would be taken now. Connects if need be, and begins a probe of a server
+    /// that is down where one is due.
+    pub fn is_usable(&self) -> bool {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return false };
+        self.admit(&mut state, clock::now_ms()).is_ok()
+    }
+
+    /// Makes a request; [`Replies::replied`] tells the waiter its end.
+    pub fn send(&self, request: &Request<'_>, waiter: Option<Token>) -> Result<(), Refused> {
+        let Request { key, command, asking } = *request;
+        let kind = match (command, waiter) {
+            (Command::Get | Command::Take, Some(waiter)) => Kind::Fetch(waiter),
+            (Command::Claim(_), Some(waiter)) => Kind::Claim(waiter),
+            _ => Kind::Update(waiter),
+        };
+        let timeout = match kind {
+            Kind::Update(_) => self.limits.store_timeout,
+            _ => self.limits.fetch_timeout,
+        };
+        self.request(kind, timeout, asking, |codec, out| match command {
+            Command::Get => codec.get(key, out),
+            Command::Take => codec.take(key, out),
+            Command::Claim(claim) => codec.claim(key, claim, out),
+            Command::Set { value, expiry } => codec.set(key, value, expiry, out),
+            Command::Delete => codec.delete(key, out),
         })
     }
 
-    /// Sets an entry for `ttl` seconds.
-    pub fn store(&self, key: &[u8], value: &[u8], ttl: u32) -> Result<(), Refused> {
-        self.request(Kind::Update, self.limits.store_timeout, |codec, out| {
-            codec.set(key, value, ttl, out)
-        })
+    /// Asks the server about itself and its like.
+    pub fn query(
+        &self,
+        encode: impl FnOnce(&mut Vec<u8>) -> Result<(), OutOfMemory>,
+    ) -> Result<(), Refused> {
+        self.request(Kind::Query, self.limits.fetch_timeout, false, |_, out| encode(out))
     }
 
-    /// Removes an entry.
-    pub fn remove(&self, key: &[u8]) -> Result<(), Refused> {
-        self.request(Kind::Update, self.limits.store_timeout, |codec, out| codec.delete(key, out))
-    }
-
-    /// An answer was for another request than it seemed. Once, that is an entry in the wrong
-    /// place; again, the connection is out of step.
-    pub fn mistrust(&self) {
+    /// An answer was for another request than it seemed; `key` is a hash of what was asked for.
+    /// Once, that is an entry in the wrong place; with another key again, the connection is out of
+    /// step.
+    pub fn mistrust(&self, key: u64) {
         if let Ok(mut state) = self.state.try_borrow_mut() {
+            if state.strangers > 0 && state.stranger == key {
+                return;
+            }
+            state.stranger = key;
             state.strangers = state.strangers.saturating_add(1);
             self.flush.soon();
         }
+    }
+
+    /// The server has shown that it is no longer the master.
+    pub fn demoted(&self) {
+        if let Ok(mut state) = self.state.try_borrow_mut() {
+            state.demoted = true;
+            self.flush.soon();
+        }
+    }
+
+    /// Closes the connection when what was asked has been answered; no request is made any more.
+    /// Whether it is closed.
+    pub fn retire(&self) -> bool {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return false };
+        state.retired = true;
+        self.close_if_done(&mut state);
+        state.link.is_none()
     }
 
     /// Closes the connection; the worker exits.
@@ -281,8 +424,9 @@ impl Peer {
 
     fn request(
         &self,
-        kind: Kind<Waiter>,
+        kind: Kind<Token>,
         timeout: u64,
+        asking: bool,
         encode: impl FnOnce(&dyn Codec, &mut Vec<u8>) -> Result<(), OutOfMemory>,
     ) -> Result<(), Refused> {
         let now = clock::now_ms();
@@ -302,11 +446,19 @@ impl Peer {
             return Err(Refused);
         }
         // Room to tell the end of each, so that none can be forgotten for want of memory.
-        let pending = state.inflight.len().saturating_add(1);
+        let pending = state.inflight.len().saturating_add(2);
         state.ended.try_reserve(pending).map_err(|_| Refused)?;
         let start = state.out.len();
-        encode(&*self.codec, &mut state.out).map_err(|_| Refused)?;
-        if state.inflight.push(kind, now, timeout).is_err() {
+        if asking {
+            resp::asking(&mut state.out).map_err(|_| Refused)?;
+        }
+        if encode(&*self.codec, &mut state.out).is_err() {
+            state.out.truncate(start);
+            return Err(Refused);
+        }
+        let permission = [Kind::Update(None)].into_iter().filter(|_| asking);
+        let kinds = permission.chain([kind]);
+        if state.inflight.push_all(kinds, now, timeout).is_err() {
             state.out.truncate(start);
             return Err(Refused);
         }
@@ -319,6 +471,9 @@ impl Peer {
 
     /// Whether a request may be made now. Connects if need be.
     fn admit(&self, state: &mut State, now: u64) -> Result<(), Refused> {
+        if state.retired {
+            return Err(Refused);
+        }
         if state.link.is_some() {
             // While a probe is under way nothing else is sent.
             return if state.breaker.is_open() { Err(Refused) } else { Ok(()) };
@@ -331,8 +486,8 @@ impl Peer {
         let greeted = self.codec.greet(probe, &mut state.out).and_then(|answers| {
             state.greetings = answers;
             state.greeting = state.out.len();
-            (0..answers)
-                .try_for_each(|_| state.inflight.push(Kind::Greeting, now, self.greeting_timeout()))
+            let steps = (0..answers).map(Kind::Greeting);
+            state.inflight.push_all(steps, now, self.greeting_timeout())
         });
         state.untried = self.addresses.len();
         let connected = match greeted {
@@ -350,7 +505,8 @@ impl Peer {
     /// be answered.
     fn greeting_timeout(&self) -> u64 {
         let Limits { connect_timeout, fetch_timeout, .. } = self.limits;
-        connect_timeout.saturating_add(connect_timeout.max(fetch_timeout))
+        let handshake = if self.tls.is_some() { connect_timeout } else { 0 };
+        connect_timeout.saturating_add(handshake).saturating_add(connect_timeout.max(fetch_timeout))
     }
 
     /// Connects to the first of the addresses that are left to try and does not fail at once.
@@ -364,12 +520,10 @@ impl Peer {
                     debug!(Log::cycle(), "SSL session backend {self}: {progress:?}");
                     state.link = Some(link);
                     state.heard = 0;
-                    match progress {
-                        Progress::Connected => self.connected(state, now),
-                        Progress::Connecting => {
-                            let deadline = now.saturating_add(self.limits.connect_timeout);
-                            state.phase = Phase::Connecting { deadline };
-                        }
+                    let deadline = now.saturating_add(self.limits.connect_timeout);
+                    state.phase = Phase::Connecting { deadline };
+                    if progress == Progress::Connected {
+                        self.connected(state, now)?;
                     }
                     self.arm(state);
                     return Ok(());
@@ -387,23 +541,23 @@ impl Peer {
     /// Looks how an attempt to connect goes. `ended`: it has come to its end.
     fn check_connect(&self, state: &mut State, now: u64, ended: bool) {
         let result = state.link.as_ref().map_or(Ok(()), Link::connected);
-        match result {
+        let result = match result {
             Ok(()) if ended => self.connected(state, now),
-            Ok(()) => {}
+            Ok(()) => Ok(()),
             Err(errno) => {
                 state.link = None;
                 state.phase = Phase::Idle;
-                let retried = match state.untried {
+                match state.untried {
                     0 => Err(Failure::Connect(errno)),
                     _ => {
                         self.next_address();
                         self.connect(state, now)
                     }
-                };
-                if let Err(failure) = retried {
-                    self.give_up(state, now, &failure);
                 }
             }
+        };
+        if let Err(failure) = result {
+            self.give_up(state, now, &failure);
         }
         self.close_if_done(state);
         self.arm(state);
@@ -414,7 +568,32 @@ impl Peer {
         self.address.set(if next < self.addresses.len() { next } else { 0 });
     }
 
-    fn connected(&self, state: &mut State, now: u64) {
+    /// The connection is there. With TLS the handshake begins.
+    fn connected(&self, state: &mut State, now: u64) -> Result<(), Failure> {
+        if self.tls.is_none() {
+            self.ready(state, now);
+            return Ok(());
+        }
+        let deadline = now.saturating_add(self.limits.connect_timeout);
+        state.phase = Phase::Handshaking { deadline };
+        self.handshake(state, now)
+    }
+
+    /// Goes on with the TLS handshake.
+    fn handshake(&self, state: &mut State, now: u64) -> Result<(), Failure> {
+        let (Some(tls), Some(link)) = (&self.tls, &state.link) else { return Ok(()) };
+        let address = self.address.get();
+        let earlier = state.session.as_ref().filter(|(of, _)| *of == address);
+        match link.handshake(&tls.client, &tls.name, earlier.map(|(_, session)| session)) {
+            Handshake::Done => self.ready(state, now),
+            Handshake::Again => {}
+            Handshake::Failed(error) => return Err(Failure::Handshake(error)),
+        }
+        Ok(())
+    }
+
+    /// The connection can be written to.
+    fn ready(&self, state: &mut State, now: u64) {
         state.phase = Phase::Ready;
         state.ready = now;
         if state.link.as_ref().is_some_and(|link| !link.begin()) {
@@ -454,8 +633,8 @@ impl Peer {
     /// Sets the timer for the next deadline.
     fn arm(&self, state: &mut State) {
         let connect = match state.phase {
-            Phase::Connecting { deadline } => Some(deadline),
-            _ => None,
+            Phase::Connecting { deadline } | Phase::Handshaking { deadline } => Some(deadline),
+            Phase::Idle | Phase::Ready => None,
         };
         let doubt = state.doubt.as_ref().map(|doubt| doubt.until);
         let next = [connect, doubt, state.inflight.next_deadline()].into_iter().flatten().min();
@@ -477,6 +656,7 @@ impl Peer {
                 Io::OutOfMemory => return Err(Failure::OutOfMemory),
             }
             state.heard = now;
+            self.keep_session(state);
             self.decode(state, now)?;
             let more = state.link.as_ref().is_some_and(Link::has_more);
             if !more || !state.ended.is_empty() {
@@ -508,53 +688,96 @@ impl Peer {
                 Ok(None) => return Ok(()),
                 Err(error) => return Err(Failure::Decode(error)),
             };
+            if answer == Answer::Aside {
+                state.decoded = at.saturating_add(used);
+                continue;
+            }
             let Some(&request) = state.inflight.front() else { return Err(Failure::OutOfStep) };
             let mut value = 0..0;
-            let mut outcome = Outcome::Error;
             let mut skip = 0;
-            match (answer, request.kind) {
-                (Answer::Value(place), Kind::Fetch(_)) => {
-                    value = at.saturating_add(place.start)..at.saturating_add(place.end);
-                    outcome = Outcome::Hit;
-                }
-                (Answer::Missing, Kind::Fetch(_)) => outcome = Outcome::Miss,
-                (Answer::TooLarge(len), Kind::Fetch(_)) => {
-                    skip = len;
-                    outcome = Outcome::Corrupt;
-                }
-                (Answer::Refused(text), Kind::Greeting) => {
-                    return Err(Failure::Greeting(Printable(text).to_string().into()));
-                }
-                (Answer::Refused(text), _) => {
-                    if let Some(times) = state.refused.pass(now) {
-                        let text = Printable(text);
-                        log_at!(
-                            Log::cycle(),
-                            Error,
-                            "{self} refused {times} requests, the last with \"{text}\""
-                        );
-                    }
-                }
-                (Answer::Done, Kind::Greeting) => {
-                    state.proven = true;
+            let end = match (answer, request.kind) {
+                (answer, Kind::Greeting(step)) => {
+                    self.codec.greeted(step, &answer).map_err(|unfit| match (unfit, &answer) {
+                        (Unfit::Refused, Answer::Refused(text)) => {
+                            Failure::Greeting(Printable(text).to_string().into())
+                        }
+                        (Unfit::NotMaster, _) => Failure::NotMaster,
+                        _ => Failure::OutOfStep,
+                    })?;
                     state.greetings = state.greetings.saturating_sub(1);
                     self.flush.soon();
-                    if state.breaker.succeeded() {
-                        log_at!(Log::cycle(), Notice, "{self} is up again");
-                    }
+                    End::Done
                 }
-                (Answer::Done | Answer::Missing, Kind::Update) => state.proven = true,
+                (Answer::Value(place), Kind::Fetch(_)) => {
+                    value = at.saturating_add(place.start)..at.saturating_add(place.end);
+                    End::Value
+                }
+                (Answer::Claim(place, claim), Kind::Fetch(_)) => {
+                    value = at.saturating_add(place.start)..at.saturating_add(place.end);
+                    End::Claim(claim)
+                }
+                (Answer::TooLarge(len), Kind::Fetch(_)) => {
+                    skip = len;
+                    End::Failed(Outcome::Corrupt)
+                }
+                (Answer::Missing, _) => End::Missing,
+                (Answer::Done, Kind::Claim(_) | Kind::Update(_)) => End::Done,
+                (Answer::Array(_), Kind::Query) => {
+                    value = at..at.saturating_add(used);
+                    End::Array
+                }
+                (Answer::Redirect(Redirect { ask, slot, host, port }), _)
+                    if self.limits.redirects && request.kind.waiter().is_some() =>
+                {
+                    End::Redirect { ask, slot, host: host.into(), port }
+                }
+                (Answer::Redirect(Redirect { ask, slot, host, port }), _) => {
+                    let word = if ask { "ASK" } else { "MOVED" };
+                    self.refused(state, now, &format_args!("{word} {slot} {host}:{port}"));
+                    End::Failed(Outcome::Error)
+                }
+                (Answer::Refused(text), _) => {
+                    self.refused(state, now, &Printable(text));
+                    // Behind the type of the reply.
+                    value = at.saturating_add(1)..at.saturating_add(text.len()).saturating_add(1);
+                    End::Refused
+                }
                 _ => return Err(Failure::OutOfStep),
+            };
+            let good = !matches!(end, End::Refused | End::Failed(Outcome::Error));
+            if good && state.greetings == 0 && !state.proven {
+                state.proven = true;
+                if state.breaker.succeeded() {
+                    log_at!(Log::cycle(), Notice, "{self} is up again");
+                }
             }
             state.inflight.pop();
             state.decoded = at.saturating_add(used);
             state.skip = skip;
-            if let Kind::Fetch(waiter) = request.kind {
-                state.proven |= outcome != Outcome::Error;
-                if !request.expired {
-                    state.end(waiter, outcome, value);
-                }
+            if !request.expired {
+                state.end(request.kind, end, value);
             }
+        }
+    }
+
+    /// The server has refused a request.
+    fn refused(&self, state: &mut State, now: u64, text: &dyn fmt::Display) {
+        if let Some(times) = state.refused.pass(now) {
+            log_at!(
+                Log::cycle(),
+                Error,
+                "{self} refused {times} requests, the last with \"{text}\""
+            );
+        }
+    }
+
+    /// Keeps the session that the server has given the connection, for the next one.
+    fn keep_session(&self, state: &mut State) {
+        if self.tls.is_none() {
+            return;
+        }
+        if let Some(session) = state.link.as_ref().and_then(Link::take_session) {
+            state.session = Some((self.address.get(), session));
         }
     }
 
@@ -564,10 +787,11 @@ impl Peer {
         let mut updates: usize = 0;
         let outcome = failure.outcome();
         while let Some(request) = state.inflight.pop() {
-            match request.kind {
-                Kind::Fetch(waiter) if !request.expired => state.end(waiter, outcome, 0..0),
-                Kind::Update => updates = updates.saturating_add(1),
-                _ => {}
+            if let Kind::Update(_) = request.kind {
+                updates = updates.saturating_add(1);
+            }
+            if !request.expired {
+                state.end(request.kind, End::Failed(outcome), 0..0);
             }
         }
         let lost = state.ended.len().saturating_add(updates);
@@ -576,18 +800,26 @@ impl Peer {
             Failure::Local | Failure::OutOfMemory => false,
             _ => true,
         };
+        if trips {
+            // If it was the session that the server did not like, the next one is not.
+            state.session = None;
+        }
         // A probe that cannot be made has failed, too: another one has to follow.
-        if trips || state.breaker.is_open() {
-            if state.breaker.failed(now, clock::random()) {
-                log_at!(Log::cycle(), Error, "{self} is down: {failure}");
-            }
-            self.next_address();
-        } else if lost > 0 || !matches!(failure, Failure::Closed | Failure::Io(_)) {
+        let failed = trips || state.breaker.is_open();
+        let was_open = state.breaker.is_open();
+        if failed && state.breaker.failed(now, clock::random()) {
+            log_at!(Log::cycle(), Error, "{self} is down: {failure}");
+        } else if was_open {
+            debug!(Log::cycle(), "SSL session backend {self} is still down: {failure}");
+        } else if trips || lost > 0 || !matches!(failure, Failure::Closed | Failure::Io(_)) {
             if let Some(times) = state.closed.pass(now) {
                 log_at!(Log::cycle(), Error, "{self}: {failure} ({times} times)");
             }
         } else {
             debug!(Log::cycle(), "SSL session backend {self}: {failure}");
+        }
+        if failed {
+            self.next_address();
         }
         state.reset();
     }
@@ -602,10 +834,13 @@ impl Peer {
         let input = mem::take(&mut state.input);
         let generation = state.generation;
         drop(state);
-        if let Some(answers) = self.answers.get().and_then(Weak::upgrade) {
-            for end in &ended {
-                let value = input.get(end.value.clone()).unwrap_or_default();
-                answers.answered(end.waiter, end.outcome, value);
+        if let Some(replies) = self.replies.upgrade() {
+            for Ended { kind, end, value } in &ended {
+                let value = input.get(value.clone()).unwrap_or_default();
+                match kind.waiter() {
+                    Some(waiter) => replies.replied(self, waiter, end.reply(value)),
+                    None => replies.learned(self, end.reply(value)),
+                }
             }
         }
         ended.clear();
@@ -620,20 +855,79 @@ impl Peer {
         }
     }
 
+    /// Tells, and reads what came together with the connection, which is not reported again.
+    fn go_on(&self, state: RefMut<'_, State>) {
+        let more = state.phase == Phase::Ready && state.link.as_ref().is_some_and(Link::has_more);
+        self.tell(state);
+        if more {
+            self.readable();
+        }
+    }
+
     /// An exiting worker does not keep a connection that has nothing to do.
     fn close_if_done(&self, state: &mut State) {
         let closing = state.link.as_ref().is_some_and(|link| link.is_closing());
-        if (closing || clock::is_exiting()) && state.inflight.is_empty() {
+        if (closing || state.retired || clock::is_exiting()) && state.inflight.is_empty() {
             state.reset();
             self.tick.cancel();
         }
     }
 }
 
+impl End {
+    fn reply<'a>(&'a self, value: &'a [u8]) -> Reply<'a> {
+        match self {
+            End::Value => Reply::Value(value),
+            End::Claim(claim) => Reply::Claim(value, *claim),
+            End::Missing => Reply::Missing,
+            End::Done => Reply::Done,
+            End::Redirect { ask, slot, host, port } => {
+                Reply::Redirect(Redirect { ask: *ask, slot: *slot, host, port: *port })
+            }
+            End::Array => Reply::Array(value),
+            End::Refused => Reply::Refused(value),
+            End::Failed(outcome) => Reply::Failed(*outcome),
+        }
+    }
+}
+
 impl State {
-    /// Notes the end of a fetch, for which room was made when it began.
-    fn end(&mut self, waiter: Waiter, outcome: Outcome, value: Range<usize>) {
-        self.ended.push(Ended { waiter, outcome, value });
+    fn new(breaker: breaker::Config) -> Self {
+        State {
+            link: None,
+            phase: Phase::Idle,
+            breaker: Breaker::new(breaker),
+            untried: 0,
+            inflight: InFlight::new(),
+            out: Vec::new(),
+            sent: 0,
+            greetings: 0,
+            greeting: 0,
+            input: Vec::new(),
+            decoded: 0,
+            skip: 0,
+            ready: 0,
+            heard: 0,
+            doubt: None,
+            generation: 0,
+            session: None,
+            retired: false,
+            demoted: false,
+            strangers: 0,
+            stranger: 0,
+            proven: false,
+            ended: Vec::new(),
+            full: Throttle::new(),
+            refused: Throttle::new(),
+            closed: Throttle::new(),
+        }
+    }
+
+    /// Notes the end of a request, for which room was made when it began.
+    fn end(&mut self, kind: Kind<Token>, end: End, value: Range<usize>) {
+        if kind.is_awaited() {
+            self.ended.push(Ended { kind, end, value });
+        }
     }
 
     /// Closes the connection and forgets what belonged to it.
@@ -642,6 +936,7 @@ impl State {
         self.phase = Phase::Idle;
         self.generation = self.generation.wrapping_add(1);
         self.strangers = 0;
+        self.demoted = false;
         self.doubt = None;
         self.greetings = 0;
         self.sent = 0;
@@ -677,6 +972,9 @@ impl LinkOwner for Peer {
         let now = clock::now_ms();
         loop {
             let Ok(mut state) = self.state.try_borrow_mut() else { return };
+            if let Phase::Handshaking { .. } = state.phase {
+                return;
+            }
             if let Phase::Connecting { .. } = state.phase {
                 // A failed attempt may show on this side; a good one shows on the other.
                 self.check_connect(&mut state, now, false);
@@ -700,26 +998,40 @@ impl LinkOwner for Peer {
 
     fn writable(&self) {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
-        if let Phase::Connecting { .. } = state.phase {
-            self.check_connect(&mut state, clock::now_ms(), true);
-            let more =
-                state.phase == Phase::Ready && state.link.as_ref().is_some_and(Link::has_more);
-            self.tell(state);
-            if more {
-                // What came together with the connection is not reported again.
-                self.readable();
+        match state.phase {
+            Phase::Connecting { .. } => {
+                self.check_connect(&mut state, clock::now_ms(), true);
+                self.go_on(state);
             }
-        } else {
-            self.write(&mut state);
+            Phase::Ready => self.write(&mut state),
+            Phase::Idle | Phase::Handshaking { .. } => {}
         }
+    }
+
+    fn handshaken(&self) {
+        let now = clock::now_ms();
+        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        if let Phase::Handshaking { .. } = state.phase {
+            if let Err(failure) = self.handshake(&mut state, now) {
+                self.give_up(&mut state, now, &failure);
+            }
+            self.close_if_done(&mut state);
+            self.arm(&mut state);
+        }
+        self.go_on(state);
     }
 }
 
 impl On<Flush> for Peer {
     fn on(&self) {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
-        if state.strangers > 1 {
-            self.give_up(&mut state, clock::now_ms(), &Failure::Mistrusted);
+        let failure = match (state.demoted, state.strangers) {
+            (true, _) => Some(Failure::NotMaster),
+            (false, 2..) => Some(Failure::Mistrusted),
+            _ => None,
+        };
+        if let Some(failure) = failure {
+            self.give_up(&mut state, clock::now_ms(), &failure);
             self.tell(state);
             return;
         }
@@ -733,18 +1045,17 @@ impl On<Tick> for Peer {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
         let mut failure = match state.phase {
             Phase::Connecting { deadline } if deadline <= now => Some(Failure::ConnectTimeout),
+            Phase::Handshaking { deadline } if deadline <= now => Some(Failure::HandshakeTimeout),
             _ => None,
         };
         while let Some(expired) = state.inflight.expire(now) {
-            if let Kind::Fetch(waiter) = expired.kind {
-                state.end(waiter, Outcome::Timeout, 0..0);
-            }
+            state.end(expired.kind, End::Failed(Outcome::Timeout), 0..0);
             if state.phase != Phase::Ready {
                 continue;
             }
             // What was asked while connecting: the server has the whole timeout from then on.
             let asked = expired.since.max(state.ready);
-            if expired.kind == Kind::Greeting {
+            if let Kind::Greeting(_) = expired.kind {
                 failure = Some(Failure::Silent(now.saturating_sub(asked)));
             } else if state.doubt.is_none() {
                 let until = asked.saturating_add(expired.timeout);

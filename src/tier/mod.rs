@@ -5,7 +5,7 @@ use std::vec::Vec;
 use session_core::hello::SessionId;
 use session_core::outcome::Outcome;
 
-use crate::net::peer::Waiter;
+use crate::net::backend::Waiter;
 
 pub mod remote;
 pub mod shared;
@@ -26,6 +26,14 @@ pub trait Tier {
     /// told, later.
     fn fetch(&self, id: &SessionId, waiter: Waiter) -> Result<(), Outcome>;
 
+    /// The same as [`Tier::fetch_now`] for an entry that nobody else shall get: it is removed in
+    /// the same step.
+    fn take_now(&self, id: &SessionId, value: &mut Vec<u8>) -> Option<Outcome>;
+
+    /// The same as [`Tier::fetch`] for an entry that nobody else shall get. A hit is one entry for
+    /// one waiter, whoever else asks.
+    fn take(&self, id: &SessionId, waiter: Waiter) -> Result<(), Outcome>;
+
     /// Stores an entry until `expires`, in seconds since the epoch. A loss is logged.
     fn store(&self, id: &SessionId, value: &[u8], expires: i64);
 
@@ -33,7 +41,7 @@ pub trait Tier {
     fn remove(&self, id: &SessionId);
 
     /// The tier has given another session than the one asked for.
-    fn mistrust(&self);
+    fn mistrust(&self, id: &SessionId);
 
     /// The worker exits.
     fn close(&self);

@@ -13,7 +13,7 @@ use crate::ffi::clock;
 use crate::ffi::log::Log;
 use crate::ffi::zone::Zone;
 use crate::log_at;
-use crate::net::peer::Waiter;
+use crate::net::backend::Waiter;
 
 /// Sessions in a zone that the workers of this machine share.
 pub struct Shared {
@@ -48,6 +48,16 @@ impl Tier for Shared {
         Err(Outcome::Miss)
     }
 
+    fn take_now(&self, id: &SessionId, value: &mut Vec<u8>) -> Option<Outcome> {
+        let found = self.zone.take(id.as_bytes(), clock::unix_time(), value);
+        Some(if found { Outcome::Hit } else { Outcome::Miss })
+    }
+
+    fn take(&self, _: &SessionId, _: Waiter) -> Result<(), Outcome> {
+        // Not asked: take_now() answers.
+        Err(Outcome::Miss)
+    }
+
     fn store(&self, id: &SessionId, value: &[u8], expires: i64) {
         let now = clock::unix_time();
         if self.zone.put(id.as_bytes(), value, now, expires).is_ok() {
@@ -69,7 +79,7 @@ impl Tier for Shared {
         self.zone.remove(id.as_bytes());
     }
 
-    fn mistrust(&self) {}
+    fn mistrust(&self, _: &SessionId) {}
 
     fn close(&self) {}
 }
