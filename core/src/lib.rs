@@ -20,3 +20,4 @@ pub mod resp;
 pub mod slots;
 pub mod target;
 pub mod throttle;
+pub mod topology;

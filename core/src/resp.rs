@@ -1,12 +1,21 @@
 //! RESP, the protocol of Redis and Valkey.
 //!
-//! A codec of our own: the module sends six commands and reads scalar replies, in place and with
-//! a limit that holds before the bytes have come. The codec crates build owned frames, or bring a
+//! A codec of our own: the module sends a dozen commands and reads scalar replies, in place and
+//! with a limit that holds before the bytes have come; replies of several values are only
+//! measured, and read by [`crate::topology`]. The codec crates build owned frames, or bring a
 //! parser library, for the whole of RESP3.
 
 use alloc::vec::Vec;
+use core::fmt;
+use core::net::IpAddr;
 
-use crate::codec::{Answer, Codec, DecodeError, OutOfMemory};
+use zeroize::Zeroizing;
+
+use crate::codec::{Answer, Codec, DecodeError, Expiry, OutOfMemory, Redirect, Unfit};
+
+/// How many slots a cluster divides its keys into (Redis Cluster specification, "Key distribution
+/// model").
+pub const SLOTS: u16 = 16384;
 
 /// The longest line (status, error, integer or length) that is waited for, in bytes.
 const MAX_LINE: usize = 1024;
@@ -15,11 +24,92 @@ const MAX_LINE: usize = 1024;
 /// connection.
 const MAX_SKIPPED: usize = 1024 * 1024;
 
+/// The longest reply of several values, in bytes. `CLUSTER SLOTS` takes some 200 for each range
+/// of slots with a master and a replica.
+const MAX_ARRAY: usize = 1024 * 1024;
+
+/// How many values such a reply may announce, on all levels together.
+const MAX_ELEMENTS: usize = 128 * 1024;
+
+/// How deep its arrays may be nested, the reply itself counted. `CLUSTER SLOTS` needs four levels.
+const MAX_DEPTH: usize = 5;
+
+/// The longest name of a host, in bytes (RFC 1035, section 2.3.4).
+const MAX_HOST: usize = 255;
+
 /// Redis or Valkey, version 2 of the protocol.
-#[derive(Debug)]
+///
+/// It never answers with [`Answer::Claim`]: a take is one step.
+#[derive(Default)]
 pub struct Redis {
+    /// The user to authenticate as; `default` if there is none. Of no effect without a password.
+    pub username: Option<Vec<u8>>,
+    /// The password to authenticate with.
+    pub password: Option<Zeroizing<Vec<u8>>>,
+    /// What the connection is called in the server's list of clients.
+    pub client_name: Option<Vec<u8>>,
     /// The logical database to select; 0 is where a connection begins.
     pub database: u32,
+    /// Whether the server has to be a master.
+    pub master: bool,
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis")
+            .field("username", &self.username)
+            .field("client_name", &self.client_name)
+            .field("database", &self.database)
+            .field("master", &self.master)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A request of the greeting.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Authenticate,
+    Name,
+    Select,
+    Role,
+    Ping,
+}
+
+impl Redis {
+    /// The requests of a greeting with a probe, in their order.
+    ///
+    /// A server that loads its data, or a replica that has lost its master, accepts `AUTH`,
+    /// `SELECT` and `ROLE` all the same: only `PING` shows that it works.
+    fn steps(&self) -> impl Iterator<Item = Step> {
+        [
+            (self.password.is_some(), Step::Authenticate),
+            (self.client_name.is_some(), Step::Name),
+            (self.database != 0, Step::Select),
+            (self.master, Step::Role),
+            (true, Step::Ping),
+        ]
+        .into_iter()
+        .filter_map(|(wanted, step)| wanted.then_some(step))
+    }
+
+    /// Calls `f` with the words of one of these requests.
+    fn with_words<R>(&self, step: Step, f: impl FnOnce(&[&[u8]]) -> R) -> R {
+        match step {
+            Step::Authenticate => {
+                let password = self.password.as_ref().map_or(&b""[..], |p| p.as_slice());
+                match &self.username {
+                    Some(username) => f(&[b"AUTH", username, password]),
+                    None => f(&[b"AUTH", password]),
+                }
+            }
+            Step::Name => {
+                f(&[b"CLIENT", b"SETNAME", self.client_name.as_deref().unwrap_or_default()])
+            }
+            Step::Select => f(&[b"SELECT", Decimal::new(u64::from(self.database)).as_bytes()]),
+            Step::Role => f(&[b"ROLE"]),
+            Step::Ping => f(&[b"PING"]),
+        }
+    }
 }
 
 impl Codec for Redis {
@@ -27,35 +117,68 @@ impl Codec for Redis {
         "redis"
     }
 
+    fn default_port(&self) -> u16 {
+        6379
+    }
+
+    /// Makes room for all of it first: a buffer that grew later would leave a copy of the password
+    /// in the memory it had before.
     fn greet(&self, probe: bool, out: &mut Vec<u8>) -> Result<usize, OutOfMemory> {
-        if self.database != 0 {
-            let database = Decimal::new(u64::from(self.database));
-            command(out, &[b"SELECT", database.as_bytes()])?;
-            return Ok(1);
+        let steps = || self.steps().filter(|&step| probe || step != Step::Ping);
+        let need =
+            steps().fold(0, |sum: usize, step| sum.saturating_add(self.with_words(step, room)));
+        out.try_reserve(need).map_err(|_| OutOfMemory)?;
+
+        let mut answers: usize = 0;
+        for step in steps() {
+            self.with_words(step, |words| command(out, words))?;
+            answers = answers.saturating_add(1);
         }
-        if probe {
-            command(out, &[b"PING"])?;
-            return Ok(1);
+        Ok(answers)
+    }
+
+    fn greeted(&self, step: usize, answer: &Answer<'_>) -> Result<(), Unfit> {
+        match (self.steps().nth(step), answer) {
+            (None, _) => Err(Unfit::OutOfStep),
+            // Names must not hold spaces, and the command may be forbidden. It is only a name.
+            (Some(Step::Name), Answer::Refused(_)) => Ok(()),
+            (Some(_), Answer::Refused(_)) => Err(Unfit::Refused),
+            (Some(Step::Role), Answer::Array(reply)) => {
+                let mut values = Values::new(reply);
+                match values.array().and_then(|_| values.bulk()) {
+                    Some(b"master") => Ok(()),
+                    Some(_) => Err(Unfit::NotMaster),
+                    None => Err(Unfit::OutOfStep),
+                }
+            }
+            (Some(Step::Role), _) => Err(Unfit::OutOfStep),
+            (Some(_), Answer::Done) => Ok(()),
+            (Some(_), _) => Err(Unfit::OutOfStep),
         }
-        Ok(0)
     }
 
     fn get(&self, key: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
         command(out, &[b"GET", key])
     }
 
+    /// Needs Redis 6.2; an older server refuses it.
     fn take(&self, key: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
         command(out, &[b"GETDEL", key])
+    }
+
+    /// Never called, as no answer is an [`Answer::Claim`]. Removes the entry, whichever it is.
+    fn claim(&self, key: &[u8], _claim: u64, out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
+        self.delete(key, out)
     }
 
     fn set(
         &self,
         key: &[u8],
         value: &[u8],
-        ttl: u32,
+        expiry: Expiry,
         out: &mut Vec<u8>,
     ) -> Result<(), OutOfMemory> {
-        let ttl = Decimal::new(u64::from(ttl));
+        let ttl = Decimal::new(u64::from(expiry.ttl));
         command(out, &[b"SET", key, value, b"EX", ttl.as_bytes()])
     }
 
@@ -63,6 +186,8 @@ impl Codec for Redis {
         command(out, &[b"DEL", key])
     }
 
+    /// A reply of several values is measured from its beginning on each call, until it is
+    /// complete.
     fn decode<'a>(
         &self,
         buf: &'a [u8],
@@ -71,7 +196,7 @@ impl Codec for Redis {
         let Some((&kind, rest)) = buf.split_first() else {
             return Ok(None);
         };
-        if !matches!(kind, b'+' | b'-' | b':' | b'$') {
+        if !matches!(kind, b'+' | b'-' | b':' | b'$' | b'*' | b'_' | b'>') {
             return Err(DecodeError::UnexpectedType(kind));
         }
         let Some((line, rest)) = split_line(rest)? else {
@@ -81,8 +206,13 @@ impl Codec for Redis {
         let head = line.len().saturating_add(3);
 
         match kind {
-            b'-' => Ok(Some((Answer::Refused(line), head))),
-            b'$' if line == b"-1" => Ok(Some((Answer::Missing, head))),
+            b'-' => {
+                let answer = parse_redirect(line).map_or(Answer::Refused(line), Answer::Redirect);
+                Ok(Some((answer, head)))
+            }
+            b'$' | b'*' if line == b"-1" => Ok(Some((Answer::Missing, head))),
+            b'_' if line.is_empty() => Ok(Some((Answer::Missing, head))),
+            b'_' => Err(DecodeError::BadLine),
             b'$' => {
                 let len = parse_length(line).ok_or(DecodeError::BadLength)?;
                 let whole = len.checked_add(2).ok_or(DecodeError::BadLength)?;
@@ -101,19 +231,225 @@ impl Codec for Redis {
                     None => Ok(None),
                 }
             }
+            b'*' | b'>' => {
+                let count = parse_length(line).ok_or(DecodeError::BadLength)?;
+                // What lies beyond the limit cannot belong to it.
+                let buf = buf.get(..MAX_ARRAY).unwrap_or(buf);
+                let members = buf.get(head..).unwrap_or_default();
+                let Some(after) = skip(count, members)? else {
+                    return if buf.len() < MAX_ARRAY {
+                        Ok(None)
+                    } else {
+                        Err(DecodeError::BadLength)
+                    };
+                };
+                let (reply, _) = buf
+                    .split_at_checked(buf.len().saturating_sub(after.len()))
+                    .ok_or(DecodeError::BadLength)?;
+                let answer = if kind == b'*' { Answer::Array(reply) } else { Answer::Aside };
+                Ok(Some((answer, reply.len())))
+            }
             _ => Ok(Some((Answer::Done, head))),
         }
     }
 }
 
+/// Appends what makes a node of a cluster carry out the next request although the slot is only
+/// about to move to it: what goes before a request that follows an `ASK`.
+pub fn asking(out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
+    command(out, &[b"ASKING"])
+}
+
+/// Appends a request for the slots of a cluster and their nodes.
+pub fn cluster_slots(out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
+    command(out, &[b"CLUSTER", b"SLOTS"])
+}
+
+/// Appends a request for the address of the master that a sentinel watches under `name`.
+pub fn master_address(name: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
+    command(out, &[b"SENTINEL", b"get-master-addr-by-name", name])
+}
+
+/// A reply of several values, read from its beginning. Each reader moves on by what it has read;
+/// `None` is a value of another kind, or none.
+pub(crate) struct Values<'a> {
+    rest: &'a [u8],
+}
+
+/// One value, or the beginning of an array of so many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Value<'a> {
+    Array(usize),
+    Bulk(&'a [u8]),
+    Integer(&'a [u8]),
+    Null,
+    /// A status or an error.
+    Text,
+}
+
+impl<'a> Values<'a> {
+    /// Begins to read `reply`.
+    pub(crate) fn new(reply: &'a [u8]) -> Self {
+        Values { rest: reply }
+    }
+
+    /// Whether everything has been read.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// The next value. The members of an array come after it.
+    pub(crate) fn value(&mut self) -> Option<Value<'a>> {
+        let (value, rest) = split_value(self.rest).ok()??;
+        self.rest = rest;
+        Some(value)
+    }
+
+    /// The beginning of an array: how many members come next.
+    pub(crate) fn array(&mut self) -> Option<usize> {
+        match self.value()? {
+            Value::Array(count) => Some(count),
+            _ => None,
+        }
+    }
+
+    /// A string.
+    pub(crate) fn bulk(&mut self) -> Option<&'a [u8]> {
+        match self.value()? {
+            Value::Bulk(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// A number that is not negative.
+    pub(crate) fn integer(&mut self) -> Option<usize> {
+        match self.value()? {
+            Value::Integer(digits) => parse_length(digits),
+            _ => None,
+        }
+    }
+
+    /// Leaves `count` values out, arrays with all that is in them.
+    pub(crate) fn skip(&mut self, count: usize) -> Option<()> {
+        self.rest = skip(count, self.rest).ok()??;
+        Some(())
+    }
+}
+
+/// What comes after the first `count` values of `buf`, once they are complete. `buf` is no longer
+/// than [`MAX_ARRAY`]; the number of values and their nesting are bounded here.
+fn skip(count: usize, mut buf: &[u8]) -> Result<Option<&[u8]>, DecodeError> {
+    // How many values are still to come on each level.
+    let mut missing = [0_usize; MAX_DEPTH];
+    let mut level: usize = 0;
+    let mut budget = MAX_ELEMENTS;
+    let mut entered = Some(count);
+    loop {
+        let left = missing.get_mut(level).ok_or(DecodeError::UnexpectedType(b'*'))?;
+        if let Some(count) = entered.take() {
+            budget = budget.checked_sub(count).ok_or(DecodeError::BadLength)?;
+            *left = count;
+        }
+        if let Some(fewer) = left.checked_sub(1) {
+            *left = fewer;
+            let Some((value, rest)) = split_value(buf)? else {
+                return Ok(None);
+            };
+            buf = rest;
+            if let Value::Array(count) = value {
+                level = level.saturating_add(1);
+                entered = Some(count);
+            }
+        } else if let Some(outer) = level.checked_sub(1) {
+            level = outer;
+        } else {
+            return Ok(Some(buf));
+        }
+    }
+}
+
+/// The value at the beginning of `buf`, once it is complete, and what comes after it.
+fn split_value(buf: &[u8]) -> Result<Option<(Value<'_>, &[u8])>, DecodeError> {
+    let Some((&kind, rest)) = buf.split_first() else {
+        return Ok(None);
+    };
+    if !matches!(kind, b'+' | b'-' | b':' | b'$' | b'*' | b'_') {
+        return Err(DecodeError::UnexpectedType(kind));
+    }
+    let Some((line, rest)) = split_line(rest)? else {
+        return Ok(None);
+    };
+    let value = match kind {
+        b':' => Value::Integer(line),
+        b'$' | b'*' if line == b"-1" => Value::Null,
+        b'_' if line.is_empty() => Value::Null,
+        b'_' => return Err(DecodeError::BadLine),
+        b'*' => Value::Array(parse_length(line).ok_or(DecodeError::BadLength)?),
+        b'$' => {
+            let len = parse_length(line).filter(|&len| len <= MAX_ARRAY);
+            let len = len.ok_or(DecodeError::BadLength)?;
+            let Some((bytes, rest)) = rest.split_at_checked(len) else {
+                return Ok(None);
+            };
+            return match rest.split_at_checked(2) {
+                Some((b"\r\n", rest)) => Ok(Some((Value::Bulk(bytes), rest))),
+                Some(_) => Err(DecodeError::BadLine),
+                None => Ok(None),
+            };
+        }
+        _ => Value::Text,
+    };
+    Ok(Some((value, rest)))
+}
+
+/// Reads `MOVED slot host:port` or `ASK slot host:port`. An IPv6 address has no brackets: the
+/// port is what follows the last colon.
+fn parse_redirect(line: &[u8]) -> Option<Redirect<'_>> {
+    let mut words = line.split(|&c| c == b' ');
+    let ask = match words.next()? {
+        b"ASK" => true,
+        b"MOVED" => false,
+        _ => return None,
+    };
+    let slot = parse_slot(parse_length(words.next()?)?)?;
+    let place = words.next()?;
+    if words.next().is_some() {
+        return None;
+    }
+    let mut parts = place.rsplitn(2, |&c| c == b':');
+    let port = parse_port(parse_length(parts.next()?)?)?;
+    let host = parse_host(parts.next()?)?;
+    Some(Redirect { ask, slot, host, port })
+}
+
+/// A number of a slot.
+pub(crate) fn parse_slot(n: usize) -> Option<u16> {
+    u16::try_from(n).ok().filter(|&slot| slot < SLOTS)
+}
+
+/// A port that can be connected to.
+pub(crate) fn parse_port(n: usize) -> Option<u16> {
+    u16::try_from(n).ok().filter(|&port| port != 0)
+}
+
+/// An IP address without brackets, or a name. Empty if the node does not know it: it then says
+/// nothing, or `?` where it should have a name and has none (`cluster-preferred-endpoint-type`).
+///
+/// Nothing else passes, as what a server says is connected to: a path or a port in it would lead
+/// elsewhere.
+pub(crate) fn parse_host(host: &[u8]) -> Option<&str> {
+    if host == b"?" {
+        return Some("");
+    }
+    let plain = |&c: &u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'-' | b'_');
+    let text = core::str::from_utf8(host).ok()?;
+    let fits = host.len() <= MAX_HOST && host.iter().all(plain);
+    (fits || text.parse::<IpAddr>().is_ok()).then_some(text)
+}
+
 /// Appends a command as an array of bulk strings.
 fn command(out: &mut Vec<u8>, args: &[&[u8]]) -> Result<(), OutOfMemory> {
-    // A type, at most 20 digits and two line ends around each argument.
-    const OVERHEAD: usize = 1 + 20 + 2 + 2;
-    let need = args
-        .iter()
-        .fold(OVERHEAD, |sum, arg| sum.saturating_add(arg.len()).saturating_add(OVERHEAD));
-    out.try_reserve(need).map_err(|_| OutOfMemory)?;
+    out.try_reserve(room(args)).map_err(|_| OutOfMemory)?;
 
     out.push(b'*');
     out.extend_from_slice(Decimal::new(args.len() as u64).as_bytes());
@@ -126,6 +462,13 @@ fn command(out: &mut Vec<u8>, args: &[&[u8]]) -> Result<(), OutOfMemory> {
         out.extend_from_slice(b"\r\n");
     }
     Ok(())
+}
+
+/// How many bytes a command takes at most.
+fn room(args: &[&[u8]]) -> usize {
+    // A type, at most 20 digits and two line ends around each argument.
+    const OVERHEAD: usize = 1 + 20 + 2 + 2;
+    args.iter().fold(OVERHEAD, |sum, arg| sum.saturating_add(arg.len()).saturating_add(OVERHEAD))
 }
 
 /// A line, and what comes after its CRLF.
@@ -144,7 +487,8 @@ fn split_line(buf: &[u8]) -> Result<Option<Line<'_>>, DecodeError> {
     }
 }
 
-fn parse_length(line: &[u8]) -> Option<usize> {
+/// Decimal digits, and nothing else.
+pub(crate) fn parse_length(line: &[u8]) -> Option<usize> {
     if line.is_empty() || !line.iter().all(u8::is_ascii_digit) {
         return None;
     }
@@ -180,9 +524,30 @@ impl Decimal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::format;
+    use std::string::String;
     use std::vec;
 
-    const REDIS: Redis = Redis { database: 0 };
+    const REDIS: Redis =
+        Redis { username: None, password: None, client_name: None, database: 0, master: false };
+    const EXPIRY: Expiry = Expiry { ttl: 4294967295, at: 0 };
+
+    /// Everything that a greeting may begin with.
+    fn full() -> Redis {
+        Redis {
+            username: Some(b"nginx".to_vec()),
+            password: Some(Zeroizing::new(b"pa\r\nss".to_vec())),
+            client_name: Some(b"web1".to_vec()),
+            database: 12,
+            master: true,
+        }
+    }
+
+    fn greeting(redis: &Redis, probe: bool) -> (usize, String) {
+        let mut out = vec![];
+        let answers = redis.greet(probe, &mut out).unwrap();
+        (answers, String::from_utf8(out).unwrap())
+    }
 
     fn decode(buf: &[u8]) -> Result<Option<(Answer<'_>, usize)>, DecodeError> {
         REDIS.decode(buf, 100)
@@ -192,7 +557,7 @@ mod tests {
     fn requests_are_arrays_of_bulk_strings() {
         let mut out = vec![];
         REDIS.get(b"k1", &mut out).unwrap();
-        REDIS.set(b"k\r\n2", b"", 4294967295, &mut out).unwrap();
+        REDIS.set(b"k\r\n2", b"", EXPIRY, &mut out).unwrap();
         assert_eq!(
             out,
             b"*2\r\n$3\r\nGET\r\n$2\r\nk1\r\n\
@@ -208,15 +573,123 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_begins_with_its_database_or_a_probe() {
+    fn requests_to_clusters_and_sentinels_are_arrays_too() {
         let mut out = vec![];
-        assert_eq!(REDIS.greet(false, &mut out), Ok(0));
-        assert_eq!(out, b"");
-        assert_eq!(REDIS.greet(true, &mut out), Ok(1));
-        assert_eq!(out, b"*1\r\n$4\r\nPING\r\n");
-        out.clear();
-        assert_eq!(Redis { database: 12 }.greet(true, &mut out), Ok(1));
-        assert_eq!(out, b"*2\r\n$6\r\nSELECT\r\n$2\r\n12\r\n");
+        asking(&mut out).unwrap();
+        cluster_slots(&mut out).unwrap();
+        master_address(b"fleet", &mut out).unwrap();
+        assert_eq!(
+            out,
+            b"*1\r\n$6\r\nASKING\r\n*2\r\n$7\r\nCLUSTER\r\n$5\r\nSLOTS\r\n\
+              *3\r\n$8\r\nSENTINEL\r\n$23\r\nget-master-addr-by-name\r\n$5\r\nfleet\r\n"
+        );
+    }
+
+    #[test]
+    fn a_connection_begins_with_nothing_that_is_not_configured() {
+        assert_eq!(greeting(&REDIS, false), (0, String::new()));
+        assert_eq!(greeting(&REDIS, true), (1, "*1\r\n$4\r\nPING\r\n".into()));
+        let named_only = Redis { username: Some(b"nginx".to_vec()), ..REDIS };
+        assert_eq!(greeting(&named_only, false), (0, String::new()));
+    }
+
+    #[test]
+    fn a_connection_begins_with_all_that_is_configured_in_order() {
+        let expected = "*3\r\n$4\r\nAUTH\r\n$5\r\nnginx\r\n$6\r\npa\r\nss\r\n\
+            *3\r\n$6\r\nCLIENT\r\n$7\r\nSETNAME\r\n$4\r\nweb1\r\n\
+            *2\r\n$6\r\nSELECT\r\n$2\r\n12\r\n*1\r\n$4\r\nROLE\r\n";
+        assert_eq!(greeting(&full(), false), (4, expected.into()));
+        assert_eq!(greeting(&full(), true), (5, format!("{expected}*1\r\n$4\r\nPING\r\n")));
+    }
+
+    #[test]
+    fn a_password_alone_is_the_default_users() {
+        let redis = Redis { password: Some(Zeroizing::new(b"p".to_vec())), ..REDIS };
+        assert_eq!(greeting(&redis, false), (1, "*2\r\n$4\r\nAUTH\r\n$1\r\np\r\n".into()));
+    }
+
+    #[test]
+    fn a_buffer_moves_at_most_once_for_a_greeting_and_before_the_password_is_in_it() {
+        let redis = Redis { client_name: Some(vec![b'n'; 10_000]), ..full() };
+        let steps: usize = redis.steps().map(|step| redis.with_words(step, room)).sum();
+        let mut out = Vec::with_capacity(steps);
+        let before = out.as_ptr();
+        redis.greet(true, &mut out).unwrap();
+        assert_eq!(out.as_ptr(), before);
+
+        let mut grown = vec![];
+        redis.greet(true, &mut grown).unwrap();
+        assert!(grown.capacity() >= steps);
+        assert_eq!(grown, out);
+    }
+
+    #[test]
+    fn the_password_is_not_shown() {
+        let shown = format!("{:?}", full());
+        assert!(!shown.contains("pass") && !shown.contains("112, 97"), "{shown}");
+        assert!(shown.contains("database: 12"), "{shown}");
+    }
+
+    #[test]
+    fn a_greeting_succeeds_when_each_step_does() {
+        let role = Answer::Array(b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n");
+        let redis = full();
+        let answers = [Answer::Done, Answer::Done, Answer::Done, role, Answer::Done];
+        for (step, answer) in answers.iter().enumerate() {
+            assert_eq!(redis.greeted(step, answer), Ok(()), "{step}");
+        }
+        assert_eq!(redis.greeted(5, &Answer::Done), Err(Unfit::OutOfStep));
+        assert_eq!(REDIS.greeted(0, &Answer::Done), Ok(()));
+        assert_eq!(REDIS.greeted(1, &Answer::Done), Err(Unfit::OutOfStep));
+    }
+
+    #[test]
+    fn a_refused_step_makes_the_connection_unfit_but_for_its_name() {
+        let refused = Answer::Refused(b"NOAUTH Authentication required.");
+        let redis = full();
+        for step in [0, 2, 3, 4] {
+            assert_eq!(redis.greeted(step, &refused), Err(Unfit::Refused), "{step}");
+        }
+        assert_eq!(redis.greeted(1, &refused), Ok(()));
+        assert_eq!(REDIS.greeted(0, &refused), Err(Unfit::Refused));
+    }
+
+    #[test]
+    fn an_answer_of_the_wrong_kind_is_out_of_step() {
+        let redirect = Answer::Redirect(Redirect { ask: false, slot: 0, host: "a", port: 1 });
+        let wrong = [
+            Answer::Value(0..0),
+            Answer::Claim(0..0, 1),
+            Answer::Missing,
+            Answer::TooLarge(1),
+            Answer::Array(b"*0\r\n"),
+            Answer::Aside,
+            redirect,
+        ];
+        let redis = full();
+        for answer in &wrong {
+            for step in 0..5 {
+                let result = redis.greeted(step, answer);
+                assert_eq!(result, Err(Unfit::OutOfStep), "{step} {answer:?}");
+            }
+        }
+        assert_eq!(redis.greeted(3, &Answer::Done), Err(Unfit::OutOfStep));
+    }
+
+    #[test]
+    fn only_a_master_passes_for_one() {
+        let greeted = |reply: &[u8]| full().greeted(3, &Answer::Array(reply));
+        // Redis 7.0.15: a master with a replica, a replica, a sentinel.
+        let master = b"*3\r\n$6\r\nmaster\r\n:14\r\n\
+            *1\r\n*3\r\n$9\r\n127.0.0.1\r\n$5\r\n21713\r\n$2\r\n14\r\n";
+        let replica =
+            b"*5\r\n$5\r\nslave\r\n$9\r\n127.0.0.1\r\n:21711\r\n$9\r\nhandshake\r\n:-1\r\n";
+        let sentinel = b"*2\r\n$8\r\nsentinel\r\n*1\r\n$1\r\nm\r\n";
+        assert_eq!(greeted(master), Ok(()));
+        assert_eq!(greeted(replica), Err(Unfit::NotMaster));
+        assert_eq!(greeted(sentinel), Err(Unfit::NotMaster));
+        assert_eq!(greeted(b"*0\r\n"), Err(Unfit::OutOfStep));
+        assert_eq!(greeted(b"*1\r\n:1\r\n"), Err(Unfit::OutOfStep));
     }
 
     #[test]
@@ -226,6 +699,8 @@ mod tests {
         assert_eq!(decode(b"$-1\r\n$"), Ok(Some((Answer::Missing, 5))));
         assert_eq!(decode(b"+OK\r\n"), Ok(Some((Answer::Done, 5))));
         assert_eq!(decode(b":1\r\n"), Ok(Some((Answer::Done, 4))));
+        assert_eq!(decode(b"_\r\n+"), Ok(Some((Answer::Missing, 3))));
+        assert_eq!(decode(b"*-1\r\n+"), Ok(Some((Answer::Missing, 5))));
         assert_eq!(
             decode(b"-LOADING Redis is loading\r\n"),
             Ok(Some((Answer::Refused(b"LOADING Redis is loading"), 27)))
@@ -234,12 +709,148 @@ mod tests {
 
     #[test]
     fn every_truncation_waits_for_more() {
-        for whole in [&b"$5\r\nhello\r\n"[..], b"$-1\r\n", b"+OK\r\n", b"-ERR x\r\n", b":12\r\n"] {
+        for whole in [
+            &b"$5\r\nhello\r\n"[..],
+            b"$-1\r\n",
+            b"+OK\r\n",
+            b"-ERR x\r\n",
+            b":12\r\n",
+            b"_\r\n",
+            b"*-1\r\n",
+            b"*0\r\n",
+            b"-MOVED 12182 ::1:21712\r\n",
+            b"*4\r\n*2\r\n:1\r\n*0\r\n$3\r\na\r\n\r\n*-1\r\n_\r\n",
+            b">3\r\n$9\r\nsubscribe\r\n$1\r\nx\r\n:1\r\n",
+        ] {
             for n in 0..whole.len() {
-                assert_eq!(decode(&whole[..n]), Ok(None), "{n} of {whole:?}");
+                assert_eq!(decode(&whole[..n]), Ok(None), "{n} of {}", whole.escape_ascii());
             }
             assert_eq!(decode(whole).unwrap().unwrap().1, whole.len());
         }
+    }
+
+    #[test]
+    fn redirects_name_the_slot_and_the_node() {
+        // But for the last two, what Redis 7.0.15 said.
+        for (line, ask, host, port) in [
+            ("MOVED 12182 127.0.0.1:21711", false, "127.0.0.1", 21711),
+            ("MOVED 12182 ::1:21712", false, "::1", 21712),
+            ("MOVED 12182 node1.example.com:21711", false, "node1.example.com", 21711),
+            ("MOVED 12182 :21711", false, "", 21711),
+            ("MOVED 12182 ?:21712", false, "", 21712),
+            ("ASK 12182 10.0.0.1:1", true, "10.0.0.1", 1),
+            ("ASK 12182 2001:db8::ffff:65535", true, "2001:db8::ffff", 65535),
+        ] {
+            let reply = format!("-{line}\r\n+OK\r\n");
+            let redirect = Redirect { ask, slot: 12182, host, port };
+            let used = line.len() + 3;
+            assert_eq!(decode(reply.as_bytes()), Ok(Some((Answer::Redirect(redirect), used))));
+        }
+    }
+
+    #[test]
+    fn a_redirect_to_nowhere_is_a_refusal() {
+        for line in [
+            "MOVED",
+            "MOVED 1",
+            "MOVED 1 ",
+            "MOVED 1 a",
+            "MOVED 1 a:",
+            "MOVED 1 a:0",
+            "MOVED 1 a:65536",
+            "MOVED 1 a:+1",
+            "MOVED 1 a:1 b",
+            "MOVED  1 a:1",
+            "MOVED x a:1",
+            "MOVED -1 a:1",
+            "MOVED 16384 a:1",
+            "MOVED 1 unix:/tmp/s:1",
+            "MOVED 1 a:b:1",
+            "MOVED 1 [::1]:1",
+            "MOVED 1 a/b:1",
+            "MOVED 1 \u{e4}:1",
+            "moved 1 a:1",
+            "ASKED 1 a:1",
+            "TRYAGAIN Multiple keys request during rehashing of slot",
+            "CLUSTERDOWN Hash slot not served",
+        ] {
+            let reply = format!("-{line}\r\n");
+            let answer = Answer::Refused(line.as_bytes());
+            assert_eq!(decode(reply.as_bytes()), Ok(Some((answer, reply.len()))), "{line}");
+        }
+        let long = format!("-MOVED 1 {}:1\r\n", "a".repeat(256));
+        assert!(matches!(decode(long.as_bytes()), Ok(Some((Answer::Refused(_), _)))));
+    }
+
+    #[test]
+    fn arrays_are_answered_whole() {
+        let reply = b"*3\r\n$6\r\nmaster\r\n:-14\r\n*1\r\n*2\r\n+OK\r\n-ERR\r\n";
+        let mut buf = reply.to_vec();
+        buf.extend_from_slice(b"*1\r\n");
+        assert_eq!(decode(&buf), Ok(Some((Answer::Array(reply), reply.len()))));
+    }
+
+    #[test]
+    fn a_push_is_set_aside() {
+        // Redis 7.0.15, after `HELLO 3`, which the module never says.
+        let push = b">3\r\n$9\r\nsubscribe\r\n$1\r\nx\r\n:1\r\n";
+        let mut buf = push.to_vec();
+        buf.extend_from_slice(b"$-1\r\n");
+        assert_eq!(decode(&buf), Ok(Some((Answer::Aside, push.len()))));
+        assert_eq!(decode(b">0\r\n"), Ok(Some((Answer::Aside, 4))));
+        assert_eq!(decode(b">-1\r\n"), Err(DecodeError::BadLength));
+        assert_eq!(decode(b"*1\r\n>0\r\n"), Err(DecodeError::UnexpectedType(b'>')));
+    }
+
+    #[test]
+    fn arrays_are_nested_five_deep_and_no_deeper() {
+        for deepest in ["*0\r\n", "*1\r\n:1\r\n", "*2\r\n*-1\r\n$-1\r\n"] {
+            let reply = "*1\r\n".repeat(4) + deepest;
+            let answer = Answer::Array(reply.as_bytes());
+            assert_eq!(decode(reply.as_bytes()), Ok(Some((answer, reply.len()))));
+            let deeper = "*1\r\n".repeat(5) + deepest;
+            assert_eq!(decode(deeper.as_bytes()), Err(DecodeError::UnexpectedType(b'*')));
+        }
+        let endless = "*1\r\n".repeat(200_000);
+        assert_eq!(decode(endless.as_bytes()), Err(DecodeError::UnexpectedType(b'*')));
+        // Side by side is not nested.
+        let wide = String::from("*1000\r\n") + &"*1\r\n*0\r\n".repeat(1000);
+        assert!(matches!(decode(wide.as_bytes()), Ok(Some((Answer::Array(_), 8007)))));
+    }
+
+    #[test]
+    fn arrays_announce_no_more_values_than_the_limit() {
+        for announced in ["*131073\r\n", ">131073\r\n", "*18446744073709551615\r\n"] {
+            assert_eq!(decode(announced.as_bytes()), Err(DecodeError::BadLength));
+        }
+        assert_eq!(decode(b"*131072\r\n"), Ok(None));
+        assert_eq!(decode(b"*1\r\n*131071\r\n"), Ok(None));
+        assert_eq!(decode(b"*1\r\n*131072\r\n"), Err(DecodeError::BadLength));
+        assert_eq!(decode(b"*2\r\n*65536\r\n"), Ok(None));
+        let full = String::from("*131072\r\n") + &":1\r\n".repeat(131_072);
+        let answer = Answer::Array(full.as_bytes());
+        assert_eq!(decode(full.as_bytes()), Ok(Some((answer, full.len()))));
+    }
+
+    #[test]
+    fn arrays_are_no_longer_than_the_limit() {
+        assert_eq!(decode(b"*1\r\n$1048577\r\n"), Err(DecodeError::BadLength));
+        assert_eq!(decode(b"*1\r\n$1048576\r\n"), Ok(None));
+        // 14 bytes before the string, 2 after it.
+        let mut reply = b"*1\r\n$1048560\r\n".to_vec();
+        reply.resize(14 + 1_048_560, b'x');
+        reply.extend_from_slice(b"\r\n");
+        assert_eq!(reply.len(), MAX_ARRAY);
+        assert_eq!(decode(&reply), Ok(Some((Answer::Array(&reply), MAX_ARRAY))));
+        assert_eq!(decode(&reply[..MAX_ARRAY - 1]), Ok(None));
+
+        let mut longer = b"*1\r\n$1048561\r\n".to_vec();
+        longer.resize(MAX_ARRAY - 1, b'x');
+        assert_eq!(decode(&longer), Ok(None));
+        longer.push(b'x');
+        assert_eq!(decode(&longer), Err(DecodeError::BadLength));
+        longer.extend_from_slice(b"\r\n+OK\r\n");
+        assert_eq!(decode(&longer), Err(DecodeError::BadLength));
     }
 
     #[test]
@@ -253,7 +864,16 @@ mod tests {
     #[test]
     fn nonsense_is_an_error() {
         assert_eq!(decode(b"HTTP/1.1 400\r\n"), Err(DecodeError::UnexpectedType(b'H')));
-        assert_eq!(decode(b"*1\r\n"), Err(DecodeError::UnexpectedType(b'*')));
+        assert_eq!(decode(b"%1\r\n"), Err(DecodeError::UnexpectedType(b'%')));
+        assert_eq!(decode(b"*1\r\n%0\r\n"), Err(DecodeError::UnexpectedType(b'%')));
+        assert_eq!(decode(b"*x\r\n"), Err(DecodeError::BadLength));
+        assert_eq!(decode(b"*-2\r\n"), Err(DecodeError::BadLength));
+        assert_eq!(decode(b"*1\r\n*\r\n"), Err(DecodeError::BadLength));
+        assert_eq!(decode(b"*1\r\n$-2\r\n"), Err(DecodeError::BadLength));
+        assert_eq!(decode(b"*1\r\n$2\r\nabcd"), Err(DecodeError::BadLine));
+        assert_eq!(decode(b"*1\r\n:1\n"), Err(DecodeError::BadLine));
+        assert_eq!(decode(b"*1\r\n_x\r\n"), Err(DecodeError::BadLine));
+        assert_eq!(decode(b"_x\r\n"), Err(DecodeError::BadLine));
         assert_eq!(decode(b"$x\r\n"), Err(DecodeError::BadLength));
         assert_eq!(decode(b"$\r\n"), Err(DecodeError::BadLength));
         assert_eq!(decode(b"$-2\r\n"), Err(DecodeError::BadLength));
