@@ -1,0 +1,398 @@
+//! The meta commands of memcached's text protocol (memcached's doc/protocol.txt, "Meta Commands"),
+//! in the syntax that memcached has from 1.6.10 on.
+//!
+//! A key goes into a request as it is: a space or a line end in it would become part of the
+//! command, and a server answers a `ms` with a key that is too long with one line for the command
+//! and more for the data, which it takes for commands. So a key must be one that [`key_problem`]
+//! has nothing against.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::codec::{Answer, Codec, DecodeError, Expiry, OutOfMemory, Unfit};
+use crate::line::{Decimal, parse_decimal, split_line};
+
+/// The longest key that memcached takes, in bytes.
+pub const MAX_KEY: usize = 250;
+
+/// What follows the prefix in a cache key: 32 bytes in base64url without padding.
+const ENCODED_ID: usize = 43;
+
+/// The longest value that is skipped, in bytes. A server that sends a longer one is not worth its
+/// connection.
+const MAX_SKIPPED: usize = 1024 * 1024;
+
+/// The longest ttl that memcached takes as a length of time, in seconds. It reads a larger one as
+/// a point in time.
+const MAX_TTL: u32 = 30 * 24 * 60 * 60;
+
+/// The last point in time that memcached can hold, in seconds since the epoch: it reads 32 bits
+/// with a sign, and a larger one becomes an entry that is stored and gone at once.
+const MAX_TIME: i64 = i32::MAX as i64;
+
+/// memcached.
+#[derive(Clone, Copy, Debug)]
+pub struct Memcached;
+
+/// Why memcached would not take the keys that begin with a prefix. The text ends a sentence that
+/// names the prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyProblem {
+    /// A space or a control character.
+    Character(u8),
+    /// The keys would be longer than [`MAX_KEY`].
+    TooLong,
+}
+
+impl fmt::Display for KeyProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KeyProblem::Character(b' ') => f.write_str("memcached allows no space in a key"),
+            KeyProblem::Character(c) => {
+                write!(f, "memcached allows no control character (0x{c:02x}) in a key")
+            }
+            KeyProblem::TooLong => {
+                write!(f, "memcached allows no key longer than {MAX_KEY} bytes")
+            }
+        }
+    }
+}
+
+/// What memcached has against cache keys that begin with `prefix`; `None` if it takes them.
+pub fn key_problem(prefix: &[u8]) -> Option<KeyProblem> {
+    if let Some(&c) = prefix.iter().find(|&&c| c == b' ' || c.is_ascii_control()) {
+        return Some(KeyProblem::Character(c));
+    }
+    if prefix.len() > MAX_KEY.saturating_sub(ENCODED_ID) {
+        return Some(KeyProblem::TooLong);
+    }
+    None
+}
+
+impl Codec for Memcached {
+    fn name(&self) -> &'static str {
+        "memcached"
+    }
+
+    fn default_port(&self) -> u16 {
+        11211
+    }
+
+    fn greet(&self, probe: bool, out: &mut Vec<u8>) -> Result<usize, OutOfMemory> {
+        if !probe {
+            return Ok(0);
+        }
+        append(out, &[b"mn\r\n"])?;
+        Ok(1)
+    }
+
+    fn greeted(&self, _step: usize, answer: &Answer<'_>) -> Result<(), Unfit> {
+        match answer {
+            Answer::Done => Ok(()),
+            Answer::Refused(_) => Err(Unfit::Refused),
+            _ => Err(Unfit::OutOfStep),
+        }
+    }
+
+    fn get(&self, key: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
+        append(out, &[b"mg ", key, b" v\r\n"])
+    }
+
+    fn take(&self, key: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
+        append(out, &[b"mg ", key, b" v c\r\n"])
+    }
+
+    /// A server without CAS (option `-C`) gives each entry the claim 0 and removes the entry
+    /// whatever it is now: it still does so for one of several claims only.
+    fn claim(&self, key: &[u8], claim: u64, out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
+        append(out, &[b"md ", key, b" C", Decimal::new(claim).as_bytes(), b"\r\n"])
+    }
+
+    fn set(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        expiry: Expiry,
+        out: &mut Vec<u8>,
+    ) -> Result<(), OutOfMemory> {
+        let len = Decimal::new(value.len() as u64);
+        let time = Decimal::new(exptime(expiry));
+        append(
+            out,
+            &[b"ms ", key, b" ", len.as_bytes(), b" T", time.as_bytes(), b"\r\n", value, b"\r\n"],
+        )
+    }
+
+    fn delete(&self, key: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
+        append(out, &[b"md ", key, b"\r\n"])
+    }
+
+    fn decode<'a>(
+        &self,
+        buf: &'a [u8],
+        limit: usize,
+    ) -> Result<Option<(Answer<'a>, usize)>, DecodeError> {
+        let Some(&kind) = buf.first() else {
+            return Ok(None);
+        };
+        if !matches!(kind, b'C' | b'E' | b'H' | b'M' | b'N' | b'S' | b'V') {
+            return Err(DecodeError::UnexpectedType(kind));
+        }
+        let Some((line, rest)) = split_line(buf)? else {
+            return Ok(None);
+        };
+        // The line and its CRLF.
+        let head = line.len().saturating_add(2);
+        let code_len = line.iter().position(|&c| c == b' ').unwrap_or(line.len());
+        let (code, args) = line.split_at(code_len);
+
+        let answer = match code {
+            b"VA" => return decode_value(args, rest, head, limit),
+            b"ERROR" | b"CLIENT_ERROR" | b"SERVER_ERROR" | b"NS" => Answer::Refused(line),
+            // Before 1.6.18 memcached ends some of these lines with a space.
+            _ if args.iter().any(|&c| c != b' ') => return Err(DecodeError::BadLine),
+            b"HD" | b"MN" => Answer::Done,
+            b"EN" | b"NF" | b"EX" => Answer::Missing,
+            _ => return Err(DecodeError::UnexpectedType(kind)),
+        };
+        Ok(Some((answer, head)))
+    }
+}
+
+/// Reads an entry: `args` is what follows `VA` in a line that took `head` bytes with its end,
+/// `rest` what follows the line.
+fn decode_value<'a>(
+    args: &[u8],
+    rest: &[u8],
+    head: usize,
+    limit: usize,
+) -> Result<Option<(Answer<'a>, usize)>, DecodeError> {
+    let mut words = args.strip_prefix(b" ").unwrap_or_default().split(|&c| c == b' ');
+    let len = words.next().and_then(parse_decimal).ok_or(DecodeError::BadLength)?;
+    let len = usize::try_from(len).map_err(|_| DecodeError::BadLength)?;
+    let whole = len.checked_add(2).ok_or(DecodeError::BadLength)?;
+    if len > limit.max(MAX_SKIPPED) {
+        return Err(DecodeError::BadLength);
+    }
+    // Other flags say what is known of an entry that was invalidated, which ours never are.
+    let claim = match words.find_map(|flag| flag.strip_prefix(b"c")) {
+        Some(digits) => Some(parse_decimal(digits).ok_or(DecodeError::BadLine)?),
+        None => None,
+    };
+    if len > limit {
+        return Ok(Some((Answer::TooLarge(whole), head)));
+    }
+    match rest.get(len..whole) {
+        Some(b"\r\n") => {
+            let value = head..head.saturating_add(len);
+            let answer = match claim {
+                Some(claim) => Answer::Claim(value, claim),
+                None => Answer::Value(value),
+            };
+            Ok(Some((answer, head.saturating_add(whole))))
+        }
+        Some(_) => Err(DecodeError::BadLine),
+        None => Ok(None),
+    }
+}
+
+/// An expiry as memcached reads it: up to 30 days a length of time, over that a point in time, by
+/// the server's clock. One that it cannot hold becomes 30 days.
+fn exptime(expiry: Expiry) -> u64 {
+    if expiry.ttl <= MAX_TTL {
+        // 0 would be for ever.
+        return u64::from(expiry.ttl.max(1));
+    }
+    match u64::try_from(expiry.at) {
+        Ok(at) if at > u64::from(MAX_TTL) && expiry.at <= MAX_TIME => at,
+        _ => u64::from(MAX_TTL),
+    }
+}
+
+/// Appends all `parts`, or none.
+fn append(out: &mut Vec<u8>, parts: &[&[u8]]) -> Result<(), OutOfMemory> {
+    let need = parts.iter().fold(0usize, |sum, part| sum.saturating_add(part.len()));
+    out.try_reserve(need).map_err(|_| OutOfMemory)?;
+    for part in parts {
+        out.extend_from_slice(part);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::line::MAX_LINE;
+    use std::string::ToString;
+    use std::vec;
+
+    fn decode(buf: &[u8]) -> Result<Option<(Answer<'_>, usize)>, DecodeError> {
+        Memcached.decode(buf, 100)
+    }
+
+    #[test]
+    fn requests_are_meta_commands() {
+        let mut out = vec![];
+        Memcached.get(b"tls:k", &mut out).unwrap();
+        Memcached.take(b"tls:k", &mut out).unwrap();
+        Memcached.claim(b"tls:k", u64::MAX, &mut out).unwrap();
+        Memcached.delete(b"tls:k", &mut out).unwrap();
+        assert_eq!(
+            out,
+            b"mg tls:k v\r\nmg tls:k v c\r\nmd tls:k C18446744073709551615\r\nmd tls:k\r\n"
+        );
+        out.clear();
+        let expiry = Expiry { ttl: 300, at: 2_000_000_300 };
+        Memcached.set(b"k", b"\r\n\0", expiry, &mut out).unwrap();
+        Memcached.set(b"k", b"", expiry, &mut out).unwrap();
+        assert_eq!(out, b"ms k 3 T300\r\n\r\n\0\r\nms k 0 T300\r\n\r\n");
+    }
+
+    #[test]
+    fn a_ttl_over_30_days_is_sent_as_a_point_in_time() {
+        for (ttl, at, sent) in [
+            (1, 2_000_000_000, 1),
+            (2_592_000, 2_000_000_000, 2_592_000),
+            (2_592_001, 2_000_000_000, 2_000_000_000),
+            (u32::MAX, 2_147_483_647, 2_147_483_647),
+            // What a server cannot hold, or would read as something else.
+            (2_592_001, 2_147_483_648, 2_592_000),
+            (2_592_001, i64::MAX, 2_592_000),
+            (2_592_001, 2_592_000, 2_592_000),
+            (2_592_001, 0, 2_592_000),
+            (2_592_001, -1, 2_592_000),
+            (0, 2_000_000_000, 1),
+        ] {
+            assert_eq!(exptime(Expiry { ttl, at }), sent, "{ttl} {at}");
+        }
+    }
+
+    #[test]
+    fn a_connection_begins_with_a_probe_if_it_has_to_prove_itself() {
+        let mut out = vec![];
+        assert_eq!(Memcached.greet(false, &mut out), Ok(0));
+        assert_eq!(out, b"");
+        assert_eq!(Memcached.greet(true, &mut out), Ok(1));
+        assert_eq!(out, b"mn\r\n");
+        assert_eq!(Memcached.greeted(0, &Answer::Done), Ok(()));
+        let refused = Answer::Refused(b"CLIENT_ERROR unauthenticated");
+        assert_eq!(Memcached.greeted(0, &refused), Err(Unfit::Refused));
+        assert_eq!(Memcached.greeted(0, &Answer::Missing), Err(Unfit::OutOfStep));
+        assert_eq!(Memcached.greeted(0, &Answer::Value(0..0)), Err(Unfit::OutOfStep));
+    }
+
+    #[test]
+    fn answers_are_read_in_place() {
+        assert_eq!(decode(b"VA 5\r\na\r\n\0b\r\nVA"), Ok(Some((Answer::Value(6..11), 13))));
+        assert_eq!(decode(b"VA 0\r\n\r\n"), Ok(Some((Answer::Value(6..6), 8))));
+        assert_eq!(decode(b"VA 2 c17\r\nab\r\n"), Ok(Some((Answer::Claim(10..12, 17), 14))));
+        assert_eq!(decode(b"VA 1 c0\r\na\r\n"), Ok(Some((Answer::Claim(9..10, 0), 12))));
+        assert_eq!(decode(b"VA 1 W X c5 t-1\r\na\r\n").unwrap().unwrap().0, {
+            Answer::Claim(17..18, 5)
+        });
+        assert_eq!(decode(b"VA 1 W Z\r\na\r\n").unwrap().unwrap().0, Answer::Value(10..11));
+        assert_eq!(decode(b"HD\r\n"), Ok(Some((Answer::Done, 4))));
+        assert_eq!(decode(b"MN\r\nMN\r\n"), Ok(Some((Answer::Done, 4))));
+        for missing in [b"EN\r\n", b"NF\r\n", b"EX\r\n"] {
+            assert_eq!(decode(missing), Ok(Some((Answer::Missing, 4))));
+        }
+    }
+
+    #[test]
+    fn a_space_at_the_end_of_a_line_is_what_older_servers_send() {
+        assert_eq!(decode(b"HD \r\n"), Ok(Some((Answer::Done, 5))));
+        assert_eq!(decode(b"NF \r\n"), Ok(Some((Answer::Missing, 5))));
+        assert_eq!(decode(b"EX  \r\n"), Ok(Some((Answer::Missing, 6))));
+        assert_eq!(decode(b"VA 1 \r\na\r\n"), Ok(Some((Answer::Value(7..8), 10))));
+    }
+
+    #[test]
+    fn a_refusal_is_told_in_the_servers_words() {
+        for text in [
+            &b"ERROR"[..],
+            b"ERROR Too many open connections",
+            b"CLIENT_ERROR bad command line format",
+            b"SERVER_ERROR object too large for cache",
+            b"NS",
+        ] {
+            let line = [text, b"\r\n"].concat();
+            assert_eq!(decode(&line), Ok(Some((Answer::Refused(text), line.len()))));
+        }
+    }
+
+    #[test]
+    fn every_truncation_waits_for_more() {
+        for whole in [
+            &b"VA 5\r\nhello\r\n"[..],
+            b"VA 7 c1234\r\n\r\nVA 1\r\r\n",
+            b"HD\r\n",
+            b"EN\r\n",
+            b"MN\r\n",
+            b"NS\r\n",
+            b"SERVER_ERROR out of memory storing object\r\n",
+        ] {
+            for n in 0..whole.len() {
+                assert_eq!(decode(&whole[..n]), Ok(None), "{n} of {whole:?}");
+            }
+            assert_eq!(decode(whole).unwrap().unwrap().1, whole.len());
+        }
+    }
+
+    #[test]
+    fn a_value_over_the_limit_is_skipped_without_waiting_for_it() {
+        assert_eq!(decode(b"VA 100\r\n"), Ok(None));
+        assert_eq!(decode(b"VA 101\r\n"), Ok(Some((Answer::TooLarge(103), 8))));
+        assert_eq!(decode(b"VA 101 c3\r\nab"), Ok(Some((Answer::TooLarge(103), 11))));
+        assert_eq!(decode(b"VA 1048576\r\n"), Ok(Some((Answer::TooLarge(1_048_578), 12))));
+        assert_eq!(decode(b"VA 1048577\r\n"), Err(DecodeError::BadLength));
+        assert_eq!(decode(b"VA 18446744073709551615\r\n"), Err(DecodeError::BadLength));
+        assert_eq!(decode(b"VA 18446744073709551616\r\n"), Err(DecodeError::BadLength));
+    }
+
+    #[test]
+    fn nonsense_is_an_error() {
+        for (buf, error) in [
+            (&b"+OK\r\n"[..], DecodeError::UnexpectedType(b'+')),
+            (b"OK\r\n", DecodeError::UnexpectedType(b'O')),
+            (b"END\r\n", DecodeError::UnexpectedType(b'E')),
+            (b"VALUE k 0 1\r\na\r\n", DecodeError::BadLine),
+            (b"HDX\r\n", DecodeError::UnexpectedType(b'H')),
+            (b"ERRORS\r\n", DecodeError::UnexpectedType(b'E')),
+            (b"hd\r\n", DecodeError::UnexpectedType(b'h')),
+            (b"\r\n", DecodeError::UnexpectedType(b'\r')),
+            (b"HD c5\r\n", DecodeError::BadLine),
+            (b"EN x\r\n", DecodeError::BadLine),
+            (b"HD\n", DecodeError::BadLine),
+            (b"VA\r\n", DecodeError::BadLength),
+            (b"VA \r\n", DecodeError::BadLength),
+            (b"VA x\r\n", DecodeError::BadLength),
+            (b"VA  5\r\nhello\r\n", DecodeError::BadLength),
+            (b"VA -1\r\n", DecodeError::BadLength),
+            (b"VA +1\r\n", DecodeError::BadLength),
+            (b"VA 1 c\r\na\r\n", DecodeError::BadLine),
+            (b"VA 1 c-1\r\na\r\n", DecodeError::BadLine),
+            (b"VA 1 c18446744073709551616\r\na\r\n", DecodeError::BadLine),
+            (b"VA 2\r\nabcd", DecodeError::BadLine),
+            (&[b'S'; MAX_LINE], DecodeError::BadLine),
+        ] {
+            assert_eq!(decode(buf), Err(error), "{buf:?}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_that_memcached_would_not_take_is_found() {
+        assert_eq!(key_problem(b""), None);
+        assert_eq!(key_problem(b"tls:"), None);
+        assert_eq!(key_problem("sélection:".as_bytes()), None);
+        assert_eq!(key_problem(b"a b"), Some(KeyProblem::Character(b' ')));
+        assert_eq!(key_problem(b"a\r\nflush_all"), Some(KeyProblem::Character(b'\r')));
+        assert_eq!(key_problem(b"\0"), Some(KeyProblem::Character(0)));
+        assert_eq!(key_problem(b"\x7f"), Some(KeyProblem::Character(0x7f)));
+        assert_eq!(key_problem(&[b'p'; 207]), None);
+        assert_eq!(key_problem(&[b'p'; 208]), Some(KeyProblem::TooLong));
+        assert_eq!(
+            KeyProblem::Character(b'\t').to_string(),
+            "memcached allows no control character (0x09) in a key"
+        );
+    }
+}
