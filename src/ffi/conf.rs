@@ -3,26 +3,39 @@
 use core::ffi::{CStr, c_char, c_void};
 use core::fmt;
 use core::mem;
-use core::ptr;
+use core::ptr::{self, NonNull};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
 use nginx_sys::{
-    NGX_CONF_UNSET, NGX_ERROR, NGX_OK, ngx_command_t, ngx_conf_log_error, ngx_conf_parse,
-    ngx_conf_set_msec_slot, ngx_conf_set_num_slot, ngx_conf_set_str_slot, ngx_conf_t,
-    ngx_http_conf_addr_t, ngx_http_conf_ctx_t, ngx_http_conf_port_t, ngx_http_core_main_conf_t,
-    ngx_http_core_module, ngx_http_core_srv_conf_t, ngx_http_ssl_module, ngx_http_ssl_srv_conf_t,
-    ngx_int_t, ngx_module_t, ngx_msec_t, ngx_pagesize, ngx_parse_size, ngx_parse_url,
-    ngx_shared_memory_add, ngx_str_t, ngx_uint_t, ngx_url_t,
+    NGX_CONF_UNSET, NGX_ERROR, NGX_OK, NGX_SSL_SSLv2, NGX_SSL_SSLv3, NGX_SSL_TLSv1,
+    NGX_SSL_TLSv1_1, NGX_SSL_TLSv1_2, NGX_SSL_TLSv1_3, in_addr_t, ngx_array_t, ngx_command_t,
+    ngx_conf_bitmask_t, ngx_conf_full_name, ngx_conf_log_error, ngx_conf_parse,
+    ngx_conf_set_bitmask_slot, ngx_conf_set_flag_slot, ngx_conf_set_keyval_slot,
+    ngx_conf_set_msec_slot, ngx_conf_set_num_slot, ngx_conf_set_str_slot, ngx_conf_t, ngx_err_t,
+    ngx_flag_t, ngx_http_conf_addr_t, ngx_http_conf_ctx_t, ngx_http_conf_port_t,
+    ngx_http_core_loc_conf_t, ngx_http_core_main_conf_t, ngx_http_core_module,
+    ngx_http_core_srv_conf_t, ngx_http_ssl_module, ngx_http_ssl_srv_conf_t, ngx_inet_addr,
+    ngx_int_t, ngx_log_t, ngx_module_t, ngx_msec_t, ngx_pagesize, ngx_parse_size, ngx_parse_url,
+    ngx_shared_memory_add, ngx_ssl_read_password_file, ngx_str_t, ngx_uint_t, ngx_url_t,
 };
+use zeroize::Zeroizing;
 
 use super::link::Address;
 use super::log::Level;
+use super::resolver::Resolver;
 use super::tls::Context;
 use super::zone::Zone;
 
 /// The smallest shared zone, in pages, as nginx's own modules have it.
 const MIN_ZONE_PAGES: usize = 8;
+/// The longest secret in a file, in bytes.
+const MAX_SECRET: usize = 4096;
+/// Default of `resolver_timeout` (ngx_http_core_merge_loc_conf()), in milliseconds.
+const RESOLVER_TIMEOUT: ngx_msec_t = 30000;
 
 /// A configuration that is being read.
 #[repr(transparent)]
@@ -59,6 +72,14 @@ pub enum Slot {
     Str,
     /// [`Num`]
     Num,
+    /// [`Flag`]
+    Flag,
+    /// [`Protocols`]
+    Protocols,
+    /// [`KeyVals`]; with two values, any number of times.
+    KeyVals,
+    /// [`Passwords`]
+    PasswordFile,
 }
 
 /// A time, in milliseconds, once it is set.
@@ -103,6 +124,112 @@ impl Str {
     pub fn get(&self) -> Option<&[u8]> {
         (!self.0.data.is_null()).then(|| self.0.as_bytes())
     }
+
+    /// nginx's string, if it is set and not empty. A null byte comes behind it.
+    pub(super) fn raw(&self) -> Option<ngx_str_t> {
+        (!self.0.is_empty()).then_some(self.0)
+    }
+}
+
+/// `on` or `off`, once it is set.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct Flag(ngx_flag_t);
+
+impl Flag {
+    /// Not set.
+    pub const UNSET: Self = Flag(NGX_CONF_UNSET as ngx_flag_t);
+
+    /// The value, or `default`.
+    pub fn or(&self, default: bool) -> bool {
+        if self.0 == NGX_CONF_UNSET as ngx_flag_t { default } else { self.0 != 0 }
+    }
+}
+
+/// Versions of TLS, once they are set.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct Protocols(ngx_uint_t);
+
+impl Protocols {
+    /// Not set.
+    pub const UNSET: Self = Protocols(0);
+
+    /// nginx's bits, or `default`.
+    pub(super) fn or(&self, default: ngx_uint_t) -> ngx_uint_t {
+        if self.0 == 0 { default } else { self.0 }
+    }
+}
+
+/// What a [`Slot::Protocols`] may say, as nginx has it.
+static PROTOCOLS: Masks<7> = Masks([
+    mask(c"SSLv2", NGX_SSL_SSLv2),
+    mask(c"SSLv3", NGX_SSL_SSLv3),
+    mask(c"TLSv1", NGX_SSL_TLSv1),
+    mask(c"TLSv1.1", NGX_SSL_TLSv1_1),
+    mask(c"TLSv1.2", NGX_SSL_TLSv1_2),
+    mask(c"TLSv1.3", NGX_SSL_TLSv1_3),
+    mask(c"", 0),
+]);
+
+#[repr(transparent)]
+struct Masks<const N: usize>([ngx_conf_bitmask_t; N]);
+
+// SAFETY: nginx only reads them, from its one thread.
+unsafe impl<const N: usize> Sync for Masks<N> {}
+
+const fn mask(name: &'static CStr, mask: u32) -> ngx_conf_bitmask_t {
+    let name = ngx_str_t { len: name.count_bytes(), data: name.as_ptr().cast_mut().cast() };
+    ngx_conf_bitmask_t { name, mask: mask as ngx_uint_t }
+}
+
+/// Pairs of words, in the order of the configuration.
+#[repr(transparent)]
+pub struct KeyVals(*mut ngx_array_t);
+
+impl KeyVals {
+    /// None.
+    pub const UNSET: Self = KeyVals(ptr::null_mut());
+
+    /// Null if there are none.
+    pub(super) fn as_ptr(&self) -> *mut ngx_array_t {
+        self.0
+    }
+}
+
+/// Passwords of keys, read from a file while the configuration is. nginx keeps and clears them.
+#[repr(transparent)]
+pub struct Passwords(*mut ngx_array_t);
+
+impl Passwords {
+    /// None.
+    pub const UNSET: Self = Passwords(ptr::null_mut());
+
+    /// Null if there are none. Good as long as the configuration is read.
+    pub(super) fn as_ptr(&self) -> *mut ngx_array_t {
+        self.0
+    }
+}
+
+unsafe extern "C" fn set_password_file(
+    cf: *mut ngx_conf_t,
+    command: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: nginx calls with its configuration, the command and the memory it is for; the
+    // directive has one value.
+    unsafe {
+        let passwords = &mut *conf.byte_add((*command).offset).cast::<Passwords>();
+        if !passwords.0.is_null() {
+            return c"is duplicate".as_ptr().cast_mut();
+        }
+        let Some(args) = (*cf).args.as_ref() else { return CONF_ERROR };
+        let Some(mut file) = args.as_slice::<ngx_str_t>().get(1).copied() else {
+            return CONF_ERROR;
+        };
+        passwords.0 = ngx_ssl_read_password_file(cf, &raw mut file);
+        if passwords.0.is_null() { CONF_ERROR } else { ptr::null_mut() }
+    }
 }
 
 /// The table entry of a directive.
@@ -116,8 +243,16 @@ pub const fn slot(name: &'static CStr, kind: u32, slot: Slot, offset: usize) -> 
         Slot::Msec => ngx_conf_set_msec_slot,
         Slot::Str => ngx_conf_set_str_slot,
         Slot::Num => ngx_conf_set_num_slot,
+        Slot::Flag => ngx_conf_set_flag_slot,
+        Slot::Protocols => ngx_conf_set_bitmask_slot,
+        Slot::KeyVals => ngx_conf_set_keyval_slot,
+        Slot::PasswordFile => set_password_file,
     };
-    ngx_command_t { set: Some(set), offset, ..command(name, kind) }
+    let post: *mut c_void = match slot {
+        Slot::Protocols => (&raw const PROTOCOLS).cast_mut().cast(),
+        _ => ptr::null_mut(),
+    };
+    ngx_command_t { set: Some(set), offset, post, ..command(name, kind) }
 }
 
 /// nginx compares the name as a C string (ngx_conf_handler()).
@@ -160,6 +295,20 @@ impl fmt::Display for Place {
     }
 }
 
+/// Where a server is, as a directive has it.
+pub struct ServerUrl {
+    /// Its addresses, at least one.
+    pub addresses: Vec<Address>,
+    /// The name or IP address, without brackets; the path of a unix socket.
+    pub host: String,
+    /// The port; 0 of a unix socket.
+    pub port: u16,
+    /// Whether the host is a name, which was resolved.
+    pub is_name: bool,
+    /// Whether it is a unix socket.
+    pub is_unix: bool,
+}
+
 /// A server of `http{}` that speaks TLS.
 pub struct Server {
     /// Its context.
@@ -191,15 +340,28 @@ impl Conf {
         self.words().next().unwrap_or_default().to_string()
     }
 
+    pub(super) fn as_ptr(&mut self) -> *mut ngx_conf_t {
+        &raw mut self.0
+    }
+
+    pub(super) fn log(&self) -> *mut ngx_log_t {
+        self.0.log
+    }
+
     /// Writes a message with the place of the directive.
     pub fn say(&mut self, level: Level, text: fmt::Arguments<'_>) {
+        self.say_errno(level, 0, text);
+    }
+
+    /// As [`Conf::say`]; `errno` is put into words.
+    fn say_errno(&mut self, level: Level, errno: i32, text: fmt::Arguments<'_>) {
         let text = text.to_string();
         // SAFETY: the format takes one length and one pointer.
         unsafe {
             ngx_conf_log_error(
                 level as ngx_uint_t,
                 &raw mut self.0,
-                0,
+                errno as ngx_err_t,
                 c"%*s".as_ptr(),
                 text.len(),
                 text.as_ptr(),
@@ -236,6 +398,11 @@ impl Conf {
 
     /// The addresses of a `server`; a name is resolved.
     pub fn addresses(&mut self, text: &str, default_port: u16) -> Result<Vec<Address>, Refusal> {
+        Ok(self.server_url(text, default_port)?.addresses)
+    }
+
+    /// Where a `server` is; a name is resolved.
+    pub fn server_url(&mut self, text: &str, default_port: u16) -> Result<ServerUrl, Refusal> {
         // SAFETY: zero is the initial state that ngx_parse_url() expects; the string is copied to
         // the pool because the parsed parts refer to it.
         let (rc, url) = unsafe {
@@ -273,7 +440,82 @@ impl Conf {
                 self.refuse(format_args!("no address in \"{text}\" of the \"{name}\" directive"))
             );
         }
-        Ok(addresses)
+        let is_unix = url.family == libc::AF_UNIX;
+        let host = url.host.as_bytes();
+        let inner = host.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
+        // SAFETY: the host is valid; only read.
+        let is_ipv4 = unsafe { ngx_inet_addr(url.host.data, url.host.len) != in_addr_t::MAX };
+        Ok(ServerUrl {
+            addresses,
+            host: String::from_utf8_lossy(inner.unwrap_or(host)).into_owned(),
+            port: url.port,
+            is_name: !is_unix && inner.is_none() && !is_ipv4,
+            is_unix,
+        })
+    }
+
+    /// Reads a secret from a file, which is named relative to the configuration. The line end
+    /// behind it does not belong to it.
+    pub fn secret_file(&mut self, path: &str) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+        // SAFETY: the name is copied to the pool, with the null byte that nginx wants behind it.
+        let path = unsafe {
+            let terminated = [path.as_bytes(), b"\0"].concat();
+            let mut name = ngx_str_t::from_bytes(self.0.pool, &terminated).ok_or(Refusal::Said)?;
+            name.len = name.len.saturating_sub(1);
+            if ngx_conf_full_name(self.0.cycle, &raw mut name, 1) != NGX_OK as ngx_int_t {
+                return Err(Refusal::Said);
+            }
+            String::from_utf8_lossy(name.as_bytes()).into_owned()
+        };
+        let file = File::open(&path).map_err(|error| self.failed("open()", &path, &error))?;
+        match file.metadata() {
+            Ok(data) if data.mode() & libc::S_IROTH != 0 => {
+                self.say(Level::Warn, format_args!("\"{path}\" can be read by everybody"));
+            }
+            Ok(_) => {}
+            Err(error) => return Err(self.failed("fstat()", &path, &error)),
+        }
+        // The buffer never fills, so that no part of the secret is left behind by growing.
+        let max = MAX_SECRET.saturating_add(b"\r\n".len());
+        let mut secret = Zeroizing::new(Vec::with_capacity(max.saturating_mul(2)));
+        file.take(max.saturating_add(1) as u64)
+            .read_to_end(&mut secret)
+            .map_err(|error| self.failed("read()", &path, &error))?;
+        let end = secret.strip_suffix(b"\n").map(|rest| rest.strip_suffix(b"\r").unwrap_or(rest));
+        let len = end.map_or(secret.len(), <[u8]>::len);
+        secret.truncate(len);
+        match len {
+            0 => Err(self.refuse(format_args!("\"{path}\" is empty"))),
+            1..=MAX_SECRET => Ok(secret),
+            _ => Err(self.refuse(format_args!("\"{path}\" is longer than {MAX_SECRET} bytes"))),
+        }
+    }
+
+    fn failed(&mut self, call: &str, path: &str, error: &io::Error) -> Refusal {
+        let errno = error.raw_os_error().unwrap_or(0);
+        self.say_errno(Level::Emerg, errno, format_args!("{call} \"{path}\" failed"));
+        Refusal::Said
+    }
+
+    /// The `resolver` of `http{}`, if there is one. To be called when `http{}` has been read.
+    pub fn resolver(&mut self) -> Option<Resolver> {
+        // SAFETY: in postconfiguration ctx is that of http{}. A resolver that nginx makes where
+        // none is configured has no connections (ngx_http_core_merge_loc_conf()). Its cleanup was
+        // added to this pool when it was made.
+        unsafe {
+            let ctx = self.0.ctx.cast::<ngx_http_conf_ctx_t>();
+            let loc_conf = *(*ctx).loc_conf.add(ngx_http_core_module.ctx_index);
+            let core = loc_conf.cast::<ngx_http_core_loc_conf_t>().as_ref()?;
+            let resolver = NonNull::new(core.resolver)?;
+            if resolver.as_ref().connections.nelts == 0 {
+                return None;
+            }
+            let timeout = match core.resolver_timeout {
+                unset if unset == NGX_CONF_UNSET as ngx_msec_t => RESOLVER_TIMEOUT,
+                timeout => timeout,
+            };
+            Resolver::new(resolver, timeout, self.0.pool)
+        }
     }
 
     /// Declares a zone of shared memory for a module.

@@ -1,24 +1,41 @@
 //! A connection to a server, over nginx's event loop.
 
-use core::ffi::{c_char, c_int, c_void};
+use core::cell::{Cell, RefCell, UnsafeCell};
+use core::ffi::c_int;
 use core::mem;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::ptr::{self, NonNull};
 use std::boxed::Box;
 use std::rc::Weak;
+use std::string::{String, ToString};
 use std::vec::Vec;
 
+use foreign_types::ForeignType;
 use nginx_sys::{
-    NGX_AGAIN, NGX_ERROR, NGX_LOG_EMERG, NGX_OK, ngx_close_connection,
-    ngx_connection_log_error_e_NGX_ERROR_INFO as NGX_ERROR_INFO, ngx_connection_t, ngx_errno,
-    ngx_event_connect_peer, ngx_event_get_peer, ngx_event_t, ngx_handle_read_event,
-    ngx_handle_write_event, ngx_int_t, ngx_log_t, ngx_peer_connection_t, ngx_post_event,
-    ngx_posted_next_events, ngx_str_t, ngx_tcp_nodelay, ngx_uint_t, sockaddr, sockaddr_storage,
-    socklen_t, u_char,
+    ERR_clear_error, NGX_AGAIN, NGX_ERROR, NGX_LOG_ALERT, NGX_LOG_DEBUG, NGX_LOG_EMERG,
+    NGX_LOG_INFO, NGX_OK, NGX_SSL_CLIENT, SSL_CTRL_SET_TLSEXT_HOSTNAME, SSL_ctrl, SSL_free,
+    SSL_session_reused, TLSEXT_NAMETYPE_host_name, ngx_close_connection, ngx_cmp_sockaddr,
+    ngx_connection_log_error_e_NGX_ERROR_INFO as NGX_ERROR_INFO, ngx_connection_t, ngx_create_pool,
+    ngx_destroy_pool, ngx_errno, ngx_event_connect_peer, ngx_event_get_peer, ngx_event_t,
+    ngx_handle_read_event, ngx_handle_write_event, ngx_int_t, ngx_log_t, ngx_peer_connection_t,
+    ngx_post_event, ngx_posted_events, ngx_posted_next_events, ngx_ssl_create_connection,
+    ngx_ssl_get_session, ngx_ssl_handshake, ngx_ssl_set_session, ngx_ssl_shutdown, ngx_str_t,
+    ngx_tcp_nodelay, ngx_uint_t, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t,
+    u_char,
 };
 
-use super::log::Log;
+use super::client::{TlsClient, TlsError, TlsName};
+use super::log::{Level, Log};
+use super::tls::Session;
+
+/// Size of the pool of a connection that speaks TLS, in bytes. Little more than an
+/// `ngx_ssl_connection_t` is in it.
+const POOL_SIZE: usize = 512;
+/// How much of what nginx says about a connection is kept, in bytes.
+const MAX_SAID: usize = 1024;
 
 /// An address to connect to.
+#[derive(Clone)]
 pub struct Address {
     sockaddr: sockaddr_storage,
     socklen: socklen_t,
@@ -52,9 +69,85 @@ impl Address {
         Some(Address { sockaddr, socklen, name: name.into() })
     }
 
+    /// The address of a port.
+    pub fn from_ip(ip: IpAddr, port: u16) -> Self {
+        // SAFETY: all-zero is a valid, empty sockaddr_storage.
+        let mut sockaddr: sockaddr_storage = unsafe { mem::zeroed() };
+        let to = &raw mut sockaddr;
+        let socklen = match ip {
+            IpAddr::V4(ip) => {
+                // SAFETY: a sockaddr_storage has room, and is aligned, for any address.
+                let sin = unsafe { &mut *to.cast::<sockaddr_in>() };
+                sin.sin_family = libc::AF_INET as _;
+                sin.sin_port = port.to_be();
+                sin.sin_addr.s_addr = u32::from_ne_bytes(ip.octets());
+                mem::size_of::<sockaddr_in>()
+            }
+            IpAddr::V6(ip) => {
+                // SAFETY: as above; all-zero but for the address, whose bytes are written.
+                unsafe {
+                    let sin6 = to.cast::<sockaddr_in6>();
+                    (*sin6).sin6_family = libc::AF_INET6 as _;
+                    (*sin6).sin6_port = port.to_be();
+                    (&raw mut (*sin6).sin6_addr).cast::<[u8; 16]>().write(ip.octets());
+                }
+                mem::size_of::<sockaddr_in6>()
+            }
+        };
+        let name = SocketAddr::new(ip, port).to_string().into_boxed_str();
+        Address { sockaddr, socklen: socklen as socklen_t, name }
+    }
+
+    /// The IP address; `None` of a unix socket.
+    pub fn ip(&self) -> Option<IpAddr> {
+        // SAFETY: the address is valid for its socklen.
+        unsafe { ip_of((&raw const self.sockaddr).cast(), self.socklen) }.map(|(ip, _)| ip)
+    }
+
     /// The address in words.
     pub fn name(&self) -> &str {
         &self.name
+    }
+}
+
+/// The same address and port, or the same path.
+impl PartialEq for Address {
+    fn eq(&self, other: &Self) -> bool {
+        // SAFETY: both are valid addresses, which are only read.
+        unsafe {
+            ngx_cmp_sockaddr(
+                (&raw const self.sockaddr).cast::<sockaddr>().cast_mut(),
+                self.socklen,
+                (&raw const other.sockaddr).cast::<sockaddr>().cast_mut(),
+                other.socklen,
+                1,
+            ) == NGX_OK as ngx_int_t
+        }
+    }
+}
+
+impl Eq for Address {}
+
+/// The IP address and port of a socket's address, if it has them.
+///
+/// # Safety
+/// `addr` is valid for `socklen` bytes, and aligned.
+pub(super) unsafe fn ip_of(addr: *const sockaddr, socklen: socklen_t) -> Option<(IpAddr, u16)> {
+    // SAFETY: the caller's; the length is compared before more than the family is read.
+    unsafe {
+        match i32::from((*addr).sa_family) {
+            libc::AF_INET if socklen as usize >= mem::size_of::<sockaddr_in>() => {
+                let sin = &*addr.cast::<sockaddr_in>();
+                let ip = Ipv4Addr::from(sin.sin_addr.s_addr.to_ne_bytes());
+                Some((ip.into(), u16::from_be(sin.sin_port)))
+            }
+            libc::AF_INET6 if socklen as usize >= mem::size_of::<sockaddr_in6>() => {
+                let sin6 = addr.cast::<sockaddr_in6>();
+                let ip = (&raw const (*sin6).sin6_addr).cast::<[u8; 16]>().read();
+                Some((Ipv6Addr::from(ip).into(), u16::from_be((*sin6).sin6_port)))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -65,9 +158,14 @@ pub trait LinkOwner {
     fn readable(&self);
     /// There is room to write, or the attempt to connect has ended.
     fn writable(&self);
+    /// A handshake that was [`Handshake::Again`] may go on: [`Link::handshake`] is to be called
+    /// again. Until it has ended, this is called in place of the other two. Owners that do no
+    /// handshakes have no need of it.
+    fn handshaken(&self) {}
 }
 
-/// One connection to a server. Dropping it closes it.
+/// One connection to a server. Dropping it closes it; one that speaks TLS says so to the server
+/// first, if there is room.
 pub struct Link {
     connection: NonNull<ngx_connection_t>,
     context: NonNull<Context>,
@@ -79,14 +177,40 @@ pub struct Link {
 /// What nginx's connection and its log refer to.
 #[repr(C)]
 struct Context {
-    log: ngx_log_t,
-    server: ngx_str_t,
+    /// The connection's log, which writes nowhere: what nginx says about the connection is for the
+    /// owner to tell, once.
+    log: UnsafeCell<ngx_log_t>,
+    /// What nginx said last.
+    said: RefCell<Vec<u8>>,
+    stage: Cell<Stage>,
+    /// A session the server has given, counted up.
+    session: Cell<Option<Session>>,
 }
 
 #[repr(C)]
 struct OwnedContext<T> {
     context: Context,
     owner: Weak<T>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Plain,
+    Shaking,
+    Tls,
+    Failed,
+}
+
+/// How far a TLS handshake is.
+#[derive(Debug)]
+pub enum Handshake {
+    /// It is through, and what was to be verified is. The owner is told in the next turn of the
+    /// event loop that it may read.
+    Done,
+    /// [`LinkOwner::handshaken`] tells when to go on.
+    Again,
+    /// It failed. The link is of no more use.
+    Failed(TlsError),
 }
 
 /// How an attempt to connect begins.
@@ -116,7 +240,7 @@ pub enum Io {
     Again,
     /// The server closed the connection.
     Closed,
-    /// It failed, with this errno.
+    /// It failed, with this errno; [`Link::last_error`] says more.
     Failed(i32),
     /// There is no memory for what could be read.
     OutOfMemory,
@@ -133,8 +257,10 @@ impl Link {
         let name = &address.name;
         let context = Box::new(OwnedContext {
             context: Context {
-                log,
-                server: ngx_str_t { len: name.len(), data: name.as_ptr().cast_mut() },
+                log: UnsafeCell::new(log),
+                said: RefCell::default(),
+                stage: Cell::new(Stage::Plain),
+                session: Cell::new(None),
             },
             owner,
         });
@@ -149,7 +275,7 @@ impl Link {
         // sockaddr, name and log only during the call.
         let (rc, connection) = unsafe {
             let mut peer: ngx_peer_connection_t = mem::zeroed();
-            let mut server = (*context.as_ptr()).context.server;
+            let mut server = ngx_str_t { len: name.len(), data: name.as_ptr().cast_mut() };
             peer.sockaddr = (&raw const address.sockaddr).cast::<sockaddr>().cast_mut();
             peer.socklen = address.socklen;
             peer.name = &raw mut server;
@@ -178,11 +304,13 @@ impl Link {
         // SAFETY: the connection is ours until ngx_close_connection(). The log points into the
         // context, which outlives the connection (see Drop).
         unsafe {
-            let log = &raw mut (*link.context.as_ptr()).log;
-            (*log).handler = Some(append_server);
-            (*log).data = link.context.as_ptr().cast();
-            (*log).action = ptr::null_mut();
+            let log = (*link.context.as_ptr()).log.get();
+            (*log).log_level = (*log).log_level.max(NGX_LOG_INFO as ngx_uint_t);
             (*log).connection = (*c).number;
+            (*log).handler = None;
+            (*log).writer = Some(listen);
+            (*log).wdata = link.context.as_ptr().cast();
+            (*log).next = ptr::null_mut();
             (*c).log = log;
             (*(*c).read).log = log;
             (*(*c).write).log = log;
@@ -225,6 +353,139 @@ impl Link {
         }
     }
 
+    /// Does the TLS handshake, with the name the server goes by and a session that the same server
+    /// has given earlier under the same `tls` and name; at once if it has been done.
+    ///
+    /// The first call only prepares: one connection's handshake must not run within a callback of
+    /// OpenSSL about another's. Later ones come from [`LinkOwner::handshaken`].
+    pub fn handshake(
+        &self,
+        tls: &TlsClient,
+        name: &TlsName,
+        earlier: Option<&Session>,
+    ) -> Handshake {
+        let stage = &self.context().stage;
+        match stage.get() {
+            Stage::Tls => return Handshake::Done,
+            Stage::Failed => return self.handshake_failed(None),
+            Stage::Shaking => {}
+            Stage::Plain => {
+                if !self.prepare(tls, name, earlier) {
+                    return self.handshake_failed(None);
+                }
+                stage.set(Stage::Shaking);
+                // SAFETY: the event is the connection's own; it is taken back when that is closed.
+                unsafe {
+                    ngx_post_event((*self.connection.as_ptr()).write, &raw mut ngx_posted_events);
+                }
+                return Handshake::Again;
+            }
+        }
+        let c = self.connection.as_ptr();
+        // SAFETY: the connection and its events are ours, and prepare() has set ssl.
+        // ngx_ssl_handshake() puts its own handlers in place of those of the events.
+        let rc = unsafe {
+            let handlers = ((*(*c).read).handler, (*(*c).write).handler);
+            let rc = ngx_ssl_handshake(c);
+            ((*(*c).read).handler, (*(*c).write).handler) = handlers;
+            rc
+        };
+        if rc == NGX_AGAIN as ngx_int_t {
+            return Handshake::Again;
+        }
+        if rc != NGX_OK as ngx_int_t {
+            return self.handshake_failed(None);
+        }
+        // SAFETY: the handshake is through.
+        if let Err(error) = unsafe { tls.verify(c, name) } {
+            return self.handshake_failed(Some(error));
+        }
+        stage.set(Stage::Tls);
+        // SAFETY: OpenSSL's queue of this thread. What is left there would be taken for an error
+        // of whatever connection comes next.
+        unsafe { ERR_clear_error() };
+        // OpenSSL may have read more than the handshake, which no event reports again.
+        self.read_later();
+        Handshake::Done
+    }
+
+    fn handshake_failed(&self, error: Option<TlsError>) -> Handshake {
+        let context = self.context();
+        context.stage.set(Stage::Failed);
+        context.session.set(None);
+        // SAFETY: as in handshake().
+        unsafe { ERR_clear_error() };
+        let said = || self.last_error().unwrap_or_else(|| "SSL_do_handshake() failed".to_string());
+        Handshake::Failed(error.unwrap_or_else(|| TlsError::Handshake(said().into())))
+    }
+
+    /// Makes the TLS side of the connection. `false` if that failed, which nginx has said.
+    fn prepare(&self, tls: &TlsClient, name: &TlsName, earlier: Option<&Session>) -> bool {
+        let c = self.connection.as_ptr();
+        // SAFETY: the connection is ours; the pool is destroyed after it is closed. ssl and what
+        // is in it is set by ngx_ssl_create_connection() on success. SSL_set_tlsext_host_name(3)
+        // is this macro, and copies the name. The session is counted up for the SSL object.
+        unsafe {
+            // An abbreviated handshake goes badly with Nagle's algorithm.
+            if self.is_tcp && ngx_tcp_nodelay(c) != NGX_OK as ngx_int_t {
+                return false;
+            }
+            if (*c).pool.is_null() {
+                (*c).pool = ngx_create_pool(POOL_SIZE, (*c).log);
+            }
+            if (*c).pool.is_null()
+                || ngx_ssl_create_connection(tls.as_ptr(), c, NGX_SSL_CLIENT as ngx_uint_t)
+                    != NGX_OK as ngx_int_t
+            {
+                return false;
+            }
+            let ssl = (*c).ssl;
+            if let Some(name) = name.sent() {
+                let set = SSL_ctrl(
+                    (*ssl).connection,
+                    SSL_CTRL_SET_TLSEXT_HOSTNAME as c_int,
+                    TLSEXT_NAMETYPE_host_name.into(),
+                    name.as_ptr().cast_mut().cast(),
+                );
+                if set == 0 {
+                    return false;
+                }
+            }
+            if tls.reuses_sessions() {
+                (*ssl).save_session = Some(save_session);
+                if let Some(earlier) = earlier {
+                    return ngx_ssl_set_session(c, earlier.as_ptr()) == NGX_OK as ngx_int_t;
+                }
+            }
+            true
+        }
+    }
+
+    /// The newest session that the server has given since this was last asked, for the next
+    /// connection to it. In TLS 1.3 servers give them after the handshake, with what is read.
+    pub fn take_session(&self) -> Option<Session> {
+        self.context().session.take()
+    }
+
+    /// Whether the handshake was abbreviated.
+    pub fn was_resumed(&self) -> bool {
+        self.context().stage.get() == Stage::Tls
+            // SAFETY: at this stage there is an SSL object.
+            && unsafe { SSL_session_reused((*(*self.connection.as_ptr()).ssl).connection) == 1 }
+    }
+
+    /// What nginx has said last about the connection, in its own words: why a handshake, reading
+    /// or writing failed.
+    pub fn last_error(&self) -> Option<String> {
+        let said = self.context().said.try_borrow().ok()?;
+        (!said.is_empty()).then(|| String::from_utf8_lossy(&said).into_owned())
+    }
+
+    fn context(&self) -> &Context {
+        // SAFETY: made in connect(), freed in drop(); changed through cells only.
+        unsafe { self.context.as_ref() }
+    }
+
     /// Reads what is there, at most `max` bytes, to the end of `buf`.
     pub fn read(&self, buf: &mut Vec<u8>, max: usize) -> Io {
         if buf.try_reserve(max).is_err() {
@@ -250,8 +511,12 @@ impl Link {
         self.not_transferred(n, unsafe { ngx_handle_read_event((*c).read, 0) })
     }
 
-    /// Writes from `bytes` as much as there is room for.
+    /// Writes from `bytes` as much as there is room for. After [`Io::Again`] the next call begins
+    /// with the same bytes: OpenSSL may have sealed some of them already.
     pub fn write(&self, bytes: &[u8]) -> Io {
+        if bytes.is_empty() {
+            return Io::Bytes(0);
+        }
         let c = self.connection.as_ptr();
         // SAFETY: send is set by ngx_event_connect_peer() and only reads.
         let n = unsafe {
@@ -271,7 +536,12 @@ impl Link {
         match n {
             0 => Io::Closed,
             n if n == NGX_AGAIN as isize && registered == NGX_OK as ngx_int_t => Io::Again,
-            _ => Io::Failed(ngx_errno()),
+            _ => {
+                let errno = ngx_errno();
+                // SAFETY: as in handshake().
+                unsafe { ERR_clear_error() };
+                Io::Failed(errno)
+            }
         }
     }
 
@@ -318,10 +588,30 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // SAFETY: both are ours; the connection goes first, it refers to the log in the context.
-        // ngx_close_connection() takes back its events.
+        let c = self.connection.as_ptr();
+        // SAFETY: all is ours. ngx_ssl_shutdown() frees the SSL object and sets ssl to null,
+        // unless there is no room for its alert; then it is freed here. The connection goes before
+        // the pool, where ssl was, and that before the log in the context, to which both refer.
+        // ngx_close_connection() takes back its events and timers.
         unsafe {
-            ngx_close_connection(self.connection.as_ptr());
+            if let Some(ssl) = (*c).ssl.as_mut() {
+                ssl.set_no_wait_shutdown(1);
+                if self.context().stage.get() != Stage::Tls {
+                    ssl.set_no_send_shutdown(1);
+                }
+                ssl.save_session = None;
+                ngx_ssl_shutdown(c);
+                if let Some(ssl) = (*c).ssl.as_ref() {
+                    SSL_free(ssl.connection);
+                    (*c).ssl = ptr::null_mut();
+                }
+                ERR_clear_error();
+            }
+            let pool = mem::replace(&mut (*c).pool, ptr::null_mut());
+            ngx_close_connection(c);
+            if !pool.is_null() {
+                ngx_destroy_pool(pool);
+            }
             (self.free)(self.context);
         }
     }
@@ -334,38 +624,86 @@ unsafe fn free_context<T>(context: NonNull<Context>) {
     drop(unsafe { Box::from_raw(context.cast::<OwnedContext<T>>().as_ptr()) });
 }
 
-fn owner<T>(event: *mut ngx_event_t) -> Option<std::rc::Rc<T>> {
+/// The owner, and whether a handshake is under way.
+fn owner<T>(event: *mut ngx_event_t) -> Option<(std::rc::Rc<T>, bool)> {
     // SAFETY: the event is of a connection of Link::connect(), which has set its data; nginx calls
     // no handler of a connection that is closed.
     unsafe {
         let c = (*event).data.cast::<ngx_connection_t>();
-        (*(*c).data.cast::<OwnedContext<T>>()).owner.upgrade()
+        let context = (*c).data.cast::<OwnedContext<T>>();
+        let shaking = (*context).context.stage.get() == Stage::Shaking;
+        Some(((*context).owner.upgrade()?, shaking))
     }
 }
 
 unsafe extern "C" fn on_readable<T: LinkOwner>(event: *mut ngx_event_t) {
-    if let Some(owner) = owner::<T>(event) {
-        owner.readable();
+    match owner::<T>(event) {
+        Some((owner, true)) => owner.handshaken(),
+        Some((owner, false)) => owner.readable(),
+        None => {}
     }
 }
 
 unsafe extern "C" fn on_writable<T: LinkOwner>(event: *mut ngx_event_t) {
-    if let Some(owner) = owner::<T>(event) {
-        owner.writable();
+    match owner::<T>(event) {
+        Some((owner, true)) => owner.handshaken(),
+        Some((owner, false)) => owner.writable(),
+        None => {}
     }
 }
 
-/// Appends the server to lines that nginx writes about the connection.
-unsafe extern "C" fn append_server(
-    log: *mut ngx_log_t,
-    buf: *mut u_char,
-    len: usize,
-) -> *mut u_char {
-    const TEXT: *const c_char = c" while talking to SSL session backend, server: %V".as_ptr();
-    // SAFETY: data was set together with this handler; nginx gives the room there is.
+/// Keeps a session that the server gives. OpenSSL calls it while it reads, which is why the owner
+/// is not told.
+unsafe extern "C" fn save_session(c: *mut ngx_connection_t) {
+    // SAFETY: the connection is of Link::connect(), which has set its data; what
+    // ngx_ssl_get_session() returns is counted up.
     unsafe {
-        let context = (*log).data.cast::<Context>();
-        let server: *mut c_void = (&raw mut (*context).server).cast();
-        nginx_sys::ngx_snprintf(buf, len, TEXT.cast_mut(), server)
+        let context = (*c).data.cast::<Context>();
+        let session = ngx_ssl_get_session(c);
+        if !session.is_null() {
+            (*context).session.set(Some(Session::from_ptr(session)));
+        }
     }
+}
+
+/// Takes what nginx says about the connection. Debug lines and what must not happen at all go on to
+/// the cycle's log.
+unsafe extern "C" fn listen(log: *mut ngx_log_t, level: ngx_uint_t, line: *mut u_char, len: usize) {
+    // SAFETY: wdata was set together with this writer; the line is nginx's for this call.
+    let (context, line) = unsafe {
+        let context = (*log).wdata.cast::<Context>();
+        (&*(&raw const (*context).said), core::slice::from_raw_parts(line, len))
+    };
+    let line = text_of(line.trim_ascii_end());
+    if level == NGX_LOG_DEBUG as ngx_uint_t {
+        Log::cycle().write_debug(format_args!("{}", String::from_utf8_lossy(line)));
+        return;
+    }
+    // What follows the number of the connection.
+    let text = match line.strip_prefix(b"*") {
+        Some(rest) => rest.splitn(2, |&c| c == b' ').nth(1).unwrap_or_default(),
+        None => line,
+    };
+    if level <= NGX_LOG_ALERT as ngx_uint_t {
+        Log::cycle().write(Level::Alert, 0, format_args!("{}", String::from_utf8_lossy(text)));
+    }
+    if let Ok(mut said) = context.try_borrow_mut() {
+        said.clear();
+        if said.try_reserve(text.len().min(MAX_SAID)).is_ok() {
+            let printable = |&c: &u8| if c == b' ' || c.is_ascii_graphic() { c } else { b'.' };
+            said.extend(text.iter().take(MAX_SAID).map(printable));
+        }
+    }
+}
+
+/// A line of the log without time, level and process (ngx_log_error_core()).
+fn text_of(line: &[u8]) -> &[u8] {
+    let after = |text: &'static [u8; 2]| {
+        move |line: &'_ [u8]| {
+            line.windows(2).position(|two| two == text).map(|at| at.saturating_add(2))
+        }
+    };
+    let (level, process) = (after(b"] "), after(b": "));
+    let line = level(line).and_then(|at| line.get(at..)).unwrap_or(line);
+    process(line).and_then(|at| line.get(at..)).unwrap_or(line)
 }

@@ -11,12 +11,14 @@
 
 #![allow(unsafe_code)]
 
+pub mod client;
 pub mod clock;
 pub mod conf;
 pub mod event;
 pub mod link;
 pub mod log;
 pub mod module;
+pub mod resolver;
 pub mod tls;
 pub mod variable;
 pub mod zone;

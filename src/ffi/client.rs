@@ -1,0 +1,316 @@
+//! TLS to a server, over nginx's own SSL code: what a handshake goes by and how it ends. The
+//! handshake itself is [`Link::handshake`](super::link::Link::handshake).
+
+use core::cell::UnsafeCell;
+use core::ffi::{CStr, c_int, c_long};
+use core::fmt;
+use core::mem;
+use core::net::IpAddr;
+use core::ptr;
+use std::boxed::Box;
+use std::ffi::CString;
+use std::string::{String, ToString};
+
+use nginx_sys::{
+    ERR_clear_error, NGX_OK, NGX_SSL_TLSv1_2, NGX_SSL_TLSv1_3, SSL_CTRL_MODE, SSL_CTX_ctrl,
+    SSL_CTX_set_default_verify_paths, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER,
+    SSL_MODE_ENABLE_PARTIAL_WRITE, SSL_get_verify_result, SSL_get1_peer_certificate, X509_V_OK,
+    X509_check_ip_asc, X509_free, X509_verify_cert_error_string, ngx_connection_t, ngx_int_t,
+    ngx_ssl_certificate, ngx_ssl_check_host, ngx_ssl_ciphers, ngx_ssl_cleanup_ctx,
+    ngx_ssl_client_session_cache, ngx_ssl_conf_commands, ngx_ssl_create, ngx_ssl_crl, ngx_ssl_t,
+    ngx_ssl_trusted_certificate, ngx_str_t, ngx_uint_t,
+};
+
+use super::conf::{Conf, Flag, KeyVals, Num, Passwords, Protocols, Refusal, Str};
+
+/// Default of `ssl_protocols`.
+const PROTOCOLS: ngx_uint_t = (NGX_SSL_TLSv1_2 | NGX_SSL_TLSv1_3) as ngx_uint_t;
+/// Default of `ssl_ciphers`.
+const CIPHERS: &CStr = c"DEFAULT";
+/// Default of `ssl_verify_depth`.
+const VERIFY_DEPTH: usize = 1;
+/// The longest name that TLS can carry, in bytes (`TLSEXT_MAXLEN_host_name`).
+const MAX_NAME: usize = 255;
+
+/// What the `ssl_*` directives of a backend say, named as the `proxy_ssl_*` of nginx. nginx writes
+/// to the fields.
+#[repr(C)]
+pub struct TlsConf {
+    /// `ssl_server_name`: the name is sent (SNI). Off by default; it is for [`TlsName::new`].
+    pub server_name: Flag,
+    /// `ssl_verify`: the server's certificate is verified. On by default.
+    pub verify: Flag,
+    /// `ssl_session_reuse`: sessions are kept for the next connection. On by default.
+    pub session_reuse: Flag,
+    /// `ssl_verify_depth`: how many certificates may be between the server's and a trusted one,
+    /// plus one. 1 by default.
+    pub verify_depth: Num,
+    /// `ssl_protocols`: TLSv1.2 and TLSv1.3 by default.
+    pub protocols: Protocols,
+    /// `ssl_ciphers`: `DEFAULT` by default.
+    pub ciphers: Str,
+    /// `ssl_trusted_certificate`: a file; by default what the system trusts.
+    pub trusted_certificate: Str,
+    /// `ssl_crl`: a file of revocation lists.
+    pub crl: Str,
+    /// `ssl_certificate`: a file.
+    pub certificate: Str,
+    /// `ssl_certificate_key`: a file.
+    pub certificate_key: Str,
+    /// `ssl_password_file`, read.
+    pub passwords: Passwords,
+    /// `ssl_conf_command`s.
+    pub conf_commands: KeyVals,
+}
+
+impl TlsConf {
+    /// Nothing is set.
+    pub const UNSET: Self = TlsConf {
+        server_name: Flag::UNSET,
+        verify: Flag::UNSET,
+        session_reuse: Flag::UNSET,
+        verify_depth: Num::UNSET,
+        protocols: Protocols::UNSET,
+        ciphers: Str::UNSET,
+        trusted_certificate: Str::UNSET,
+        crl: Str::UNSET,
+        certificate: Str::UNSET,
+        certificate_key: Str::UNSET,
+        passwords: Passwords::UNSET,
+        conf_commands: KeyVals::UNSET,
+    };
+}
+
+/// How handshakes with the servers of a backend are done: one `SSL_CTX`. It is freed when this is
+/// dropped, as far as no connection still refers to it.
+pub struct TlsClient {
+    /// Boxed, since from nginx 1.27.4 on the SSL_CTX refers to it.
+    ssl: Box<UnsafeCell<ngx_ssl_t>>,
+    verify: bool,
+    session_reuse: bool,
+}
+
+impl TlsClient {
+    /// Carries out the directives; `conf` was filled while the same configuration was read.
+    pub fn new(cf: &mut Conf, conf: &TlsConf) -> Result<Self, Refusal> {
+        // SAFETY: all-zero is what ngx_http_proxy_set_ssl() begins with too.
+        let mut ssl: ngx_ssl_t = unsafe { mem::zeroed() };
+        ssl.log = cf.log();
+        let ssl = Box::new(UnsafeCell::new(ssl));
+        let protocols = conf.protocols.or(PROTOCOLS);
+        // SAFETY: the box outlives the SSL_CTX that is made here.
+        said(unsafe { ngx_ssl_create(ssl.get(), protocols, ptr::null_mut()) })?;
+        // From here on dropping it cleans up.
+        let client = TlsClient {
+            ssl,
+            verify: conf.verify.or(true),
+            session_reuse: conf.session_reuse.or(true),
+        };
+        client.configure(cf, conf)?;
+        if client.verify {
+            client.trust(cf, conf)?;
+        }
+        Ok(client)
+    }
+
+    fn configure(&self, cf: &mut Conf, conf: &TlsConf) -> Result<(), Refusal> {
+        let ssl = self.as_ptr();
+        let mut ciphers = conf.ciphers.raw().unwrap_or(ngx_str_t {
+            len: CIPHERS.count_bytes(),
+            data: CIPHERS.as_ptr().cast_mut().cast(),
+        });
+        // SAFETY: the SSL_CTX is there; the strings are copies of headers of words of the
+        // configuration, which end in a null byte, as nginx's functions want it. These keep
+        // nothing of the arguments, and may give strings a full path from the pool. The mode is
+        // SSL_CTX_set_mode(3), which is this macro: what is written sits in a buffer that grows.
+        unsafe {
+            said(ngx_ssl_ciphers(cf.as_ptr(), ssl, &raw mut ciphers, 0))?;
+            if let Some(mut certificate) = conf.certificate.raw() {
+                let Some(mut key) = conf.certificate_key.raw() else {
+                    return Err(cf.refuse(format_args!(
+                        "no \"ssl_certificate_key\" is defined for certificate \"{certificate}\""
+                    )));
+                };
+                said(ngx_ssl_certificate(
+                    cf.as_ptr(),
+                    ssl,
+                    &raw mut certificate,
+                    &raw mut key,
+                    conf.passwords.as_ptr(),
+                ))?;
+            }
+            let reuse = ngx_uint_t::from(self.session_reuse);
+            said(ngx_ssl_client_session_cache(cf.as_ptr(), ssl, reuse))?;
+            said(ngx_ssl_conf_commands(cf.as_ptr(), ssl, conf.conf_commands.as_ptr()))?;
+            let mode = SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER;
+            SSL_CTX_ctrl(
+                (*ssl).ctx,
+                SSL_CTRL_MODE as c_int,
+                c_long::from(mode as i32),
+                ptr::null_mut(),
+            );
+        }
+        Ok(())
+    }
+
+    /// What certificates are verified against.
+    fn trust(&self, cf: &mut Conf, conf: &TlsConf) -> Result<(), Refusal> {
+        let ssl = self.as_ptr();
+        let mut trusted = conf.trusted_certificate.raw().unwrap_or(ngx_str_t::empty());
+        let mut crl = conf.crl.raw().unwrap_or(ngx_str_t::empty());
+        let depth = ngx_int_t::try_from(conf.verify_depth.or(VERIFY_DEPTH)).unwrap_or(0);
+        // SAFETY: as in configure().
+        unsafe {
+            said(ngx_ssl_trusted_certificate(cf.as_ptr(), ssl, &raw mut trusted, depth))?;
+            if trusted.is_empty() {
+                let set = SSL_CTX_set_default_verify_paths((*ssl).ctx);
+                ERR_clear_error();
+                if set != 1 {
+                    return Err(cf.refuse(format_args!(
+                        "the system's trusted certificates cannot \
+                                                       be used, no ssl_trusted_certificate for \
+                                                       ssl_verify"
+                    )));
+                }
+            }
+            said(ngx_ssl_crl(cf.as_ptr(), ssl, &raw mut crl))
+        }
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut ngx_ssl_t {
+        self.ssl.get()
+    }
+
+    /// Whether sessions are to be kept.
+    pub fn reuses_sessions(&self) -> bool {
+        self.session_reuse
+    }
+
+    /// Looks what came out of the verification of the server's certificate, if it is wanted.
+    ///
+    /// # Safety
+    /// The TLS handshake of `c` is through.
+    pub(super) unsafe fn verify(
+        &self,
+        c: *mut ngx_connection_t,
+        name: &TlsName,
+    ) -> Result<(), TlsError> {
+        if !self.verify {
+            return Ok(());
+        }
+        // SAFETY: the caller's. X509_verify_cert_error_string(3) gives a text that stays.
+        unsafe {
+            let ssl = (*(*c).ssl).connection;
+            let code = SSL_get_verify_result(ssl);
+            if code != c_long::from(X509_V_OK as i32) {
+                let text = CStr::from_ptr(X509_verify_cert_error_string(code)).to_string_lossy();
+                return Err(TlsError::Verify { code, text: text.into() });
+            }
+            let mut host = ngx_str_t {
+                len: name.name.count_bytes(),
+                data: name.name.as_ptr().cast_mut().cast(),
+            };
+            if ngx_ssl_check_host(c, &raw mut host) == NGX_OK as ngx_int_t {
+                return Ok(());
+            }
+            // nginx compares names only.
+            if name.is_ip {
+                let certificate = SSL_get1_peer_certificate(ssl);
+                if !certificate.is_null() {
+                    let matches = X509_check_ip_asc(certificate, name.name.as_ptr(), 0);
+                    X509_free(certificate);
+                    if matches == 1 {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Err(TlsError::Name(name.to_string().into()))
+    }
+}
+
+impl Drop for TlsClient {
+    fn drop(&mut self) {
+        // SAFETY: the cleanup of what new() made, once. From nginx 1.27.4 on it reads an array
+        // from the configuration's pool, in whose cleanup at the latest this is dropped.
+        unsafe { ngx_ssl_cleanup_ctx(self.as_ptr().cast()) };
+    }
+}
+
+/// nginx has said why.
+fn said(rc: ngx_int_t) -> Result<(), Refusal> {
+    if rc == NGX_OK as ngx_int_t { Ok(()) } else { Err(Refusal::Said) }
+}
+
+/// The name of a server, as its certificate has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsName {
+    name: CString,
+    is_ip: bool,
+    is_sent: bool,
+}
+
+impl TlsName {
+    /// A name, or an IP address; brackets around it and a port behind it are left out. `sni`: it
+    /// is sent, unless it is an address (RFC 6066, section 3). What [`TlsName::is_valid`] refuses
+    /// matches no certificate.
+    pub fn new(text: &str, sni: bool) -> Self {
+        let is_ip = |text: &str| text.parse::<IpAddr>().is_ok();
+        let text = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((inner, _)) => inner,
+            None if is_ip(text) => text,
+            None => text.split(':').next().unwrap_or_default(),
+        };
+        let text = if Self::is_valid(text) { text } else { "" };
+        let is_ip = is_ip(text);
+        TlsName {
+            name: CString::new(text).unwrap_or_default(),
+            is_ip,
+            is_sent: sni && !is_ip && !text.is_empty(),
+        }
+    }
+
+    /// Whether a name can be used: it is not empty, nor longer than TLS can carry.
+    pub fn is_valid(text: &str) -> bool {
+        (1..=MAX_NAME).contains(&text.len()) && !text.contains('\0')
+    }
+
+    /// The name to send, if one is to be sent.
+    pub(super) fn sent(&self) -> Option<&CStr> {
+        self.is_sent.then_some(&*self.name)
+    }
+}
+
+impl fmt::Display for TlsName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(self.name.to_bytes()))
+    }
+}
+
+/// Why a handshake failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TlsError {
+    /// It was not completed: nginx's words, with OpenSSL's number and text.
+    Handshake(Box<str>),
+    /// The certificate is not to be trusted: OpenSSL's number and text.
+    Verify {
+        /// `X509_V_ERR_...`
+        code: c_long,
+        /// Its text.
+        text: Box<str>,
+    },
+    /// The certificate is of another name than this.
+    Name(Box<str>),
+}
+
+impl fmt::Display for TlsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TlsError::Handshake(text) => f.write_str(text),
+            TlsError::Verify { code, text } => {
+                write!(f, "certificate verify error: ({code}:{text})")
+            }
+            TlsError::Name(name) => write!(f, "certificate does not match \"{name}\""),
+        }
+    }
+}

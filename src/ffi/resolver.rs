@@ -1,0 +1,239 @@
+//! Names of servers, resolved at run time by the `resolver` of `http{}`.
+
+use core::cell::{Cell, RefCell};
+use core::ffi::{CStr, c_void};
+use core::fmt;
+use core::ptr::{self, NonNull};
+use std::boxed::Box;
+use std::rc::{Rc, Weak};
+use std::vec::Vec;
+
+use nginx_sys::{
+    NGX_OK, ngx_int_t, ngx_msec_t, ngx_pool_cleanup_add, ngx_pool_t, ngx_resolve_name,
+    ngx_resolve_name_done, ngx_resolve_start, ngx_resolver_ctx_t, ngx_resolver_strerror,
+    ngx_resolver_t, ngx_str_t,
+};
+
+use super::event::{Event, On};
+use super::link::{Address, ip_of};
+
+/// `NGX_NO_RESOLVER`
+const NO_RESOLVER: *mut ngx_resolver_ctx_t = ptr::without_provenance_mut(usize::MAX);
+
+/// The resolver of `http{}`.
+#[derive(Clone)]
+pub struct Resolver {
+    resolver: NonNull<ngx_resolver_t>,
+    /// How long an answer may take, in milliseconds.
+    timeout: ngx_msec_t,
+    /// The resolver's configuration has gone, and all its questions with it.
+    gone: Rc<Cell<bool>>,
+}
+
+/// Is told what a name resolves to.
+pub trait ResolverOwner: 'static {
+    /// The answer to [`Resolver::resolve`]. Called from nginx's event loop, never from within
+    /// another call.
+    fn resolved(&self, answer: Result<Resolved, ResolveError>);
+}
+
+/// What a name resolves to.
+pub struct Resolved {
+    /// The addresses, with the port asked for; at least one.
+    pub addresses: Vec<Address>,
+    /// How long that holds, in seconds since the epoch.
+    pub valid_until: i64,
+}
+
+/// Why a name does not resolve. The text is what follows the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResolveError {
+    /// No memory, or no name server.
+    Local,
+    /// A code of DNS, or an errno of nginx's resolver.
+    Code(ngx_int_t),
+}
+
+impl fmt::Display for ResolveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            ResolveError::Local => f.write_str("could not be resolved"),
+            ResolveError::Code(code) => {
+                // SAFETY: ngx_resolver_strerror() gives literals, for any code.
+                let text = unsafe { CStr::from_ptr(ngx_resolver_strerror(code)) };
+                write!(f, "could not be resolved ({code}: {})", text.to_string_lossy())
+            }
+        }
+    }
+}
+
+/// A question that is under way. Dropping it takes it back: there is no answer then.
+pub struct Query(#[allow(dead_code, reason = "held for its Drop")] Box<dyn Pending>);
+
+trait Pending {}
+
+impl Resolver {
+    /// # Safety
+    /// `resolver` belongs to the configuration of `pool`, whose cleanup for it has been added.
+    pub(super) unsafe fn new(
+        resolver: NonNull<ngx_resolver_t>,
+        timeout: ngx_msec_t,
+        pool: *mut ngx_pool_t,
+    ) -> Option<Self> {
+        let gone = Rc::new(Cell::new(false));
+        // SAFETY: the pool is the caller's. Cleanups run last in, first out: this one before that
+        // which frees the questions (ngx_resolver_cleanup()).
+        unsafe {
+            let cleanup = ngx_pool_cleanup_add(pool, 0);
+            if cleanup.is_null() {
+                return None;
+            }
+            (*cleanup).data = Rc::into_raw(Rc::clone(&gone)).cast_mut().cast();
+            (*cleanup).handler = Some(set_gone);
+        }
+        Some(Resolver { resolver, timeout, gone })
+    }
+
+    /// Asks for the addresses of a name, not of an IP address. The owner is told, unless the query
+    /// is dropped before.
+    pub fn resolve<T: ResolverOwner>(&self, owner: Weak<T>, name: &str, port: u16) -> Query {
+        let question = Rc::new_cyclic(|this: &Weak<Question<T>>| Question {
+            ctx: Cell::new(ptr::null_mut()),
+            gone: Rc::clone(&self.gone),
+            name: RefCell::new(name.as_bytes().into()),
+            port,
+            answer: RefCell::new(None),
+            tell: Event::new(this.clone()),
+            owner,
+        });
+        if !self.ask(&question) {
+            question.end(Err(ResolveError::Local));
+        }
+        Query(Box::new(Asked(question)))
+    }
+
+    fn ask<T: ResolverOwner>(&self, question: &Rc<Question<T>>) -> bool {
+        if self.gone.get() {
+            return false;
+        }
+        let Ok(mut name) = question.name.try_borrow_mut() else { return false };
+        // SAFETY: the resolver is there, as its configuration is. The name, which nginx turns into
+        // lower case, and the question stay until on_answer() or the question's drop end the
+        // context. ngx_resolve_name() may answer at once, and frees the context if it fails.
+        unsafe {
+            let ctx = ngx_resolve_start(self.resolver.as_ptr(), ptr::null_mut());
+            if ctx.is_null() || ctx == NO_RESOLVER {
+                return false;
+            }
+            (*ctx).name = ngx_str_t { len: name.len(), data: name.as_mut_ptr() };
+            drop(name);
+            (*ctx).handler = Some(on_answer::<T>);
+            (*ctx).data = Rc::as_ptr(question).cast_mut().cast();
+            (*ctx).timeout = self.timeout;
+            // An exiting worker does not wait for it.
+            (*ctx).set_cancelable(1);
+            question.ctx.set(ctx);
+            if ngx_resolve_name(ctx) != NGX_OK as ngx_int_t {
+                question.ctx.set(ptr::null_mut());
+                return false;
+            }
+        }
+        true
+    }
+}
+
+unsafe extern "C" fn set_gone(data: *mut c_void) {
+    // SAFETY: counted up for this cleanup, which runs once.
+    unsafe { Rc::from_raw(data.cast::<Cell<bool>>()) }.set(true);
+}
+
+struct Question<T: ResolverOwner> {
+    /// nginx's side of it, until it has been answered.
+    ctx: Cell<*mut ngx_resolver_ctx_t>,
+    gone: Rc<Cell<bool>>,
+    name: RefCell<Box<[u8]>>,
+    port: u16,
+    answer: RefCell<Option<Result<Resolved, ResolveError>>>,
+    tell: Event<Question<T>, Tell>,
+    owner: Weak<T>,
+}
+
+struct Tell;
+
+/// The end of the question that [`Query`] holds.
+struct Asked<T: ResolverOwner>(Rc<Question<T>>);
+
+impl<T: ResolverOwner> Pending for Asked<T> {}
+
+impl<T: ResolverOwner> Drop for Asked<T> {
+    fn drop(&mut self) {
+        self.0.done();
+        if let Ok(mut answer) = self.0.answer.try_borrow_mut() {
+            *answer = None;
+        }
+    }
+}
+
+impl<T: ResolverOwner> Question<T> {
+    /// Ends nginx's side of the question.
+    fn done(&self) {
+        let ctx = self.ctx.replace(ptr::null_mut());
+        if !ctx.is_null() && !self.gone.get() {
+            // SAFETY: the context is live: it was not answered, and its resolver is there. A
+            // question may be taken back at any time but within the answer to another one, and
+            // on_answer() calls nobody.
+            unsafe { ngx_resolve_name_done(ctx) };
+        }
+    }
+
+    /// Keeps the answer. The owner is told later, as nginx goes on with a list of those that wait
+    /// for the same name, and must find them all.
+    fn end(&self, answer: Result<Resolved, ResolveError>) {
+        if let Ok(mut kept) = self.answer.try_borrow_mut() {
+            *kept = Some(answer);
+        }
+        self.tell.soon();
+    }
+}
+
+impl<T: ResolverOwner> On<Tell> for Question<T> {
+    fn on(&self) {
+        let answer = self.answer.try_borrow_mut().ok().and_then(|mut answer| answer.take());
+        if let (Some(answer), Some(owner)) = (answer, self.owner.upgrade()) {
+            owner.resolved(answer);
+        }
+    }
+}
+
+unsafe extern "C" fn on_answer<T: ResolverOwner>(ctx: *mut ngx_resolver_ctx_t) {
+    // SAFETY: the context is that of Resolver::ask(), whose question lives as long as it is not
+    // done; the addresses are valid during this call.
+    unsafe {
+        let question = &*(*ctx).data.cast::<Question<T>>();
+        let answer = addresses(&*ctx, question.port);
+        question.done();
+        question.end(answer);
+    }
+}
+
+/// # Safety
+/// The context has been answered, and is not done.
+unsafe fn addresses(ctx: &ngx_resolver_ctx_t, port: u16) -> Result<Resolved, ResolveError> {
+    if ctx.state != NGX_OK as ngx_int_t {
+        return Err(ResolveError::Code(ctx.state));
+    }
+    let mut addresses = Vec::new();
+    addresses.try_reserve(ctx.naddrs).map_err(|_| ResolveError::Local)?;
+    for n in 0..ctx.naddrs {
+        // SAFETY: there are naddrs addresses.
+        let ip = unsafe {
+            let addr = &*ctx.addrs.add(n);
+            ip_of(addr.sockaddr, addr.socklen)
+        };
+        addresses.extend(ip.map(|(ip, _)| Address::from_ip(ip, port)));
+    }
+    if addresses.is_empty() {
+        return Err(ResolveError::Local);
+    }
+    Ok(Resolved { addresses, valid_until: ctx.valid })
+}
