@@ -264,6 +264,75 @@ subtest 'memcached: requests, restart, pause' => sub {
     }
 };
 
+subtest 'a Redis Cluster: slots on the move, failover' => sub {
+    my $cluster = redis_cluster();
+    is scalar($cluster->masters), 3, 'masters';
+    is scalar($cluster->replicas), 3, 'replicas';
+    my @keys = sort map { "k$_" } 1 .. 20;
+    $cluster->cmd('SET', $_, "value of $_") for @keys;
+    is_deeply [ $cluster->keys ], \@keys, 'keys, wherever they are';
+
+    my $slot = $cluster->slot('k1');
+    my $from = $cluster->node_of_key('k1');
+    my ($to) = grep { $_ != $from } $cluster->masters;
+    my $moved = "redis: MOVED $slot 127.0.0.1:";
+    my $get   = sub { eval { $_[0]->cmd('GET', 'k1') } // $@ };
+    like $get->($to), qr/^$moved${\ $from->port}\b/, 'MOVED';
+    $cluster->open_slot($to, $slot);
+    is $get->($from), 'value of k1', 'half-way: still there';
+    $cluster->migrate($to, $slot);
+    like $get->($from), qr/^redis: ASK $slot 127.0.0.1:${\ $to->port}\b/, 'then ASK';
+    $cluster->close_slot($to, $slot);
+    like $get->($from), qr/^$moved${\ $to->port}\b/, 'then MOVED';
+    $cluster->move_slots($from, $slot)->wait_ok;
+    is $get->($from), 'value of k1', 'and back';
+
+    my ($replica) = $cluster->replicas($from);
+    is $cluster->failover($from), $replica, 'an orderly failover, to the replica';
+    is $cluster->node_of_key('k1'), $replica, 'which has the slot';
+    $cluster->kill_master($replica);
+    is $cluster->wait_failover($replica), $from, 'a death, and the other one takes over';
+    is $cluster->cmd('GET', 'k1'), 'value of k1', 'with the data';
+    $replica->start;
+    $cluster->wait_ok;
+    is $cluster->master_of($replica), $from, 'the dead one is back, as a replica';
+};
+
+subtest 'a Redis Cluster with TLS and a password' => sub {
+    my $cluster = redis_cluster(masters => 2, replicas => 0, tls => 1, port => 0, password => 'secret');
+    my ($from, $to) = ($cluster->node_of_key('k1'));
+    ($to) = grep { $_ != $from } $cluster->nodes;
+    $cluster->cmd(qw(SET k1 value));
+    like eval { $to->cmd(qw(GET k1)) } // $@, qr/^redis: MOVED \d+ 127.0.0.1:${\ $from->tls_port}\b/, 'MOVED';
+    $cluster->move_slots($to, $cluster->slot('k1'));
+    is $cluster->wait_ok->node_of_key('k1'), $to, 'a slot moves';
+    is $to->cmd(qw(GET k1)), 'value', 'with its key';
+};
+
+subtest 'sentinels follow the master' => sub {
+    for my $count (1, 3) {
+        my $fleet = redis_sentinel(sentinels => $count, $count == 3 ? (tls => 1, port => 0, password => 'secret') : ());
+        my ($first, $second) = $fleet->nodes;
+        is $fleet->master, $first, "$count: the first master";
+        is_deeply [ $fleet->replicas ], [$second], 'its replica';
+        if ($count == 1) {
+            is $fleet->failover, $second, 'an orderly failover';
+            $fleet->wait_ok;
+            ($first, $second) = ($second, $first);
+        }
+        $first->cmd(qw(SET a b));
+        is $first->cmd(qw(WAIT 1 5000)), 1, 'the replica has what is written';
+        is $fleet->kill_master, $first, 'its death';
+        is $fleet->wait_failover($first), $second, 'and the other one takes over';
+        is $fleet->master_port, $second->replication_port, 'all say so';
+        is $second->cmd(qw(GET a)), 'b', 'with the data';
+        next if $count == 3;
+        $first->start;
+        $fleet->wait_ok;
+        is $first->cmd('ROLE')->[0], 'slave', 'the dead one is back, as a replica';
+    }
+};
+
 subtest 'relay: delays, holds, cuts, drops' => sub {
     my $redis = redis();
     my $relay = relay(upstream => $redis->unix);

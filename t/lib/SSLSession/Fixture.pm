@@ -21,6 +21,8 @@ use SSLSession::Nginx;
 use SSLSession::OpenSSL;
 use SSLSession::Redis;
 use SSLSession::Memcached;
+use SSLSession::Cluster;
+use SSLSession::Sentinel;
 use SSLSession::Relay;
 use SSLSession::Client;
 
@@ -31,14 +33,16 @@ $SIG{ALRM} = sub { print STDERR "# the test took too long\n"; exit 1 };
 alarm(($ENV{TEST_DEADLINE} || 120) * patience());
 
 our @EXPORT = qw(root tmpdir new_dir free_port wait_until patience slurp spew nginx_binary
-                 module_path certs nginx nginx_version event_methods conf_test redis memcached
-                 relay fake_server s_client s_client_start tls_client refragment session_name);
+                 module_path certs nginx nginx_version event_methods conf_test redis redis_cluster
+                 redis_sentinel memcached relay fake_server s_client s_client_start tls_client refragment session_name);
 
 sub nginx          { SSLSession::Nginx->new(@_) }
 sub nginx_version  { SSLSession::Nginx->version }
 sub event_methods  { SSLSession::Nginx->event_methods }
 sub conf_test      { SSLSession::Nginx->new(@_, start => 0)->conf_test }
 sub redis          { SSLSession::Redis->new(@_) }
+sub redis_cluster  { SSLSession::Cluster->new(@_) }
+sub redis_sentinel { SSLSession::Sentinel->new(@_) }
 sub memcached      { SSLSession::Memcached->new(@_) }
 sub relay          { SSLSession::Relay->new(@_) }
 sub fake_server    { SSLSession::Relay->new(@_) }

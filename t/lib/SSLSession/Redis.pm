@@ -17,7 +17,7 @@ use SSLSession::Util qw(free_port new_dir spew wait_until);
 # users => { nginx => '>pass ~tls:* +get +set' } (they are "on")
 # replicaof => another of these, maxmemory => '3mb' (nothing is evicted)
 # conf => ['line of redis.conf', ...], args => ['--appendonly', 'yes', ...]
-# start => 0 leaves it stopped
+# sentinel => 1: it is a sentinel; start => 0 leaves it stopped
 #
 # For cmd() there is a user "fixture", who may do all. It authenticates only when it must.
 sub new {
@@ -47,7 +47,8 @@ sub _at      { my ($self, $port) = @_; return ($self->host =~ /:/ ? '[' . $self-
 sub start {
     my ($self, %change) = @_;
     $self->configure(%change) if %change;
-    my $cmd = [ 'redis-server', "$self->{dir}/redis.conf", @{ $self->{arg}{args} // [] } ];
+    my $cmd = [ 'redis-server', "$self->{dir}/redis.conf", @{ $self->{arg}{args} // [] },
+        $self->{arg}{sentinel} ? '--sentinel' : () ];
     return $self->_run($cmd, sub { eval { $self->cmd('PING') } });
 }
 
@@ -57,7 +58,8 @@ sub configure {
     my $arg  = $self->{arg} = { %{ $self->{arg} }, %change };
     my @conf = (
         "port $self->{port}", 'bind ' . $self->host, "unixsocket $self->{unix}", "dir $self->{dir}",
-        'daemonize no', 'save ""', 'appendonly no', 'user fixture on nopass ~* &* +@all',
+        'daemonize no', 'user fixture on nopass ~* &* +@all',
+        $arg->{sentinel} ? () : ('save ""', 'appendonly no', 'repl-diskless-sync-delay 0'),
     );
     push @conf, $self->_tls_conf if $self->{tls_port};
     push @conf, "requirepass $arg->{password}", "masterauth $arg->{password}" if defined $arg->{password};
@@ -65,8 +67,7 @@ sub configure {
     push @conf, "maxmemory $arg->{maxmemory}" if defined $arg->{maxmemory};
     push @conf, 'replicaof ' . $arg->{replicaof}->host . ' ' . $arg->{replicaof}->replication_port
         if $arg->{replicaof};
-    push @conf, 'repl-diskless-sync-delay 0', @{ $arg->{conf} // [] };
-    spew("$self->{dir}/redis.conf", map { "$_\n" } @conf);
+    spew("$self->{dir}/redis.conf", map { "$_\n" } @conf, @{ $arg->{conf} // [] });
 }
 
 sub _tls_conf {
