@@ -3,27 +3,34 @@
 use core::ffi::CStr;
 use core::mem;
 use std::boxed::Box;
-use std::rc::Rc;
-use std::string::ToString;
+use std::rc::{Rc, Weak};
+use std::string::{String, ToString};
 use std::vec::Vec;
 
-use nginx_sys::{NGX_CONF_TAKE1, ngx_command_t};
+use nginx_sys::{
+    NGX_CONF_1MORE, NGX_CONF_FLAG, NGX_CONF_TAKE1, NGX_CONF_TAKE2, ngx_command_t,
+};
+use session_core::breaker;
 use session_core::cache_key::MAX_PREFIX;
+use session_core::codec::Codec;
+use session_core::memcached::{Memcached, key_problem};
 use session_core::resp::Redis;
+use session_core::target;
+use zeroize::Zeroizing;
 
+use crate::ffi::client::{TlsClient, TlsConf, TlsName};
 use crate::ffi::conf::{
-    Conf, DUPLICATE, Directive, Msec, Num, Refusal, Slot, Str, directive, slot,
+    Conf, Directive, Flag, Msec, Num, Refusal, ServerUrl, Slot, Str, directive, slot,
 };
 use crate::ffi::link::Address;
 use crate::ffi::module::{BLOCK_CONF, Commands};
 use crate::handshake::MAX_SESSION;
-use crate::net::peer::{Limits, Peer};
+use crate::net::backend::Backend as Servers;
+use crate::net::peer::{Limits, Peer, Replies};
+use crate::net::route::{Cluster, Links, Member, Route, Sentinel, Servers as Choice, TlsSettings};
 
-/// The port of Redis where none is given.
-pub const REDIS_PORT: u16 = 6379;
 /// What cache keys begin with where nothing else is said.
-pub const KEY_PREFIX: &[u8] = b"tls:";
-
+const KEY_PREFIX: &[u8] = b"tls:";
 /// Default of `connect_timeout`, in milliseconds.
 const CONNECT_TIMEOUT: u64 = 100;
 /// Default of `fetch_timeout`, in milliseconds.
@@ -32,15 +39,56 @@ const FETCH_TIMEOUT: u64 = 50;
 const STORE_TIMEOUT: u64 = 1000;
 /// Default of `queue`.
 const QUEUE: usize = 4096;
+/// The port of a Redis Sentinel.
+const SENTINEL_PORT: u16 = 26379;
 
 /// The directives of the block.
-pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 7]> = Commands::new([
-    directive::<Server>(BLOCK_CONF | NGX_CONF_TAKE1),
+pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 32]> = Commands::new([
+    directive::<Server>(BLOCK_CONF | NGX_CONF_1MORE),
+    value(c"protocol", Slot::Str, mem::offset_of!(Backend, protocol)),
+    flag(c"cluster", mem::offset_of!(Backend, cluster)),
+    value(c"sentinel", Slot::Str, mem::offset_of!(Backend, sentinel)),
+    value(c"sentinel_username", Slot::Str, mem::offset_of!(Backend, sentinel_username)),
+    value(c"sentinel_password_file", Slot::Str, mem::offset_of!(Backend, sentinel_password_file)),
+    value(c"username", Slot::Str, mem::offset_of!(Backend, username)),
+    value(c"password_file", Slot::Str, mem::offset_of!(Backend, password_file)),
+    value(c"client_name", Slot::Str, mem::offset_of!(Backend, client_name)),
+    value(c"database", Slot::Num, mem::offset_of!(Backend, database)),
     value(c"key_prefix", Slot::Str, mem::offset_of!(Backend, key_prefix)),
     value(c"connect_timeout", Slot::Msec, mem::offset_of!(Backend, connect_timeout)),
     value(c"fetch_timeout", Slot::Msec, mem::offset_of!(Backend, fetch_timeout)),
     value(c"store_timeout", Slot::Msec, mem::offset_of!(Backend, store_timeout)),
     value(c"queue", Slot::Num, mem::offset_of!(Backend, queue)),
+    flag(c"ssl", mem::offset_of!(Backend, ssl)),
+    value(c"ssl_name", Slot::Str, mem::offset_of!(Backend, ssl_name)),
+    flag(c"ssl_server_name", mem::offset_of!(Backend, tls.server_name)),
+    flag(c"ssl_verify", mem::offset_of!(Backend, tls.verify)),
+    value(c"ssl_verify_depth", Slot::Num, mem::offset_of!(Backend, tls.verify_depth)),
+    value(
+        c"ssl_trusted_certificate",
+        Slot::Str,
+        mem::offset_of!(Backend, tls.trusted_certificate),
+    ),
+    value(c"ssl_crl", Slot::Str, mem::offset_of!(Backend, tls.crl)),
+    value(c"ssl_certificate", Slot::Str, mem::offset_of!(Backend, tls.certificate)),
+    value(c"ssl_certificate_key", Slot::Str, mem::offset_of!(Backend, tls.certificate_key)),
+    value(c"ssl_password_file", Slot::PasswordFile, mem::offset_of!(Backend, tls.passwords)),
+    slot(
+        c"ssl_protocols",
+        BLOCK_CONF | NGX_CONF_1MORE,
+        Slot::Protocols,
+        mem::offset_of!(Backend, tls.protocols),
+    ),
+    value(c"ssl_ciphers", Slot::Str, mem::offset_of!(Backend, tls.ciphers)),
+    slot(
+        c"ssl_conf_command",
+        BLOCK_CONF | NGX_CONF_TAKE2,
+        Slot::KeyVals,
+        mem::offset_of!(Backend, tls.conf_commands),
+    ),
+    flag(c"ssl_session_reuse", mem::offset_of!(Backend, tls.session_reuse)),
+    ngx_command_t::empty(),
+    ngx_command_t::empty(),
     ngx_command_t::empty(),
 ]);
 
@@ -48,16 +96,40 @@ const fn value(name: &'static CStr, kind: Slot, offset: usize) -> ngx_command_t 
     slot(name, BLOCK_CONF | NGX_CONF_TAKE1, kind, offset)
 }
 
+const fn flag(name: &'static CStr, offset: usize) -> ngx_command_t {
+    slot(name, BLOCK_CONF | NGX_CONF_FLAG, Slot::Flag, offset)
+}
+
 /// What the block says. nginx writes to the fields that are in the table above.
 #[repr(C)]
 pub struct Backend {
+    protocol: Str,
+    cluster: Flag,
+    sentinel: Str,
+    sentinel_username: Str,
+    sentinel_password_file: Str,
+    username: Str,
+    password_file: Str,
+    client_name: Str,
+    database: Num,
     key_prefix: Str,
     connect_timeout: Msec,
     fetch_timeout: Msec,
     store_timeout: Msec,
     queue: Num,
-    /// The addresses of the server's name.
-    addresses: Vec<Address>,
+    ssl: Flag,
+    ssl_name: Str,
+    tls: TlsConf,
+    servers: Vec<ServerLine>,
+}
+
+/// What one `server` says.
+struct ServerLine {
+    url: ServerUrl,
+    weight: Option<u32>,
+    breaker: breaker::Config,
+    backup: bool,
+    down: bool,
 }
 
 struct Server;
@@ -67,32 +139,137 @@ impl Directive for Server {
     const NAME: &'static CStr = c"server";
 
     fn set(cf: &mut Conf, backend: &mut Backend) -> Result<(), Refusal> {
-        if !backend.addresses.is_empty() {
-            return Err(DUPLICATE);
+        let words: Vec<String> = cf.words().skip(1).map(ToString::to_string).collect();
+        let Some((address, parameters)) = words.split_first() else { return Err(Refusal::Said) };
+        // The port where none is given depends on directives that may be still to come.
+        let mut server = ServerLine {
+            url: cf.server_url(address, 0)?,
+            weight: None,
+            breaker: breaker::Config::default(),
+            backup: false,
+            down: false,
+        };
+        for parameter in parameters {
+            if server.set(cf, parameter).is_none() {
+                return Err(cf.refuse(format_args!("invalid parameter \"{parameter}\"")));
+            }
         }
-        let address = cf.words().nth(1).unwrap_or_default().to_string();
-        backend.addresses = cf.addresses(&address, REDIS_PORT)?;
+        backend.servers.push(server);
         Ok(())
     }
 }
 
+impl ServerLine {
+    /// Carries out a parameter; `None` if it is invalid.
+    fn set(&mut self, cf: &Conf, parameter: &str) -> Option<()> {
+        match parameter.split_once('=') {
+            Some(("weight", n)) => {
+                self.weight = Some(n.parse().ok().filter(|n| (1..=MAX_WEIGHT).contains(n))?);
+            }
+            Some(("max_fails", n)) => self.breaker.max_fails = n.parse().ok()?,
+            Some(("fail_timeout", time)) => {
+                self.breaker.fail_timeout = cf.seconds(time)?.checked_mul(1000)?;
+            }
+            None if parameter == "backup" => self.backup = true,
+            None if parameter == "down" => self.down = true,
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+/// The largest `weight`.
+const MAX_WEIGHT: u32 = 65535;
+
 impl Backend {
     /// Reads the block and checks it.
-    pub fn read(cf: &mut Conf, name: &str) -> Result<Self, Refusal> {
+    pub fn read(cf: &mut Conf, name: &str) -> Result<Settings, Refusal> {
         let mut backend = Backend {
+            protocol: Str::UNSET,
+            cluster: Flag::UNSET,
+            sentinel: Str::UNSET,
+            sentinel_username: Str::UNSET,
+            sentinel_password_file: Str::UNSET,
+            username: Str::UNSET,
+            password_file: Str::UNSET,
+            client_name: Str::UNSET,
+            database: Num::UNSET,
             key_prefix: Str::UNSET,
             connect_timeout: Msec::UNSET,
             fetch_timeout: Msec::UNSET,
             store_timeout: Msec::UNSET,
             queue: Num::UNSET,
-            addresses: Vec::new(),
+            ssl: Flag::UNSET,
+            ssl_name: Str::UNSET,
+            tls: TlsConf::UNSET,
+            servers: Vec::new(),
         };
         cf.block(crate::backend_module(), &mut backend)?;
-
-        if backend.addresses.is_empty() {
-            return Err(cf.refuse(format_args!("no \"server\" in ssl_session_backend \"{name}\"")));
+        if let Some(problem) = backend.problem() {
+            return Err(cf.refuse(format_args!("{problem} in ssl_session_backend \"{name}\"")));
         }
-        let limits = backend.limits();
+        backend.settings(cf)
+    }
+
+    /// What is wrong with the block as a whole.
+    fn problem(&self) -> Option<String> {
+        let text = |value: &Str| value.get().is_some();
+        let sentinel = text(&self.sentinel);
+        let cluster = self.cluster.or(false);
+        let database = self.database.or(0) != 0;
+
+        match self.protocol.get() {
+            None | Some(b"redis") => {}
+            Some(b"memcached") => {
+                let of_redis = [
+                    ("cluster", cluster),
+                    ("sentinel", sentinel),
+                    ("username", text(&self.username)),
+                    ("password_file", text(&self.password_file)),
+                    ("client_name", text(&self.client_name)),
+                    ("database", database),
+                ];
+                if let Some((directive, _)) = of_redis.iter().find(|(_, set)| *set) {
+                    return Some(std::format!(
+                        "\"{directive}\" is not supported by \"protocol memcached\""
+                    ));
+                }
+                if let Some(problem) = key_problem(self.prefix()) {
+                    return Some(std::format!("invalid \"key_prefix\": {problem}"));
+                }
+            }
+            Some(_) => return Some("\"protocol\" is neither \"redis\" nor \"memcached\"".into()),
+        }
+        if cluster && sentinel {
+            return Some("\"cluster\" and \"sentinel\" exclude each other".into());
+        }
+        if cluster && database {
+            return Some("\"database\" must be 0 with \"cluster\"".into());
+        }
+        let needs = [
+            ("username", &self.username, "password_file", text(&self.password_file)),
+            (
+                "sentinel_username",
+                &self.sentinel_username,
+                "sentinel_password_file",
+                text(&self.sentinel_password_file),
+            ),
+            ("sentinel_password_file", &self.sentinel_password_file, "sentinel", sentinel),
+        ];
+        for (directive, value, needed, is_set) in needs {
+            if text(value) && !is_set {
+                return Some(std::format!("\"{directive}\" without \"{needed}\""));
+            }
+        }
+        if self.client_name.get().is_some_and(|name| !name.iter().all(|c| (b'!'..=b'~').contains(c)))
+        {
+            return Some("\"client_name\" has characters that Redis does not take".into());
+        }
+
+        if self.ssl_name().is_some_and(|name| !TlsName::is_valid(&name)) {
+            return Some("invalid \"ssl_name\"".into());
+        }
+        let limits = self.limits();
         let zero = [
             ("connect_timeout", limits.connect_timeout),
             ("fetch_timeout", limits.fetch_timeout),
@@ -100,23 +277,44 @@ impl Backend {
             ("queue", limits.queue as u64),
         ];
         if let Some((directive, _)) = zero.iter().find(|(_, value)| *value == 0) {
-            return Err(cf.refuse(format_args!(
-                "\"{directive}\" must not be 0 in ssl_session_backend \"{name}\""
-            )));
+            return Some(std::format!("\"{directive}\" must not be 0"));
         }
-        if backend.prefix().len() > MAX_PREFIX {
-            return Err(cf.refuse(format_args!(
-                "\"key_prefix\" is longer than {MAX_PREFIX} bytes in ssl_session_backend \"{name}\""
-            )));
+        if self.prefix().len() > MAX_PREFIX {
+            return Some(std::format!("\"key_prefix\" is longer than {MAX_PREFIX} bytes"));
         }
-        Ok(backend)
+        self.servers_problem(if cluster {
+            Some("cluster")
+        } else {
+            sentinel.then_some("sentinel")
+        })
     }
 
-    /// The connection to the server, and what cache keys begin with.
-    pub fn into_peer(self) -> (Rc<Peer>, Vec<u8>) {
-        let prefix = self.prefix().to_vec();
-        let limits = self.limits();
-        (Peer::new(Box::new(Redis { database: 0 }), self.addresses, limits), prefix)
+    /// What is wrong with the servers, given what else finds servers.
+    fn servers_problem(&self, finder: Option<&str>) -> Option<String> {
+        if self.servers.is_empty() {
+            return Some("no \"server\"".into());
+        }
+        if !self.servers.iter().any(|server| !server.down && !server.backup) {
+            return Some("no \"server\" that is neither \"down\" nor \"backup\"".into());
+        }
+        if let Some(finder) = finder {
+            let choosing = |server: &ServerLine| server.weight.is_some() || server.backup;
+            if self.servers.iter().any(choosing) {
+                return Some(std::format!(
+                    "\"weight\" and \"backup\" of a \"server\" have no meaning with \"{finder}\""
+                ));
+            }
+        }
+        let twice = self.servers.iter().enumerate().find(|(n, server)| {
+            self.servers.iter().take(*n).any(|earlier| {
+                earlier.url.host == server.url.host && earlier.url.port == server.url.port
+            })
+        });
+        twice.map(|(_, server)| std::format!("duplicate \"server\" \"{}\"", server.url.host))
+    }
+
+    fn ssl_name(&self) -> Option<String> {
+        self.ssl_name.get().map(|name| String::from_utf8_lossy(name).into_owned())
     }
 
     fn prefix(&self) -> &[u8] {
@@ -129,18 +327,190 @@ impl Backend {
             fetch_timeout: self.fetch_timeout.or(FETCH_TIMEOUT),
             store_timeout: self.store_timeout.or(STORE_TIMEOUT),
             queue: self.queue.or(QUEUE),
-            max_value: MAX_SESSION,
+            ..default_limits()
+        }
+    }
+
+    /// Makes of a block without problems what it says. Reads the files that it names.
+    fn settings(self, cf: &mut Conf) -> Result<Settings, Refusal> {
+        let owned = |value: &Str| value.get().map(<[u8]>::to_vec);
+        let secret = |cf: &mut Conf, file: &Str| {
+            file.get().map(|file| cf.secret_file(&String::from_utf8_lossy(file))).transpose()
+        };
+        let cluster = self.cluster.or(false);
+        let sentinel = owned(&self.sentinel);
+        let codec: Rc<dyn Codec> = match self.protocol.get() {
+            Some(b"memcached") => Rc::new(Memcached),
+            _ => Rc::new(Redis {
+                username: owned(&self.username),
+                password: secret(cf, &self.password_file)?,
+                client_name: owned(&self.client_name),
+                database: u32::try_from(self.database.or(0)).unwrap_or(u32::MAX),
+                master: sentinel.is_some(),
+            }),
+        };
+        let tls = match self.ssl.or(false) {
+            true => Some(TlsSettings {
+                client: Rc::new(TlsClient::new(cf, &self.tls)?),
+                name: self.ssl_name(),
+                sni: self.tls.server_name.or(false),
+            }),
+            false => None,
+        };
+        let limits = Limits { redirects: cluster, ..self.limits() };
+        let prefix = self.prefix().to_vec();
+        let mut port = codec.default_port();
+        let finder = match sentinel {
+            Some(name) => {
+                port = SENTINEL_PORT;
+                let codec = Redis {
+                    username: owned(&self.sentinel_username),
+                    password: secret(cf, &self.sentinel_password_file)?,
+                    ..Redis::default()
+                };
+                Finder::Sentinel(Rc::new(codec), name)
+            }
+            None if cluster => Finder::Cluster,
+            None => Finder::Key,
+        };
+        let links = Links { codec, limits, tls, breaker: breaker::Config::default() };
+        let servers = self.servers.into_iter().filter(|server| !server.down);
+        let servers = servers.map(|server| server.with_port(port)).collect();
+        Ok(Settings { links, finder, servers, prefix })
+    }
+}
+
+impl ServerLine {
+    /// The server, with this port if none was given.
+    fn with_port(mut self, port: u16) -> Self {
+        if !self.url.is_unix && self.url.port == 0 {
+            self.url.port = port;
+            for address in &mut self.url.addresses {
+                if let Some(ip) = address.ip() {
+                    *address = Address::from_ip(ip, port);
+                }
+            }
+        }
+        self
+    }
+
+    /// The connection to it.
+    fn peer(self, links: &Links, replies: &Weak<dyn Replies>) -> Rc<Peer> {
+        let ServerUrl { host, port, addresses, is_name, is_unix } = self.url;
+        let name = is_name.then(|| (Box::from(host.as_str()), port));
+        let host = if is_unix { "localhost" } else { &host };
+        links.peer(host, addresses, name, self.breaker, replies)
+    }
+
+    /// What decides about its share: the same on all machines that have the same configuration,
+    /// whatever a name resolves to.
+    fn ring_name(&self) -> String {
+        if self.url.is_unix {
+            self.url.host.clone()
+        } else {
+            std::format!("{}:{}", self.url.host, self.url.port)
         }
     }
 }
 
+/// A backend that can be used.
+pub struct Settings {
+    links: Links,
+    finder: Finder,
+    servers: Vec<ServerLine>,
+    prefix: Vec<u8>,
+}
+
+/// Who knows which server has an entry.
+enum Finder {
+    /// Its key says it.
+    Key,
+    /// A Redis Cluster.
+    Cluster,
+    /// Redis Sentinels, with what they speak and their name for the master.
+    Sentinel(Rc<dyn Codec>, Vec<u8>),
+}
+
+impl Settings {
+    /// The one server of a URL.
+    pub fn of_url(cf: &mut Conf, server: &target::Server<'_>) -> Result<Self, Refusal> {
+        let decode = |encoded: Option<target::Encoded<'_>>| {
+            encoded.map(|text| text.decode().map(Zeroizing::new)).transpose()
+        };
+        let no_memory = |_| Refusal::Said;
+        let codec: Rc<dyn Codec> = match server.protocol {
+            target::Protocol::Memcached => Rc::new(Memcached),
+            target::Protocol::Redis => Rc::new(Redis {
+                username: decode(server.user).map_err(no_memory)?.map(|user| user.to_vec()),
+                password: decode(server.password).map_err(no_memory)?,
+                database: server.database,
+                ..Redis::default()
+            }),
+        };
+        let tls = match server.tls {
+            true => Some(TlsSettings {
+                client: Rc::new(TlsClient::new(cf, &TlsConf::UNSET)?),
+                name: None,
+                sni: false,
+            }),
+            false => None,
+        };
+        let port = codec.default_port();
+        let line = ServerLine {
+            url: cf.server_url(server.address, port)?,
+            weight: None,
+            breaker: breaker::Config::default(),
+            backup: false,
+            down: false,
+        };
+        let links = Links { codec, limits: default_limits(), tls, breaker: line.breaker };
+        let prefix = KEY_PREFIX.to_vec();
+        Ok(Settings { links, finder: Finder::Key, servers: Vec::from([line]), prefix })
+    }
+
+    /// The servers, and what cache keys begin with.
+    pub fn into_servers(self) -> (Rc<Servers>, Vec<u8>) {
+        let Settings { links, finder, servers, prefix } = self;
+        let moves = !matches!(finder, Finder::Key);
+        let fetch_timeout = links.limits.fetch_timeout;
+        let backend = Servers::new(fetch_timeout, moves, |replies| {
+            let peers = |links: &Links, servers: Vec<ServerLine>| {
+                let peer = |server: ServerLine| server.peer(links, &replies);
+                servers.into_iter().map(peer).collect()
+            };
+            match finder {
+                Finder::Key => {
+                    let member = |server: ServerLine| Member {
+                        name: server.ring_name(),
+                        weight: server.weight.unwrap_or(1),
+                        backup: server.backup,
+                        peer: server.peer(&links, &replies),
+                    };
+                    Route::Servers(Choice::new(servers.into_iter().map(member).collect()))
+                }
+                Finder::Cluster => {
+                    let seeds = peers(&links, servers);
+                    Route::Cluster(Cluster::new(links, seeds, replies.clone()))
+                }
+                Finder::Sentinel(codec, name) => {
+                    let asked = Links { codec, ..links.clone() };
+                    let sentinels = peers(&asked, servers);
+                    Route::Sentinel(Sentinel::new(links, name, sentinels, replies.clone()))
+                }
+            }
+        });
+        (backend, prefix)
+    }
+}
+
 /// The limits of a server that is given without a block.
-pub fn default_limits() -> Limits {
+fn default_limits() -> Limits {
     Limits {
         connect_timeout: CONNECT_TIMEOUT,
         fetch_timeout: FETCH_TIMEOUT,
         store_timeout: STORE_TIMEOUT,
         queue: QUEUE,
         max_value: MAX_SESSION,
+        redirects: false,
     }
 }

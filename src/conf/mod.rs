@@ -1,7 +1,6 @@
 //! The directives, and what they make of the policy.
 
 use core::ffi::CStr;
-use std::boxed::Box;
 use std::rc::{Rc, Weak};
 use std::string::{String, ToString};
 use std::vec::Vec;
@@ -9,15 +8,14 @@ use std::vec::Vec;
 use nginx_sys::{
     NGX_CONF_1MORE, NGX_CONF_BLOCK, NGX_CONF_TAKE1, NGX_HTTP_MAIN_CONF, ngx_command_t,
 };
-use session_core::resp::Redis;
-use session_core::target::{Target, TargetError};
+use session_core::target::{Redacted, Target, TargetError};
 
 use crate::ffi::conf::{Conf, DUPLICATE, Directive, Place, Refusal, directive};
 use crate::ffi::log::Level;
 use crate::ffi::module::Commands;
 use crate::ffi::tls::Hooked;
 use crate::handshake::Policy;
-use crate::net::peer::{Answers, Peer};
+use crate::net::backend::{Answers, Backend as Servers};
 use crate::status::variables;
 use crate::tier::Tier;
 use crate::tier::remote::Remote;
@@ -26,7 +24,10 @@ use crate::tier::shared::Shared;
 mod backend;
 
 pub use backend::BACKEND_COMMANDS;
-use backend::Backend;
+use backend::{Backend, Settings};
+
+/// The parameter of `ssl_session_fetch` that makes tickets good for one handshake.
+const SINGLE_USE: &str = "single_use";
 
 /// The directives of `http{}`.
 pub static COMMANDS: Commands<[ngx_command_t; 4]> = Commands::new([
@@ -44,11 +45,13 @@ pub struct MainConf {
     policy: Option<Rc<Policy>>,
     fetch: Option<Targets>,
     store: Option<Targets>,
-    backends: Vec<(String, Backend)>,
+    backends: Vec<(String, Settings)>,
+    /// Whether a ticket of TLS 1.3 is good for one handshake only.
+    single_use: bool,
     /// Tiers by the text of their targets; one that is both fetched from and stored in is one.
     tiers: Vec<(String, Rc<dyn Tier>)>,
-    /// The connections of those tiers.
-    peers: Vec<Rc<Peer>>,
+    /// The servers of those tiers.
+    servers: Vec<Rc<Servers>>,
 }
 
 /// The targets of one directive.
@@ -75,7 +78,11 @@ impl Directive for SslSessionFetch {
         if conf.fetch.is_some() {
             return Err(DUPLICATE);
         }
-        conf.fetch = Some(conf.targets(cf, "ssl_session_fetch")?);
+        let mut words: Vec<String> = cf.words().skip(1).map(ToString::to_string).collect();
+        if words.len() > 1 {
+            conf.single_use = words.pop_if(|last| last == SINGLE_USE).is_some();
+        }
+        conf.fetch = Some(conf.targets(cf, "ssl_session_fetch", &words)?);
         Ok(())
     }
 }
@@ -90,7 +97,8 @@ impl Directive for SslSessionStore {
         if conf.store.is_some() {
             return Err(DUPLICATE);
         }
-        conf.store = Some(conf.targets(cf, "ssl_session_store")?);
+        let words: Vec<String> = cf.words().skip(1).map(ToString::to_string).collect();
+        conf.store = Some(conf.targets(cf, "ssl_session_store", &words)?);
         Ok(())
     }
 }
@@ -103,7 +111,7 @@ impl Directive for SslSessionBackend {
 
     fn set(cf: &mut Conf, conf: &mut MainConf) -> Result<(), Refusal> {
         let name = cf.words().nth(1).unwrap_or_default().to_string();
-        if !matches!(Target::parse(&name), Ok(Target::Backend(_))) {
+        if !matches!(Target::parse(&name), Ok(Target::Backend(_))) || name == SINGLE_USE {
             return Err(cf.refuse(format_args!("invalid SSL session backend name \"{name}\"")));
         }
         if conf.backends.iter().any(|(known, _)| *known == name) {
@@ -117,11 +125,16 @@ impl Directive for SslSessionBackend {
 
 impl MainConf {
     /// Reads the targets of a directive.
-    fn targets(&mut self, cf: &mut Conf, name: &'static str) -> Result<Targets, Refusal> {
-        let words: Vec<String> = cf.words().skip(1).map(ToString::to_string).collect();
+    fn targets(
+        &mut self,
+        cf: &mut Conf,
+        name: &'static str,
+        words: &[String],
+    ) -> Result<Targets, Refusal> {
         let mut targets: Vec<Use> = Vec::new();
         for (n, word) in words.iter().enumerate() {
             if words.iter().take(n).any(|earlier| earlier == word) {
+                let word = Redacted(word);
                 return Err(cf.refuse(format_args!("duplicate target \"{word}\" in \"{name}\"")));
             }
             match Target::parse(word) {
@@ -130,6 +143,11 @@ impl MainConf {
                     return Err(
                         cf.refuse(format_args!("\"off\" goes with no other target in \"{name}\""))
                     );
+                }
+                Ok(Target::Backend(SINGLE_USE)) => {
+                    return Err(cf.refuse(format_args!(
+                        "\"{SINGLE_USE}\" is allowed at the end of \"ssl_session_fetch\" only"
+                    )));
                 }
                 Ok(Target::Backend(backend)) => targets.push(Use::Backend(backend.to_string())),
                 Ok(target) => targets.push(Use::Tier(self.tier(cf, word, target)?)),
@@ -156,12 +174,9 @@ impl MainConf {
                 let zone = cf.zone(shared.name, shared.size, crate::module())?;
                 Rc::new(Shared::new(name.to_string(), zone))
             }
-            Target::Redis(redis) => {
-                let addresses = cf.addresses(redis.address, backend::REDIS_PORT)?;
-                let codec = Redis { database: redis.database };
-                let peer = Peer::new(Box::new(codec), addresses, backend::default_limits());
-                self.peers.push(Rc::clone(&peer));
-                Rc::new(Remote::new(text.to_string(), backend::KEY_PREFIX.to_vec(), peer))
+            Target::Server(server) => {
+                let settings = Settings::of_url(cf, &server)?;
+                self.remote(server.to_string(), settings)
             }
             Target::Off | Target::Backend(_) => return Err(Refusal::Said),
         };
@@ -204,11 +219,15 @@ impl MainConf {
         let Some((_, backend)) = place.map(|place| self.backends.swap_remove(place)) else {
             return Err(name);
         };
-        let (peer, prefix) = backend.into_peer();
-        self.peers.push(Rc::clone(&peer));
-        let tier: Rc<dyn Tier> = Rc::new(Remote::new(name.clone(), prefix, peer));
+        let tier = self.remote(name.clone(), backend);
         self.tiers.push((name, Rc::clone(&tier)));
         Ok(tier)
+    }
+
+    fn remote(&mut self, name: String, settings: Settings) -> Rc<dyn Tier> {
+        let (servers, prefix) = settings.into_servers();
+        self.servers.push(Rc::clone(&servers));
+        Rc::new(Remote::new(name, prefix, servers))
     }
 
     /// Puts the directives into force, once `http{}` was read.
@@ -217,13 +236,17 @@ impl MainConf {
         let fetch = self.resolve(cf, fetch)?;
         let store = self.store.take();
         let store = self.resolve(cf, store)?;
-        let policy = Rc::new(Policy::new(fetch, store));
+        let policy = Rc::new(Policy::new(fetch, self.single_use, store));
         if policy.is_idle() {
             return Ok(());
         }
         let answers: Weak<dyn Answers> = Rc::downgrade(&(Rc::clone(&policy) as Rc<dyn Answers>));
-        for peer in &self.peers {
-            peer.set_answers(answers.clone());
+        let resolver = cf.resolver();
+        for servers in &self.servers {
+            if let Some(resolver) = &resolver {
+                servers.set_resolver(resolver);
+            }
+            servers.set_answers(answers.clone());
         }
         let servers = cf.servers();
         for server in &servers {
@@ -268,5 +291,6 @@ impl MainConf {
 }
 
 fn invalid(cf: &mut Conf, word: &str, directive: &str, error: TargetError) -> Refusal {
+    let word = Redacted(word);
     cf.refuse(format_args!("invalid target \"{word}\" in \"{directive}\": {error}"))
 }

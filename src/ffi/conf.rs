@@ -19,7 +19,8 @@ use nginx_sys::{
     ngx_flag_t, ngx_http_conf_addr_t, ngx_http_conf_ctx_t, ngx_http_conf_port_t,
     ngx_http_core_loc_conf_t, ngx_http_core_main_conf_t, ngx_http_core_module,
     ngx_http_core_srv_conf_t, ngx_http_ssl_module, ngx_http_ssl_srv_conf_t, ngx_inet_addr,
-    ngx_int_t, ngx_log_t, ngx_module_t, ngx_msec_t, ngx_pagesize, ngx_parse_size, ngx_parse_url,
+    ngx_int_t, ngx_log_t, ngx_module_t, ngx_msec_t, ngx_pagesize, ngx_parse_size, ngx_parse_time,
+    ngx_parse_url,
     ngx_shared_memory_add, ngx_ssl_read_password_file, ngx_str_t, ngx_uint_t, ngx_url_t,
 };
 use zeroize::Zeroizing;
@@ -382,6 +383,13 @@ impl Conf {
         log.write(level, 0, format_args!("{text} in {place}"));
     }
 
+    /// A time in nginx's notation, in seconds.
+    pub fn seconds(&self, text: &str) -> Option<u64> {
+        let mut text = ngx_str_t { len: text.len(), data: text.as_ptr().cast_mut() };
+        // SAFETY: only reads the text.
+        u64::try_from(unsafe { ngx_parse_time(&raw mut text, 1) }).ok()
+    }
+
     /// Where the directive stands.
     pub fn place(&self) -> Place {
         // SAFETY: conf_file is there while directives are read.
@@ -394,11 +402,6 @@ impl Conf {
                 None => Place { file: String::new(), line: 0 },
             }
         }
-    }
-
-    /// The addresses of a `server`; a name is resolved.
-    pub fn addresses(&mut self, text: &str, default_port: u16) -> Result<Vec<Address>, Refusal> {
-        Ok(self.server_url(text, default_port)?.addresses)
     }
 
     /// Where a `server` is; a name is resolved.

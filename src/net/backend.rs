@@ -22,6 +22,7 @@ use super::peer::{Command, Peer, Refused, Replies, Reply, Request};
 use super::route::{Found, Route};
 use crate::ffi::clock;
 use crate::ffi::event::{Event, On};
+use crate::ffi::resolver::Resolver;
 
 /// How often one lookup is sent on. A cluster that is being changed needs two.
 const MAX_REDIRECTS: u8 = 4;
@@ -144,6 +145,14 @@ impl Backend {
     pub fn set_answers(&self, answers: Weak<dyn Answers>) {
         // A second list of tiers with this backend has the same taker.
         let _ = self.answers.set(answers);
+    }
+
+    /// Says who resolves the names of servers from now on; once.
+    pub fn set_resolver(&self, resolver: &Resolver) {
+        let Ok(state) = self.state.try_borrow() else { return };
+        for peer in state.route.peers() {
+            peer.set_resolver(resolver);
+        }
     }
 
     /// Looks an entry up; [`Answers::answered`] tells the end.

@@ -4,7 +4,7 @@
 //! requests. A request whose deadline passes is told so and keeps its place in the line. The
 //! connection is given up when nothing at all has come for the whole timeout of a request.
 
-use core::cell::{Cell, RefCell, RefMut};
+use core::cell::{Cell, OnceCell, RefCell, RefMut};
 use core::fmt::{self, Write};
 use core::mem;
 use core::ops::Range;
@@ -26,9 +26,12 @@ use crate::ffi::clock;
 use crate::ffi::event::{Event, On};
 use crate::ffi::link::{Address, ConnectError, Handshake, Io, Link, LinkOwner, Progress};
 use crate::ffi::log::Log;
+use crate::ffi::resolver::{Query, ResolveError, Resolved, Resolver, ResolverOwner};
 use crate::ffi::tls::Session;
 use crate::{debug, log_at};
 
+/// How long a name that does not resolve is left alone, in seconds.
+const RESOLVE_PAUSE: i64 = 10;
 /// How much is read at once, in bytes.
 const READ_CHUNK: usize = 16 * 1024;
 /// How many of those in one turn of the event loop, so that one server cannot hold up the others.
@@ -105,6 +108,8 @@ pub enum Command<'a> {
 pub struct Server {
     /// The addresses of its name, in the order in which they are tried; not empty.
     pub addresses: Vec<Address>,
+    /// The name and port, if the name is worth resolving again.
+    pub name: Option<(Box<str>, u16)>,
     /// How to secure connections.
     pub tls: Option<Tls>,
     /// When it counts as down.
@@ -145,7 +150,9 @@ pub struct Refused;
 pub struct Peer {
     this: Weak<Peer>,
     codec: Rc<dyn Codec>,
-    addresses: Vec<Address>,
+    addresses: RefCell<Vec<Address>>,
+    name: Option<(Box<str>, u16)>,
+    resolver: OnceCell<Resolver>,
     tls: Option<Tls>,
     limits: Limits,
     replies: Weak<dyn Replies>,
@@ -171,10 +178,11 @@ struct State {
     out: Vec<u8>,
     /// How much of `out` has been written.
     sent: usize,
-    /// How many answers to the greeting are awaited, and how much of `out` it is: until the server
-    /// has accepted it nothing else is written, as it would be carried out all the same.
+    /// What the connection begins with, and how many answers to it are awaited: until the server
+    /// has accepted it nothing else is written, as it would be carried out all the same. In a
+    /// buffer of its own, which does not grow and leave a password behind.
+    greeting: Vec<u8>,
     greetings: usize,
-    greeting: usize,
     input: Vec<u8>,
     /// How much of `input` has been decoded.
     decoded: usize,
@@ -188,7 +196,14 @@ struct State {
     /// Counts the connections.
     generation: u64,
     /// The TLS session of the last connection, and the address it belongs to.
-    session: Option<(usize, Session)>,
+    session: Option<(Address, Session)>,
+    /// The question for the server's addresses that is under way, when the next one is due in
+    /// seconds since the epoch, and whether the last one has failed.
+    question: Option<Query>,
+    resolve_at: i64,
+    unresolved: bool,
+    /// Whether the connection is to an address that is not the server's any more.
+    leaving: bool,
     /// Whether the server is to be forgotten when it has answered what it was asked.
     retired: bool,
     /// Whether the server has shown that it is no master.
@@ -331,7 +346,9 @@ impl Peer {
         Rc::new_cyclic(|this| Peer {
             this: this.clone(),
             codec,
-            addresses: server.addresses,
+            addresses: RefCell::new(server.addresses),
+            name: server.name,
+            resolver: OnceCell::new(),
             tls: server.tls,
             limits,
             replies,
@@ -342,9 +359,17 @@ impl Peer {
         })
     }
 
+    /// Says who resolves the server's name from now on; once.
+    pub fn set_resolver(&self, resolver: &Resolver) {
+        if self.name.is_some() {
+            // A second time it is the same.
+            let _ = self.resolver.set(resolver.clone());
+        }
+    }
+
     /// The address in use.
-    pub fn address(&self) -> Option<&Address> {
-        self.addresses.get(self.address.get())
+    pub fn address(&self) -> Option<Address> {
+        self.addresses.try_borrow().ok()?.get(self.address.get()).cloned()
     }
 
     /// Whether a request would be taken now. Connects if need be, and begins a probe of a server
@@ -471,9 +496,10 @@ impl Peer {
 
     /// Whether a request may be made now. Connects if need be.
     fn admit(&self, state: &mut State, now: u64) -> Result<(), Refused> {
-        if state.retired {
+        if state.retired || state.leaving {
             return Err(Refused);
         }
+        self.resolve(state);
         if state.link.is_some() {
             // While a probe is under way nothing else is sent.
             return if state.breaker.is_open() { Err(Refused) } else { Ok(()) };
@@ -483,13 +509,12 @@ impl Peer {
             Verdict::Probe => true,
             Verdict::Refuse => return Err(Refused),
         };
-        let greeted = self.codec.greet(probe, &mut state.out).and_then(|answers| {
+        let greeted = self.codec.greet(probe, &mut state.greeting).and_then(|answers| {
             state.greetings = answers;
-            state.greeting = state.out.len();
             let steps = (0..answers).map(Kind::Greeting);
             state.inflight.push_all(steps, now, self.greeting_timeout())
         });
-        state.untried = self.addresses.len();
+        state.untried = self.addresses.try_borrow().map_or(0, |addresses| addresses.len());
         let connected = match greeted {
             Ok(()) => self.connect(state, now),
             Err(OutOfMemory) => Err(Failure::OutOfMemory),
@@ -514,8 +539,8 @@ impl Peer {
         let mut errno = 0;
         while state.untried > 0 {
             state.untried = state.untried.saturating_sub(1);
-            let Some(address) = self.addresses.get(self.address.get()) else { break };
-            match Link::connect(self.this.clone(), address) {
+            let Some(address) = self.address() else { break };
+            match Link::connect(self.this.clone(), &address) {
                 Ok((link, progress)) => {
                     debug!(Log::cycle(), "SSL session backend {self}: {progress:?}");
                     state.link = Some(link);
@@ -565,7 +590,18 @@ impl Peer {
 
     fn next_address(&self) {
         let next = self.address.get().saturating_add(1);
-        self.address.set(if next < self.addresses.len() { next } else { 0 });
+        let count = self.addresses.try_borrow().map_or(0, |addresses| addresses.len());
+        self.address.set(if next < count { next } else { 0 });
+    }
+
+    /// Asks for the addresses of the server's name, where that is due.
+    fn resolve(&self, state: &mut State) {
+        let (Some(resolver), Some((name, port))) = (self.resolver.get(), &self.name) else {
+            return;
+        };
+        if state.question.is_none() && state.resolve_at <= clock::unix_time() {
+            state.question = Some(resolver.resolve(self.this.clone(), name, *port));
+        }
     }
 
     /// The connection is there. With TLS the handshake begins.
@@ -582,10 +618,15 @@ impl Peer {
     /// Goes on with the TLS handshake.
     fn handshake(&self, state: &mut State, now: u64) -> Result<(), Failure> {
         let (Some(tls), Some(link)) = (&self.tls, &state.link) else { return Ok(()) };
-        let address = self.address.get();
-        let earlier = state.session.as_ref().filter(|(of, _)| *of == address);
+        let address = self.address();
+        let earlier = state.session.as_ref().filter(|(of, _)| Some(of) == address.as_ref());
         match link.handshake(&tls.client, &tls.name, earlier.map(|(_, session)| session)) {
-            Handshake::Done => self.ready(state, now),
+            Handshake::Done => {
+                let resumed = if link.was_resumed() { ", session reused" } else { "" };
+                debug!(Log::cycle(), "SSL session backend {self}: SSL handshake done{resumed}");
+                self.keep_session(state);
+                self.ready(state, now);
+            }
             Handshake::Again => {}
             Handshake::Failed(error) => return Err(Failure::Handshake(error)),
         }
@@ -609,18 +650,23 @@ impl Peer {
             return;
         }
         let Some(link) = &state.link else { return };
-        let end = if state.greetings > 0 { state.greeting } else { state.out.len() };
-        while let Some(unsent) = state.out.get(state.sent..end).filter(|unsent| !unsent.is_empty())
-        {
+        let greets = state.greetings > 0 || !state.greeting.is_empty();
+        let out = if greets { &state.greeting } else { &state.out };
+        while let Some(unsent) = out.get(state.sent..).filter(|unsent| !unsent.is_empty()) {
             match link.write(unsent) {
                 Io::Bytes(n) => state.sent = state.sent.saturating_add(n),
                 _ => break,
             }
         }
-        if state.sent >= end {
+        if state.sent >= out.len() {
             link.wrote_all();
         }
-        if state.sent >= state.out.len() {
+        if greets {
+            if state.sent >= state.greeting.len() {
+                state.sent = 0;
+                empty(&mut state.greeting);
+            }
+        } else if state.sent >= state.out.len() {
             state.sent = 0;
             empty(&mut state.out);
         } else if state.sent > KEPT_BUFFER {
@@ -733,11 +779,12 @@ impl Peer {
                 }
                 (Answer::Redirect(Redirect { ask, slot, host, port }), _) => {
                     let word = if ask { "ASK" } else { "MOVED" };
-                    self.refused(state, now, &format_args!("{word} {slot} {host}:{port}"));
+                    let text = format_args!("{word} {slot} {host}:{port}");
+                    self.refused(&mut state.refused, now, &text);
                     End::Failed(Outcome::Error)
                 }
                 (Answer::Refused(text), _) => {
-                    self.refused(state, now, &Printable(text));
+                    self.refused(&mut state.refused, now, &Printable(text));
                     // Behind the type of the reply.
                     value = at.saturating_add(1)..at.saturating_add(text.len()).saturating_add(1);
                     End::Refused
@@ -745,9 +792,11 @@ impl Peer {
                 _ => return Err(Failure::OutOfStep),
             };
             let good = !matches!(end, End::Refused | End::Failed(Outcome::Error));
-            if good && state.greetings == 0 && !state.proven {
+            if good && state.greetings == 0 {
                 state.proven = true;
-                if state.breaker.succeeded() {
+                // A server that greets and then says nothing is no good; a probe is a greeting.
+                let counts = !matches!(request.kind, Kind::Greeting(_)) || state.breaker.is_open();
+                if counts && state.breaker.succeeded() {
                     log_at!(Log::cycle(), Notice, "{self} is up again");
                 }
             }
@@ -761,8 +810,8 @@ impl Peer {
     }
 
     /// The server has refused a request.
-    fn refused(&self, state: &mut State, now: u64, text: &dyn fmt::Display) {
-        if let Some(times) = state.refused.pass(now) {
+    fn refused(&self, throttle: &mut Throttle, now: u64, text: &dyn fmt::Display) {
+        if let Some(times) = throttle.pass(now) {
             log_at!(
                 Log::cycle(),
                 Error,
@@ -776,8 +825,9 @@ impl Peer {
         if self.tls.is_none() {
             return;
         }
-        if let Some(session) = state.link.as_ref().and_then(Link::take_session) {
-            state.session = Some((self.address.get(), session));
+        let session = state.link.as_ref().and_then(Link::take_session);
+        if let (Some(session), Some(address)) = (session, self.address()) {
+            state.session = Some((address, session));
         }
     }
 
@@ -867,7 +917,7 @@ impl Peer {
     /// An exiting worker does not keep a connection that has nothing to do.
     fn close_if_done(&self, state: &mut State) {
         let closing = state.link.as_ref().is_some_and(|link| link.is_closing());
-        if (closing || state.retired || clock::is_exiting()) && state.inflight.is_empty() {
+        if (closing || state.retired || state.leaving || clock::is_exiting()) && state.inflight.is_empty() {
             state.reset();
             self.tick.cancel();
         }
@@ -901,8 +951,8 @@ impl State {
             inflight: InFlight::new(),
             out: Vec::new(),
             sent: 0,
+            greeting: Vec::new(),
             greetings: 0,
-            greeting: 0,
             input: Vec::new(),
             decoded: 0,
             skip: 0,
@@ -911,6 +961,10 @@ impl State {
             doubt: None,
             generation: 0,
             session: None,
+            question: None,
+            resolve_at: 0,
+            unresolved: false,
+            leaving: false,
             retired: false,
             demoted: false,
             strangers: 0,
@@ -936,6 +990,7 @@ impl State {
         self.phase = Phase::Idle;
         self.generation = self.generation.wrapping_add(1);
         self.strangers = 0;
+        self.leaving = false;
         self.demoted = false;
         self.doubt = None;
         self.greetings = 0;
@@ -943,6 +998,7 @@ impl State {
         self.skip = 0;
         self.proven = false;
         empty(&mut self.out);
+        empty(&mut self.greeting);
         while self.inflight.pop().is_some() {}
         self.decoded = self.input.len();
     }
@@ -1022,6 +1078,38 @@ impl LinkOwner for Peer {
     }
 }
 
+impl ResolverOwner for Peer {
+    fn resolved(&self, answer: Result<Resolved, ResolveError>) {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        let now = clock::unix_time();
+        state.question = None;
+        let Resolved { addresses, valid_until } = match answer {
+            Ok(resolved) => resolved,
+            Err(error) => {
+                state.resolve_at = now.saturating_add(RESOLVE_PAUSE);
+                if !mem::replace(&mut state.unresolved, true) {
+                    let name = self.name.as_ref().map_or("", |(name, _)| name);
+                    log_at!(Log::cycle(), Error, "{self}: \"{name}\" {error}");
+                }
+                return;
+            }
+        };
+        state.resolve_at = valid_until.max(now.saturating_add(1));
+        state.unresolved = false;
+        let current = self.address();
+        let place = addresses.iter().position(|address| Some(address) == current.as_ref());
+        if let Ok(mut known) = self.addresses.try_borrow_mut() {
+            *known = addresses;
+        }
+        self.address.set(place.unwrap_or(0));
+        if place.is_none() {
+            log_at!(Log::cycle(), Notice, "{self} is the new address of its name");
+            state.leaving = state.link.is_some();
+            self.close_if_done(&mut state);
+        }
+    }
+}
+
 impl On<Flush> for Peer {
     fn on(&self) {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
@@ -1078,7 +1166,7 @@ impl On<Tick> for Peer {
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = self.addresses.get(self.address.get()).map_or("", Address::name);
-        write!(f, "{} {address}", self.codec.name())
+        let address = self.address();
+        write!(f, "{} {}", self.codec.name(), address.as_ref().map_or("", Address::name))
     }
 }

@@ -1,6 +1,9 @@
 //! Which server has an entry.
 
+use core::alloc::Layout;
 use core::net::IpAddr;
+use std::alloc::handle_alloc_error;
+use std::boxed::Box;
 use std::rc::{Rc, Weak};
 use std::string::{String, ToString};
 use std::vec::Vec;
@@ -52,6 +55,7 @@ impl Links {
         &self,
         host: &str,
         addresses: Vec<Address>,
+        name: Option<(Box<str>, u16)>,
         breaker: breaker::Config,
         replies: &Weak<dyn Replies>,
     ) -> Rc<Peer> {
@@ -59,13 +63,14 @@ impl Links {
             client: Rc::clone(&tls.client),
             name: TlsName::new(tls.name.as_deref().unwrap_or(host), tls.sni),
         });
-        let server = Server { addresses, tls, breaker };
-        Peer::new(server, Rc::clone(&self.codec), self.limits.clone(), Weak::clone(replies))
+        let server = Server { addresses, name, tls, breaker };
+        let codec = Rc::clone(&self.codec);
+        Peer::new(server, codec, self.limits.clone(), Weak::clone(replies))
     }
 
     /// A peer for a server that was found at run time.
     fn found(&self, host: &str, address: Address, replies: &Weak<dyn Replies>) -> Rc<Peer> {
-        self.peer(host, Vec::from([address]), self.breaker, replies)
+        self.peer(host, Vec::from([address]), None, self.breaker, replies)
     }
 }
 
@@ -186,7 +191,9 @@ impl Servers {
         let (backups, servers): (Vec<_>, Vec<_>) =
             members.into_iter().partition(|member| member.backup);
         let ring = |members: &[Member]| {
+            // What a configuration asks for once is asked for plainly.
             Ring::new(members.iter().map(|member| (member.name.as_bytes(), member.weight)))
+                .unwrap_or_else(|_| handle_alloc_error(Layout::new::<Ring>()))
         };
         let peers = |members: Vec<Member>| members.into_iter().map(|member| member.peer).collect();
         Servers {
@@ -296,7 +303,7 @@ impl Cluster {
             .iter()
             .map(|node| {
                 let host = if node.host.is_empty() { host_of(peer) } else { node.host.clone() };
-                self.node(&host, node.address, node.port)
+                self.node(&host, node.ip, node.port)
             })
             .collect();
         let Some(nodes) = nodes else {
@@ -326,7 +333,7 @@ impl Cluster {
         let ip = address.or_else(|| host.parse().ok())?;
         let address = Address::from_ip(ip, port);
         let known = self.nodes.iter().chain(&self.seeds).find(|peer| {
-            peer.address().is_some_and(|known| *known == address)
+            peer.address().is_some_and(|known| known == address)
         });
         if let Some(known) = known {
             return Some(Rc::clone(known));
@@ -350,9 +357,9 @@ impl Cluster {
             }
             return Some(peer);
         }
-        let noted = self.map.as_mut().and_then(|map| map.moved(to.slot, &host, to.port));
+        let noted = self.map.as_mut().map(|map| map.moved(to.slot, &host, to.port));
         match noted {
-            Some(n) if n == self.nodes.len() => self.nodes.push(Rc::clone(&peer)),
+            Some(Ok(n)) if n == self.nodes.len() => self.nodes.push(Rc::clone(&peer)),
             _ if !self.peers_know(&peer) => self.retired.push(Rc::clone(&peer)),
             _ => {}
         }
@@ -370,7 +377,7 @@ pub struct Sentinel {
     links: Links,
     replies: Weak<dyn Replies>,
     /// The name that the Sentinels have for it.
-    name: String,
+    name: Vec<u8>,
     sentinels: Vec<Rc<Peer>>,
     master: Option<Master>,
     /// Former masters that have something to answer still.
@@ -390,7 +397,7 @@ impl Sentinel {
     /// The master of that name.
     pub fn new(
         links: Links,
-        name: String,
+        name: Vec<u8>,
         sentinels: Vec<Rc<Peer>>,
         replies: Weak<dyn Replies>,
     ) -> Self {
@@ -416,7 +423,7 @@ impl Sentinel {
     fn ask(&mut self) -> bool {
         let count = self.sentinels.len();
         let start = self.turn.checked_rem(count).unwrap_or(0);
-        let name = self.name.as_bytes();
+        let name = self.name.as_slice();
         let asked = self.sentinels.iter().cycle().skip(start).take(count).any(|peer| {
             peer.is_usable() && peer.query(|out| resp::master_address(name, out)).is_ok()
         });
@@ -427,18 +434,18 @@ impl Sentinel {
     fn learned(&mut self, peer: &Peer, reply: &Reply<'_>) {
         self.retired.retain(|peer| !peer.retire());
         let address = match reply {
-            Reply::Array(reply) => parse_master_address(reply).ok(),
+            Reply::Array(reply) => parse_master_address(reply),
             Reply::Missing => None,
             // The peer has said it, or is down.
             _ => return,
         };
         let found = address.and_then(|(host, port)| {
             let ip: IpAddr = host.parse().ok()?;
-            Some((host, port, Address::from_ip(ip, port)))
+            Some((host.to_string(), port, Address::from_ip(ip, port)))
         });
         let Some((host, port, address)) = found else {
             if let Some(times) = self.unknown.pass(clock::now_ms()) {
-                let name = &self.name;
+                let name = String::from_utf8_lossy(&self.name);
                 log_at!(
                     Log::cycle(),
                     Error,
@@ -451,7 +458,7 @@ impl Sentinel {
             return;
         }
         let peer = self.links.found(&host, address, &self.replies);
-        let name = &self.name;
+        let name = String::from_utf8_lossy(&self.name);
         log_at!(Log::cycle(), Notice, "master \"{name}\" is {peer}");
         if let Some(former) = self.master.replace(Master { host, port, peer }) {
             if !former.peer.retire() {
@@ -463,5 +470,5 @@ impl Sentinel {
 
 /// The IP address that a peer is connected to, in words.
 fn host_of(peer: &Peer) -> String {
-    peer.address().and_then(Address::ip).map(|ip| ip.to_string()).unwrap_or_default()
+    peer.address().as_ref().and_then(Address::ip).map(|ip| ip.to_string()).unwrap_or_default()
 }
