@@ -78,11 +78,15 @@ impl Directive for SslSessionFetch {
         if conf.fetch.is_some() {
             return Err(DUPLICATE);
         }
-        let mut words: Vec<String> = cf.words().skip(1).map(ToString::to_string).collect();
-        if words.len() > 1 {
-            conf.single_use = words.pop_if(|last| last == SINGLE_USE).is_some();
-        }
-        conf.fetch = Some(conf.targets(cf, "ssl_session_fetch", &words)?);
+        let words: Vec<String> = cf.words().skip(1).map(ToString::to_string).collect();
+        let targets = match words.split_last() {
+            Some((last, targets)) if last == SINGLE_USE && !targets.is_empty() => {
+                conf.single_use = true;
+                targets
+            }
+            _ => &words,
+        };
+        conf.fetch = Some(conf.targets(cf, "ssl_session_fetch", targets)?);
         Ok(())
     }
 }

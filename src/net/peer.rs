@@ -208,9 +208,10 @@ struct State {
     retired: bool,
     /// Whether the server has shown that it is no master.
     demoted: bool,
-    /// How many answers belonged to another request, and the hash of the last one's key.
+    /// How many answers belonged to another request; the hash of the last one's key, and when it
+    /// came.
     strangers: u32,
-    stranger: u64,
+    stranger: Option<(u64, u64)>,
     /// Whether this connection has given a proper answer.
     proven: bool,
     /// Ends of fetches that are still to be told; kept for its memory.
@@ -409,14 +410,15 @@ impl Peer {
     }
 
     /// An answer was for another request than it seemed; `key` is a hash of what was asked for.
-    /// Once, that is an entry in the wrong place; with another key again, the connection is out of
-    /// step.
+    /// Once, that is an entry in the wrong place; again, the connection is out of step. All who
+    /// waited for one answer say so in the same turn of the event loop.
     pub fn mistrust(&self, key: u64) {
         if let Ok(mut state) = self.state.try_borrow_mut() {
-            if state.strangers > 0 && state.stranger == key {
+            let stranger = Some((key, clock::now_ms()));
+            if state.stranger == stranger {
                 return;
             }
-            state.stranger = key;
+            state.stranger = stranger;
             state.strangers = state.strangers.saturating_add(1);
             self.flush.soon();
         }
@@ -968,7 +970,7 @@ impl State {
             retired: false,
             demoted: false,
             strangers: 0,
-            stranger: 0,
+            stranger: None,
             proven: false,
             ended: Vec::new(),
             full: Throttle::new(),

@@ -2,6 +2,7 @@
 
 use core::alloc::Layout;
 use core::net::IpAddr;
+use core::slice;
 use std::alloc::handle_alloc_error;
 use std::boxed::Box;
 use std::rc::{Rc, Weak};
@@ -153,12 +154,13 @@ impl Route {
 
     /// All servers that may have a connection.
     pub fn peers(&self) -> impl Iterator<Item = &Rc<Peer>> {
-        let (known, found, retired): (&[Rc<Peer>], &[Rc<Peer>], &[Rc<Peer>]) = match self {
-            Route::Servers(servers) => (&servers.peers, &servers.backups, &[]),
-            Route::Cluster(cluster) => (&cluster.seeds, &cluster.nodes, &cluster.retired),
+        let none: &[Rc<Peer>] = &[];
+        let [known, found, retired] = match self {
+            Route::Servers(servers) => [servers.peers.as_slice(), &servers.backups, none],
+            Route::Cluster(cluster) => [&cluster.seeds, &cluster.nodes, &cluster.retired],
             Route::Sentinel(sentinel) => {
                 let master = sentinel.master.as_ref().map(|master| &master.peer);
-                (&sentinel.sentinels, master.map_or(&[], core::slice::from_ref), &sentinel.retired)
+                [&sentinel.sentinels, master.map_or(none, slice::from_ref), &sentinel.retired]
             }
         };
         known.iter().chain(found).chain(retired)
