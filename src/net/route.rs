@@ -155,12 +155,15 @@ impl Route {
     /// All servers that may have a connection.
     pub fn peers(&self) -> impl Iterator<Item = &Rc<Peer>> {
         let none: &[Rc<Peer>] = &[];
-        let [known, found, retired] = match self {
-            Route::Servers(servers) => [servers.peers.as_slice(), &servers.backups, none],
-            Route::Cluster(cluster) => [&cluster.seeds, &cluster.nodes, &cluster.retired],
+        let (known, found, retired) = match self {
+            Route::Servers(servers) => (&servers.peers, servers.backups.as_slice(), none),
+            Route::Cluster(cluster) => {
+                (&cluster.seeds, cluster.nodes.as_slice(), cluster.retired.as_slice())
+            }
             Route::Sentinel(sentinel) => {
                 let master = sentinel.master.as_ref().map(|master| &master.peer);
-                [&sentinel.sentinels, master.map_or(none, slice::from_ref), &sentinel.retired]
+                let master = master.map_or(none, slice::from_ref);
+                (&sentinel.sentinels, master, sentinel.retired.as_slice())
             }
         };
         known.iter().chain(found).chain(retired)
