@@ -672,7 +672,7 @@ unsafe extern "C" fn listen(log: *mut ngx_log_t, level: ngx_uint_t, line: *mut u
     // SAFETY: wdata was set together with this writer; the line is nginx's for this call.
     let (context, line) = unsafe {
         let context = (*log).wdata.cast::<Context>();
-        (&*(&raw const (*context).said), core::slice::from_raw_parts(line, len))
+        (&(*context).said, core::slice::from_raw_parts(line, len))
     };
     let line = text_of(line.trim_ascii_end());
     if level == NGX_LOG_DEBUG as ngx_uint_t {
