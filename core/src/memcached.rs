@@ -15,6 +15,9 @@ use crate::line::{Decimal, parse_decimal, split_line};
 /// The longest key that memcached takes, in bytes.
 pub const MAX_KEY: usize = 250;
 
+/// The first version with today's meta commands.
+const OLDEST: [u64; 3] = [1, 6, 10];
+
 /// What follows the prefix in a cache key: 32 bytes in base64url without padding.
 const ENCODED_ID: usize = 43;
 
@@ -78,11 +81,10 @@ impl Codec for Memcached {
         11211
     }
 
-    fn greet(&self, probe: bool, out: &mut Vec<u8>) -> Result<usize, OutOfMemory> {
-        if !probe {
-            return Ok(0);
-        }
-        append(out, &[b"mn\r\n"])?;
+    /// Asks for the version: a server older than [`OLDEST`] would take the value of an entry for
+    /// commands.
+    fn greet(&self, _probe: bool, out: &mut Vec<u8>) -> Result<usize, OutOfMemory> {
+        append(out, &[b"version\r\n"])?;
         Ok(1)
     }
 
@@ -135,7 +137,7 @@ impl Codec for Memcached {
         let Some(&kind) = buf.first() else {
             return Ok(None);
         };
-        if !matches!(kind, b'C' | b'E' | b'H' | b'M' | b'N' | b'S' | b'V') {
+        if !matches!(kind, b'C' | b'E' | b'H' | b'N' | b'S' | b'V') {
             return Err(DecodeError::UnexpectedType(kind));
         }
         let Some((line, rest)) = split_line(buf)? else {
@@ -148,10 +150,12 @@ impl Codec for Memcached {
 
         let answer = match code {
             b"VA" => return decode_value(args, rest, head, limit),
+            b"VERSION" if is_new_enough(args) => return Ok(Some((Answer::Done, head))),
+            b"VERSION" => Answer::Refused(line),
             b"ERROR" | b"CLIENT_ERROR" | b"SERVER_ERROR" | b"NS" => Answer::Refused(line),
             // Before 1.6.18 memcached ends some of these lines with a space.
             _ if args.iter().any(|&c| c != b' ') => return Err(DecodeError::BadLine),
-            b"HD" | b"MN" => Answer::Done,
+            b"HD" => Answer::Done,
             b"EN" | b"NF" | b"EX" => Answer::Missing,
             _ => return Err(DecodeError::UnexpectedType(kind)),
         };
@@ -194,6 +198,17 @@ fn decode_value<'a>(
         Some(_) => Err(DecodeError::BadLine),
         None => Ok(None),
     }
+}
+
+/// Whether a version, as `VERSION` has it, is at least [`OLDEST`].
+fn is_new_enough(version: &[u8]) -> bool {
+    let mut numbers = version.strip_prefix(b" ").unwrap_or_default().split(|&c| c == b'.');
+    let mut next = || {
+        let digits = numbers.next().unwrap_or_default();
+        let end = digits.iter().position(|c| !c.is_ascii_digit()).unwrap_or(digits.len());
+        digits.get(..end).and_then(parse_decimal).unwrap_or(0)
+    };
+    [next(), next(), next()] >= OLDEST
 }
 
 /// An expiry as memcached reads it: up to 30 days a length of time, over that a point in time, by
@@ -249,6 +264,19 @@ mod tests {
     }
 
     #[test]
+    fn an_old_server_is_refused() {
+        for version in ["1.6.10", "1.6.18", "1.10.0", "2.0.0", "1.6.10-beta1", "1.6.21_5"] {
+            let line = std::format!("VERSION {version}\r\n");
+            assert_eq!(decode(line.as_bytes()), Ok(Some((Answer::Done, line.len()))), "{version}");
+        }
+        for version in ["1.6.9", "1.5.22", "1.6", "1", "0.9.9", "", "mcrouter 1.0", "1.6.x"] {
+            let line = std::format!("VERSION {version}\r\n");
+            let refused = Answer::Refused(line.trim_end_matches("\r\n").as_bytes());
+            assert_eq!(decode(line.as_bytes()), Ok(Some((refused, line.len()))), "{version}");
+        }
+    }
+
+    #[test]
     fn a_ttl_over_30_days_is_sent_as_a_point_in_time() {
         for (ttl, at, sent) in [
             (1, 2_000_000_000, 1),
@@ -268,12 +296,10 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_begins_with_a_probe_if_it_has_to_prove_itself() {
+    fn a_connection_begins_with_the_version() {
         let mut out = vec![];
-        assert_eq!(Memcached.greet(false, &mut out), Ok(0));
-        assert_eq!(out, b"");
-        assert_eq!(Memcached.greet(true, &mut out), Ok(1));
-        assert_eq!(out, b"mn\r\n");
+        assert_eq!(Memcached.greet(false, &mut out), Ok(1));
+        assert_eq!(out, b"version\r\n");
         assert_eq!(Memcached.greeted(0, &Answer::Done), Ok(()));
         let refused = Answer::Refused(b"CLIENT_ERROR unauthenticated");
         assert_eq!(Memcached.greeted(0, &refused), Err(Unfit::Refused));
@@ -292,7 +318,7 @@ mod tests {
         });
         assert_eq!(decode(b"VA 1 W Z\r\na\r\n").unwrap().unwrap().0, Answer::Value(10..11));
         assert_eq!(decode(b"HD\r\n"), Ok(Some((Answer::Done, 4))));
-        assert_eq!(decode(b"MN\r\nMN\r\n"), Ok(Some((Answer::Done, 4))));
+        assert_eq!(decode(b"VERSION 1.6.18\r\nHD"), Ok(Some((Answer::Done, 16))));
         for missing in [b"EN\r\n", b"NF\r\n", b"EX\r\n"] {
             assert_eq!(decode(missing), Ok(Some((Answer::Missing, 4))));
         }
@@ -327,7 +353,7 @@ mod tests {
             b"VA 7 c1234\r\n\r\nVA 1\r\r\n",
             b"HD\r\n",
             b"EN\r\n",
-            b"MN\r\n",
+            b"VERSION 1.6.18\r\n",
             b"NS\r\n",
             b"SERVER_ERROR out of memory storing object\r\n",
         ] {
