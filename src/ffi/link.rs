@@ -505,6 +505,12 @@ impl Link {
         if n > 0 {
             // SAFETY: recv has written n bytes there.
             unsafe { buf.set_len(buf.len().saturating_add((n as usize).min(room))) };
+            if !self.has_more() {
+                // An event method that reports levels is not asked for this one while there is
+                // more to read, as after a TLS handshake. A failure shows when reading again.
+                // SAFETY: the event is the connection's own.
+                let _ = unsafe { ngx_handle_read_event((*c).read, 0) };
+            }
             return Io::Bytes(n as usize);
         }
         // SAFETY: the event is the connection's own.
