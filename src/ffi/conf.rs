@@ -20,8 +20,8 @@ use nginx_sys::{
     ngx_http_core_loc_conf_t, ngx_http_core_main_conf_t, ngx_http_core_module,
     ngx_http_core_srv_conf_t, ngx_http_ssl_module, ngx_http_ssl_srv_conf_t, ngx_inet_addr,
     ngx_int_t, ngx_log_t, ngx_module_t, ngx_msec_t, ngx_pagesize, ngx_parse_size, ngx_parse_time,
-    ngx_parse_url,
-    ngx_shared_memory_add, ngx_ssl_read_password_file, ngx_str_t, ngx_uint_t, ngx_url_t,
+    ngx_parse_url, ngx_shared_memory_add, ngx_ssl_read_password_file, ngx_str_t, ngx_uint_t,
+    ngx_url_t,
 };
 use zeroize::Zeroizing;
 
