@@ -7,9 +7,12 @@
 //! prime N                     N full handshakes; their sessions are kept
 //! resume N CLIENTS PID        N handshakes that offer the sessions, one after the other
 //! full N CLIENTS PID          N handshakes that offer none
+//! press N CLIENTS offer|none  N handshakes that offer a session or none, whether it is resumed or
+//!                             not; how long each has taken
 //! request N CLIENTS PID       as resume, with one request in each connection
 //! hold N whole|half|record    N connections on which the ClientHello, or its first half, or that
 //!                             in a record of its own was sent
+//! forget                      drops the sessions
 //! release                     closes them
 //! to PORT                     from now on, another server
 //! ```
@@ -68,9 +71,15 @@ fn run(port: &str, version: &str) -> Result<()> {
                 load.resume(n.parse()?, clients.parse()?, pid, Talk::Request)?
             }
             ["full", n, clients, pid] => load.full(n.parse()?, clients.parse()?, pid)?,
+            ["press", n, clients, "offer"] => load.press(n.parse()?, clients.parse()?, true)?,
+            ["press", n, clients, "none"] => load.press(n.parse()?, clients.parse()?, false)?,
             ["hold", n, "whole"] => load.hold(n.parse()?, Part::Whole)?,
             ["hold", n, "half"] => load.hold(n.parse()?, Part::Half)?,
             ["hold", n, "record"] => load.hold(n.parse()?, Part::Record)?,
+            ["forget"] => {
+                load.sessions.clear();
+                "{}".into()
+            }
             ["release"] => {
                 load.held.clear();
                 "{}".into()
@@ -114,6 +123,8 @@ enum Part {
 
 struct Done {
     reused: bool,
+    /// From before connect() to the end of the handshake.
+    time: Duration,
     session: SslSession,
 }
 
@@ -200,6 +211,48 @@ impl Load {
         Ok(format!(r#"{{"handshakes":{n},"resumed":{reused},{costs}}}"#))
     }
 
+    /// Handshakes of many clients, in a closed loop. The sessions stay those of `prime`.
+    fn press(&self, n: usize, clients: usize, offer: bool) -> Result<String> {
+        if offer && self.sessions.is_empty() {
+            return Err("no sessions".into());
+        }
+        let start = Instant::now();
+        let results: Vec<Result<(usize, Vec<Duration>)>> = thread::scope(|scope| {
+            let threads: Vec<_> = (0..clients)
+                .map(|i| {
+                    scope.spawn(move || -> Result<(usize, Vec<Duration>)> {
+                        let mut reused = 0;
+                        let mut times = Vec::new();
+                        for at in 0..part(n, clients, i) {
+                            let place = (at * clients + i).checked_rem(self.sessions.len());
+                            let session = place.filter(|_| offer).map(|p| &self.sessions[p]);
+                            let done = self.connect(session, Talk::Silent)?;
+                            reused += usize::from(done.reused);
+                            times.push(done.time);
+                        }
+                        Ok((reused, times))
+                    })
+                })
+                .collect();
+            let joined = threads.into_iter().map(thread::ScopedJoinHandle::join);
+            joined.map(|r| r.unwrap_or_else(|_| Err("a client panicked".into()))).collect()
+        });
+        let wall = start.elapsed().as_nanos();
+        let mut reused = 0;
+        let mut times = Vec::new();
+        for result in results {
+            let (some, more) = result?;
+            reused += some;
+            times.extend(more);
+        }
+        times.sort_unstable();
+        let at = |percent: usize| times.get(times.len() * percent / 100).map_or(0, us);
+        let (p50, p99, max) = (at(50), at(99), times.last().map_or(0, us));
+        Ok(format!(
+            r#"{{"handshakes":{n},"resumed":{reused},"wall_ns":{wall},"p50_us":{p50},"p99_us":{p99},"max_us":{max}}}"#
+        ))
+    }
+
     /// Sends part of a ClientHello on each of `n` connections.
     fn hold(&mut self, n: usize, part: Part) -> Result<String> {
         for i in 0..n {
@@ -247,9 +300,11 @@ impl Load {
     /// One connection: a handshake, all tickets, perhaps a request, and both sides' close.
     fn connect(&self, session: Option<&SslSession>, talk: Talk) -> Result<Done> {
         ARRIVED.with_borrow_mut(Vec::clear);
+        let start = Instant::now();
         let mut stream =
             SslStream::new(self.ssl(session)?, Wire { tcp: self.tcp()?, stop_at: None })?;
         stream.connect().map_err(|e| format!("handshake: {e}"))?;
+        let time = start.elapsed();
         let reused = stream.ssl().session_reused();
         if talk == Talk::Request {
             stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
@@ -285,7 +340,7 @@ impl Load {
         let _ = stream.shutdown();
         // The server closes first: what it does for this connection is then behind it.
         while matches!(stream.get_mut().tcp.read(&mut buf), Ok(n) if n > 0) {}
-        Ok(Done { reused, session: session.ok_or("no session")? })
+        Ok(Done { reused, time, session: session.ok_or("no session")? })
     }
 }
 
@@ -339,6 +394,10 @@ impl Write for Dead {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+fn us(time: &Duration) -> u128 {
+    time.as_micros()
 }
 
 /// How many handshakes of all threads were resumed.
