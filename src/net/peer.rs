@@ -270,6 +270,7 @@ enum Failure {
     Silent(u64),
     Closed,
     Io(i32),
+    Tls(Box<str>),
     OutOfMemory,
     OutOfStep,
     Mistrusted,
@@ -279,6 +280,11 @@ enum Failure {
 }
 
 impl Failure {
+    /// Whether the connection has merely ended.
+    fn is_end(&self) -> bool {
+        matches!(self, Failure::Closed | Failure::Io(_) | Failure::Tls(_))
+    }
+
     /// What this means for the lookups that wait.
     fn outcome(&self) -> Outcome {
         match self {
@@ -302,6 +308,7 @@ impl fmt::Display for Failure {
             Failure::Silent(ms) => write!(f, "no answer within {ms} ms"),
             Failure::Closed => f.write_str("server closed connection"),
             Failure::Io(errno) => write!(f, "connection failed ({})", Errno(*errno)),
+            Failure::Tls(text) => f.write_str(text),
             Failure::OutOfMemory => f.write_str("no memory"),
             Failure::OutOfStep => f.write_str("reply to no request"),
             Failure::Mistrusted => f.write_str("reply with another session"),
@@ -700,7 +707,11 @@ impl Peer {
                 Io::Bytes(_) => {}
                 Io::Again => return Ok(()),
                 Io::Closed => return Err(Failure::Closed),
-                Io::Failed(errno) => return Err(Failure::Io(errno)),
+                Io::Failed(errno) => {
+                    // Over TLS an errno says little; nginx has said more.
+                    let said = link.last_error().filter(|_| self.tls.is_some());
+                    return Err(said.map_or(Failure::Io(errno), |said| Failure::Tls(said.into())));
+                }
                 Io::OutOfMemory => return Err(Failure::OutOfMemory),
             }
             state.heard = now;
@@ -848,7 +859,9 @@ impl Peer {
         }
         let lost = state.ended.len().saturating_add(updates);
         let trips = match failure {
-            Failure::Closed | Failure::Io(_) | Failure::Mistrusted => !state.proven,
+            Failure::Closed | Failure::Io(_) | Failure::Tls(_) | Failure::Mistrusted => {
+                !state.proven
+            }
             Failure::Local | Failure::OutOfMemory => false,
             _ => true,
         };
@@ -863,7 +876,7 @@ impl Peer {
             log_at!(Log::cycle(), Error, "{self} is down: {failure}");
         } else if was_open {
             debug!(Log::cycle(), "SSL session backend {self} is still down: {failure}");
-        } else if trips || lost > 0 || !matches!(failure, Failure::Closed | Failure::Io(_)) {
+        } else if trips || lost > 0 || !failure.is_end() {
             if let Some(times) = state.closed.pass(now) {
                 log_at!(Log::cycle(), Error, "{self}: {failure} ({times} times)");
             }
