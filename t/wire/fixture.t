@@ -233,7 +233,7 @@ subtest 'redis with TLS, and certificates of all kinds' => sub {
 
     $redis->restart(tls => { clients => 'yes', protocols => 'TLSv1.2', ciphers => 'ECDHE-ECDSA-AES256-GCM-SHA384' });
     my $ping = sub {
-        s_client(port => $redis->tls_port, request => "PING\r\nQUIT\r\n", args => [@_])->output =~ /^\+PONG/m ? 1 : 0;
+        s_client(port => $redis->tls_port, request => "PING\r\nQUIT\r\n", args => [@_])->output =~ /\+PONG/ ? 1 : 0;
     };
     my @key = (-key => $certs->{client_enc_key}, -pass => "file:$certs->{client_pass}");
     is $ping->(), 0, 'not without a certificate';
@@ -368,6 +368,53 @@ subtest 'relay: delays, holds, cuts, drops' => sub {
     $relay->refuse;
     $sock = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $relay->port);
     is sysread($sock, $none, 1), 0, 'closed at once';
+};
+
+subtest 'a TLS relay tells what each handshake was' => sub {
+    my $redis = redis();
+    my $ping  = sub {
+        my ($port, @args) = @_;
+        s_client(port => $port, request => "PING\r\nQUIT\r\n", @args)->output =~ /\+PONG/ ? 1 : 0;
+    };
+    for my $protocol (qw(TLSv1.2 TLSv1.3)) {
+        my $relay = tls_relay(upstream => $redis->unix, clients => 'optional',
+            stateful => $protocol eq 'TLSv1.2');
+        my $file = tmpdir() . "/relay-$protocol.pem";
+        my %arg  = (protocol => $protocol, sni => 'backend.example');
+        is $ping->($relay->port, %arg, sess_out => $file), 1, "$protocol: answers";
+        is $ping->($relay->port, %arg, sess_in => $file), 1, 'again';
+        $relay->restart;
+        is $ping->($relay->port, protocol => $protocol, sess_in => $file,
+            args => [ '-cert', $certs->{client_crt}, '-key', $certs->{client_key} ]), 1, 'after a restart';
+        my @seen = $relay->wait_handshakes(3);
+        is_deeply [ map { [ @$_{qw(offered reused protocol sni error)} ] } @seen ], [
+            [ 0, 0, $protocol, 'backend.example', undef ], [ 1, 1, $protocol, 'backend.example', undef ],
+            [ 1, 0, $protocol, undef, undef ],
+        ], 'all of it was seen';
+        is $seen[0]{client_cert}, undef, 'no certificate';
+        is $seen[2]{client_cert}, '/CN=client', 'a certificate';
+    }
+    my $strict = tls_relay(upstream => $redis->unix, clients => 'yes', protocol => 'TLSv1.2');
+    is $ping->($strict->port), 0, 'not without a certificate';
+    like +($strict->wait_handshakes(1))[0]{error}, qr/peer did not return a certificate/, 'it says why';
+    is $ping->($redis->port), 0, 'no TLS';
+};
+
+subtest 's_server as a backend' => sub {
+    my $server = s_server(sni => 'backend.example', protocol => 'TLSv1.2', args => ['-no_ticket']);
+    my $file = tmpdir() . '/s_server.pem';
+    for my $how (qw(out in)) {
+        my $client = s_client_start(port => $server->port, sni => 'backend.example', "sess_$how" => $file,
+            request => "PING $how\n");
+        wait_until { $server->output =~ /^PING $how/m } 5, 'the request';
+        $server->say("+PONG\r\n");
+        wait_until { slurp($client->{out}) =~ /^\+PONG/m } 5, 'the reply';
+        $server->hang_up;
+        is $client->reused, $how eq 'in' ? 1 : 0, "session $how";
+    }
+    my $output = $server->output;
+    is scalar(() = $output =~ /^Reused session-id/mg), 1, 'one session was reused';
+    is scalar(() = $output =~ /^Hostname in TLS extension: "backend\.example"/mg), 2, 'SNI';
 };
 
 subtest 'a server with canned replies' => sub {

@@ -24,6 +24,7 @@ use SSLSession::Memcached;
 use SSLSession::Cluster;
 use SSLSession::Sentinel;
 use SSLSession::Relay;
+use SSLSession::TlsRelay;
 use SSLSession::Client;
 
 use Exporter qw(import);
@@ -34,7 +35,7 @@ alarm(($ENV{TEST_DEADLINE} || 120) * patience());
 
 our @EXPORT = qw(root tmpdir new_dir free_port wait_until patience slurp spew nginx_binary
                  module_path certs nginx nginx_version event_methods conf_test redis redis_cluster
-                 redis_sentinel memcached relay fake_server s_client s_client_start tls_client refragment session_name);
+                 redis_sentinel memcached relay fake_server tls_relay s_server s_client s_client_start tls_client refragment session_name);
 
 sub nginx          { SSLSession::Nginx->new(@_) }
 sub nginx_version  { SSLSession::Nginx->version }
@@ -46,6 +47,8 @@ sub redis_sentinel { SSLSession::Sentinel->new(@_) }
 sub memcached      { SSLSession::Memcached->new(@_) }
 sub relay          { SSLSession::Relay->new(@_) }
 sub fake_server    { SSLSession::Relay->new(@_) }
+sub tls_relay      { SSLSession::TlsRelay->new(@_) }
+sub s_server       { SSLSession::OpenSSL::Server->new(@_) }
 sub s_client       { SSLSession::OpenSSL->run(@_) }
 sub s_client_start { SSLSession::OpenSSL->start(@_) }
 sub tls_client     { SSLSession::Client->new(@_) }

@@ -1,6 +1,6 @@
 package SSLSession::OpenSSL;
 
-# openssl s_client, as a person would use it.
+# openssl s_client and s_server, as a person would use them.
 
 use strict;
 use warnings;
@@ -79,5 +79,63 @@ sub response {
     $rest =~ s/(?:---\n|closed\n|read R BLOCK\n).*//s;
     return wantarray ? ($head, $rest) : $rest;
 }
+
+package SSLSession::OpenSSL::Server;
+
+# openssl s_server: a server that speaks TLS, but says only what it is told to.
+
+use SSLSession::Certs qw(certs);
+use SSLSession::Process;
+use SSLSession::Util qw(free_port new_dir slurp wait_until);
+
+use Carp qw(croak);
+use POSIX ();
+
+# port => ..., cert => a name of certs() ('backend'), ca => for clients' certificates ('ca_crt'),
+# clients => 'yes' | 'no' | 'optional' ('no'), protocol => 'TLSv1.2', ciphers => of TLS 1.2,
+# ciphersuites => of TLS 1.3, sni => a name: output() says whether a client asked for any,
+# args => ['-no_ticket', ...].
+# It serves one connection after the other: the next one waits until the first is closed.
+sub new {
+    my ($class, %arg) = @_;
+    my $dir  = new_dir('s_server');
+    my $self = bless { port => $arg{port} // free_port(), out => "$dir/out" }, $class;
+    my $certs = certs();
+    my $cert  = $arg{cert} // 'backend';
+    my @pair  = ($certs->{"${cert}_crt"}, $certs->{"${cert}_key"});
+    my @cmd   = (qw(stdbuf -oL openssl s_server -accept), "127.0.0.1:$self->{port}",
+        '-cert', $pair[0], '-key', $pair[1], '-cert_chain', $pair[0]);
+    push @cmd, '-servername', $arg{sni}, '-cert2', $pair[0], '-key2', $pair[1] if defined $arg{sni};
+    push @cmd, $flag{ $arg{protocol} } // croak "no protocol $arg{protocol}" if $arg{protocol};
+    push @cmd, '-cipher', $arg{ciphers} if defined $arg{ciphers};
+    push @cmd, '-ciphersuites', $arg{ciphersuites} if defined $arg{ciphersuites};
+    push @cmd, { yes => '-Verify', optional => '-verify' }->{ $arg{clients} } // croak("clients $arg{clients}"), 3,
+        '-verify_return_error', '-CAfile', $certs->{ $arg{ca} // 'ca_crt' } if ($arg{clients} // 'no') ne 'no';
+    push @cmd, @{ $arg{args} // [] };
+    # Its input must not end, or it does.
+    POSIX::mkfifo("$dir/in", 0600) or croak "mkfifo: $!";
+    open $self->{say}, '+<', "$dir/in" or croak "$dir/in: $!";
+    $self->{process} = SSLSession::Process->spawn(name => 's_server', cmd => \@cmd, out => $self->{out}, in => "$dir/in");
+    wait_until {
+        croak 's_server: ' . $self->output unless $self->{process}->alive;
+        $self->output =~ /^ACCEPT/m;
+    } 10, 's_server';
+    return $self;
+}
+
+sub port    { $_[0]{port} }
+sub url     { "rediss://127.0.0.1:$_[0]{port}" }
+sub process { $_[0]{process} }
+sub stop    { $_[0]{process}->kill_all }
+
+# All it has said: 'Reused session-id', 'CIPHER is', 'Hostname in TLS extension: "..."'.
+sub output { slurp($_[0]{out}) }
+
+# Sends these bytes to the client. They must not begin with a letter, which would be a command.
+# Wait until output() shows the connection: else they do the handshake, and it says nothing of it.
+sub say { my ($self, $bytes) = @_; return syswrite $self->{say}, $bytes }
+
+# Ends the connection, and serves the next.
+sub hang_up { my ($self) = @_; return syswrite $self->{say}, "q\n" }
 
 1;
