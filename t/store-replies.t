@@ -142,27 +142,23 @@ redis STORE is down: reply of unexpected type 0x48
 
 
 
-=== TEST 8: an array
+=== TEST 8: an array, which is an answer to something else
 --- reply eval: "*1\r\n\$5\r\nhello\r\n"
 --- status: ERROR
 --- says
-redis STORE is down: reply of unexpected type 0x2a
+redis STORE is down: reply to no request
 
 
 
-=== TEST 9: RESP3's null, which was not agreed on
+=== TEST 9: RESP3's null, which was not agreed on but is clear
 --- reply eval: "_\r\n"
---- status: ERROR
---- says
-redis STORE is down: reply of unexpected type 0x5f
+--- status: MISS
 
 
 
-=== TEST 10: RESP3's push, which was not agreed on
---- reply eval: ">2\r\n+invalidate\r\n*0\r\n"
---- status: ERROR
---- says
-redis STORE is down: reply of unexpected type 0x3e
+=== TEST 10: RESP3's push, which answers nothing, and the answer
+--- reply eval: ">2\r\n+invalidate\r\n*0\r\n\$-1\r\n"
+--- status: MISS
 
 
 
@@ -329,3 +325,64 @@ redis STORE is down: no answer within N ms
 --- reply eval: "\$100\r\nhello"
 --- timeout_ms: 1000
 --- status: TIMEOUT
+
+
+
+=== TEST 31: an array that is null
+--- reply eval: "*-1\r\n"
+--- status: MISS
+
+
+
+=== TEST 32: an array of arrays deeper than any
+--- reply eval: "*1\r\n" x 7
+--- status: ERROR
+--- says
+redis STORE is down: reply of unexpected type 0x2a
+
+
+
+=== TEST 33: an array of more values than any
+--- reply eval: "*1000000\r\n"
+--- status: ERROR
+--- says
+redis STORE is down: reply with an invalid length
+
+
+
+=== TEST 34: a map, which RESP3 has
+--- reply eval: "%1\r\n+key\r\n+value\r\n"
+--- status: ERROR
+--- says
+redis STORE is down: reply of unexpected type 0x25
+
+
+
+=== TEST 35: RESP3's null with something behind it
+--- reply eval: "_x\r\n"
+--- status: ERROR
+--- says
+redis STORE is down: reply with an invalid line
+
+
+
+=== TEST 36: RESP3's push and no answer: late, but the server lives
+--- reply eval: ">1\r\n+hello\r\n"
+--- timeout_ms: 1000
+--- status: TIMEOUT
+
+
+
+=== TEST 37: a cluster's redirection, without cluster on
+--- reply eval: "-MOVED 3999 127.0.0.1:6381\r\n"
+--- status: ERROR
+--- says
+redis STORE refused 1 requests, the last with "MOVED 3999 127.0.0.1:6381"
+
+
+
+=== TEST 38: a redirection to nowhere
+--- reply eval: "-ASK 3999 \r\n"
+--- status: ERROR
+--- says
+redis STORE refused 1 requests, the last with "ASK 3999 "

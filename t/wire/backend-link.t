@@ -288,11 +288,13 @@ subtest 'a reply cut anywhere does not put the next connection out of step' => s
         # The store of this full handshake has opened the next one.
         wait_for_hit($port, $session);
     }
+    # Of one session there would be one lookup.
+    my @sessions = ($session, map { stored_session($port, $redis) } 1 .. 2);
     for my $end (qw(close_all reset_all)) {
         for my $bytes (5, 50) {
             wait_for_hit($port, $session);
             $relay->hold;
-            my @clients = map { tls_client(port => $port, protocol => 'TLSv1.2', session => $session)->start } 1 .. 3;
+            my @clients = map { tls_client(port => $port, protocol => 'TLSv1.2', session => $_)->start } @sessions;
             wait_until { $relay->stats->{reply} >= 3 * $length } 5, 'held replies';
             $relay->$end;
             $relay->release;

@@ -41,6 +41,8 @@ for my $method (event_methods()) {
 CONF
     my $fresh = sub { my $client = tls_client(port => $port, protocol => $_[0]); $client->request; ($client->sessions)[-1] };
     my %session = map { $_ => $fresh->($_) } qw(TLSv1.2 TLSv1.3);
+    # What is looked up for one client is not asked for again by another one meanwhile.
+    my @sessions = map { $fresh->('TLSv1.2') } 1 .. CLIENTS;
     # With the connection to the server, and no other.
     my $idle;
     my $settle = sub {
@@ -130,8 +132,9 @@ CONF
         for my $how (sort keys %goes) {
             my $before = $relay->requests('GET');
             $relay->hold;
+            my @offered = @sessions;
             my @clients = $at_once->($how, sub {
-                my $client = tls_client(port => $port, protocol => 'TLSv1.2', session => $session{'TLSv1.2'});
+                my $client = tls_client(port => $port, protocol => 'TLSv1.2', session => shift @offered);
                 return ($client, $client->client_hello);
             });
             # A reset may be known before anything is read.

@@ -43,7 +43,7 @@ CONF
 }
 
 # Sessions that are in no store: lookups of them are all that the servers here see.
-my %session;
+my (%session, @sessions);
 {
     my $port  = free_port();
     my $nginx = nginx(conf => <<"CONF");
@@ -60,13 +60,14 @@ CONF
         $client->request // die $client->error;
         ($session{$protocol}) = ($client->sessions)[-1];
     }
+    @sessions = map { tls_client(port => $port, protocol => 'TLSv1.2', handshake => 1)->session } 1 .. 3;
     $nginx->stop;
 }
 
 sub client {
-    my ($port, $protocol) = @_;
+    my ($port, $protocol, $session) = @_;
     $protocol //= 'TLSv1.2';
-    return tls_client(port => $port, protocol => $protocol, session => $session{$protocol});
+    return tls_client(port => $port, protocol => $protocol, session => $session // $session{$protocol});
 }
 
 # The outcome of a lookup whose handshake has to go on at once.
@@ -126,15 +127,38 @@ subtest 'the same, where several handshakes wait' => sub {
     my $asked = 0;
     my $store = fake_server(canned => [ sub { ++$asked == 3 ? "\$-1\r\n+OK\r\n" : '' } ]);
     my $nginx = nginx(conf => conf($port, '127.0.0.1:' . $store->port));
-    my @clients = map { client($port)->start } 1 .. 2;
+    # Of one session there would be one lookup.
+    my ($last, @first) = map { client($port, 'TLSv1.2', $_) } @sessions;
+    $_->start for @first;
     wait_until { $store->requests('GET') == 2 } 10, 'two lookups';
     my $start = time;
-    push @clients, client($port)->start;
-    my @outcomes = map { $_->request // $_->error } @clients;
+    $last->start;
+    my @outcomes = map { $_->request // $_->error } @first, $last;
     cmp_ok time - $start, '<', $at_once, 'all go on at once';
     is_deeply [ sort @outcomes ], [ sort qw(MISS ERROR ERROR) ], 'a good answer counts, for one of them';
     log_has_only($nginx, qr/is down: reply to no request/);
     ends($nginx);
+};
+
+subtest 'several handshakes that offer one session wait for one answer' => sub {
+    for my $case ([ "\$-1\r\n", 'MISS' ], [ "+OK\r\n", 'ERROR' ], [ "\$1\r\nx\r\n", 'CORRUPT' ]) {
+        my ($reply, $outcome) = @$case;
+        my $port  = free_port();
+        my $store = fake_server(canned => [$reply]);
+        $store->hold;
+        my $nginx = nginx(conf => conf($port, '127.0.0.1:' . $store->port));
+        my @same  = map { client($port)->start } 1 .. 3;
+        # This one asks for itself, when the others have been heard.
+        my $last = client($port, 'TLSv1.2', $sessions[0])->start;
+        wait_until { $store->requests('GET') == 2 } 10, 'two lookups';
+        $store->release;
+        my @outcomes = map { $_->request // $_->error } @same;
+        is_deeply \@outcomes, [ ($outcome) x 3 ], "$outcome for each of them";
+        $last->request;
+        is scalar($store->requests('GET')), 2, 'the server was asked once for them';
+        log_has_only($nginx, qr/is down: reply to no request|corrupt SSL session/);
+        ends($nginx);
+    }
 };
 
 # A value is announced, and then bytes come as fast as they are read. The server notes when it is

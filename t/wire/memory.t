@@ -131,21 +131,28 @@ for my $where (qw(remote local)) {
 }
 
 subtest 'clients that vanish during the lookup' => sub {
-    my %session = map { $_ => session('remote', $_) } qw(TLSv1.2 TLSv1.3);
+    # Six sessions of each protocol; the first is offered by five clients, who wait for one lookup.
+    my @offers;
+    for my $protocol (qw(TLSv1.2 TLSv1.3)) {
+        my @own = map { session('remote', $protocol) } 1 .. 6;
+        for my $session (@own) {
+            wait_until { $redis->cmd('EXISTS', key($session)) } 5, 'the session in the store';
+        }
+        push @offers, map { { protocol => $protocol, session => $_ } } @own, ($own[0]) x 4;
+    }
     # In bunches of 60, as several lookups wait at once: three times as many handshakes as of other
     # kinds, so that the bunches' own ups and downs do not count.
     flat($nginx{remote}, 1 / 20, sub {
         for my $end (qw(reset close half_close)) {
             $relay->hold;
-            my @clients = map { tls_client(port => $port{remote}, protocol => $_, session => $session{$_})->start }
-                (qw(TLSv1.2 TLSv1.3)) x 10;
+            my @clients = map { tls_client(port => $port{remote}, %$_)->start } @offers;
             wait_until { $relay->stats->{reply} > 1000 } 5, 'lookups';
             $_->$end for @clients;
             $relay->release;
             wait_until { !$relay->stats->{reply} } 5, 'the last reply';
         }
     }, 2 * $growth);
-    my ($status) = visit('remote', protocol => 'TLSv1.2', session => $session{'TLSv1.2'});
+    my ($status) = visit('remote', protocol => 'TLSv1.2', session => $offers[0]{session});
     is $status, 'HIT', 'others are served';
 };
 

@@ -104,17 +104,18 @@ subtest 'a worker killed while its handshakes wait for the store' => sub {
     my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
     my $store = "ssl_session_backend store { server 127.0.0.1:${\ $relay->port}; connect_timeout 10s; fetch_timeout 10s; }";
     my $nginx = nginx(conf => conf($port, 'store', $store));
-    my $session = visit($port)->{session};
-    wait_until { $redis->cmd('EXISTS', key($session)) } 5, 'the session in the store';
+    # Of one session there would be one lookup.
+    my @sessions = map { visit($port)->{session} } 1 .. 5;
+    wait_until { $redis->cmd('DBSIZE') == @sessions } 5, 'the sessions in the store';
     $relay->hold;
-    my @waiting = map { tls_client(port => $port, protocol => 'TLSv1.2', session => $session)->start } 1 .. 5;
+    my @waiting = map { tls_client(port => $port, protocol => 'TLSv1.2', session => $_)->start } @sessions;
     wait_until { $relay->requests('GET') == 5 } 5, 'their lookups';
     my ($victim) = $nginx->workers;
     kill KILL => $victim;
     ok $_->wait_closed, 'its clients are told by the system' for @waiting;
     $relay->release;
     wait_until { grep { $_ != $victim } $nginx->workers } 10, 'another worker';
-    my $seen = wait_until { visit($port, session => $session) } 10, 'an answer';
+    my $seen = wait_until { visit($port, session => $sessions[0]) } 10, 'an answer';
     is $seen->{status}, 'HIT', 'the next worker looks up with a connection of its own';
     isnt $seen->{pid}, $victim, 'it is another one';
     $nginx->quit;

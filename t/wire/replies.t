@@ -245,7 +245,8 @@ sub back_again {
 }
 
 for my $case (
-    [ 'an array in place of the entry', "*1\r\n\$1\r\na\r\n", 'reply of unexpected type 0x2a' ],
+    [ 'an array in place of the entry', "*1\r\n\$1\r\na\r\n", 'reply to no request' ],
+    [ 'a map in place of the entry',    "%1\r\n+a\r\n:1\r\n", 'reply of unexpected type 0x25' ],
     [ 'a status in place of the entry', "+OK\r\n",            'reply to no request' ],
     [ 'an integer in place of the entry', ":1\r\n",           'reply to no request' ],
 ) {
@@ -259,6 +260,21 @@ for my $case (
         is_deeply said(), [], 'without an error';
     };
 }
+
+subtest 'what RESP3 has beyond RESP2' => sub {
+    my $session = session('TLSv1.2');
+    my $before  = $store->stats->{accepted};
+    answers("raw _\r\n");
+    is offer('TLSv1.2', $session), '. [MISS] []', 'its null is a miss';
+    my $push = ">2\r\n\$10\r\ninvalidate\r\n*1\r\n\$3\r\nkey\r\n";
+    $store->push_reply($push);
+    answers("raw $push\$-1\r\n");
+    is offer('TLSv1.2', $session), '. [MISS] []', 'a message that answers nothing is passed over';
+    answers('as_it_is');
+    is offer('TLSv1.2', $session), 'r [HIT] [store]', 'and the connection stays in step';
+    is $store->stats->{accepted}, $before, 'the same one';
+    is_deeply said(), [], 'without an error';
+};
 
 subtest 'a reply never asked for' => sub {
     my $session = session('TLSv1.2');
