@@ -76,6 +76,8 @@ impl fmt::Display for DecodeError {
 pub enum Unfit {
     /// The server refused what was asked.
     Refused,
+    /// The server refused the password, and repeats it.
+    RefusedAloud,
     /// The answer is of a kind that the request cannot lead to.
     OutOfStep,
     /// The server is not, or no longer, the master.

@@ -97,27 +97,20 @@ impl<W: Copy> InFlight<W> {
         self.queue.is_empty()
     }
 
-    /// Adds a request, made at `now`, to be answered within `timeout` milliseconds.
-    pub fn push(&mut self, kind: Kind<W>, now: u64, timeout: u64) -> Result<(), OutOfMemory> {
-        self.queue.try_reserve(1).map_err(|_| OutOfMemory)?;
+    /// Makes room for so many requests more.
+    pub fn reserve(&mut self, requests: usize) -> Result<(), OutOfMemory> {
+        self.queue.try_reserve(requests).map_err(|_| OutOfMemory)
+    }
+
+    /// Adds a request, made at `now`, to be answered within `timeout` milliseconds. There is room
+    /// for it, see [`InFlight::reserve`].
+    pub fn push(&mut self, kind: Kind<W>, now: u64, timeout: u64) {
         self.queue.push_back(Request {
             kind,
             since: now,
             deadline: now.saturating_add(timeout),
             expired: false,
         });
-        Ok(())
-    }
-
-    /// Adds several requests, or none of them.
-    pub fn push_all(
-        &mut self,
-        kinds: impl Iterator<Item = Kind<W>> + Clone,
-        now: u64,
-        timeout: u64,
-    ) -> Result<(), OutOfMemory> {
-        self.queue.try_reserve(kinds.clone().count()).map_err(|_| OutOfMemory)?;
-        kinds.into_iter().try_for_each(|kind| self.push(kind, now, timeout))
     }
 
     /// The oldest request: the one that the next answer belongs to.
@@ -193,10 +186,10 @@ mod tests {
     #[test]
     fn deadlines_of_both_classes_pass_in_their_order() {
         let mut inflight = InFlight::new();
-        inflight.push(Kind::Update(None), 0, 1000).unwrap();
-        inflight.push(Kind::Fetch(1), 10, 50).unwrap();
-        inflight.push(Kind::Update(None), 20, 1000).unwrap();
-        inflight.push(Kind::Fetch(2), 30, 50).unwrap();
+        inflight.push(Kind::Update(None), 0, 1000);
+        inflight.push(Kind::Fetch(1), 10, 50);
+        inflight.push(Kind::Update(None), 20, 1000);
+        inflight.push(Kind::Fetch(2), 30, 50);
         assert_eq!(inflight.next_deadline(), Some(60));
         assert_eq!(expire(&mut inflight, 59), []);
         assert_eq!(expire(&mut inflight, 60), [Kind::Fetch(1)]);
@@ -212,8 +205,8 @@ mod tests {
     #[test]
     fn an_expired_request_keeps_its_place_for_its_late_answer() {
         let mut inflight = InFlight::new();
-        inflight.push(Kind::Fetch(1), 0, 50).unwrap();
-        inflight.push(Kind::Fetch(2), 40, 50).unwrap();
+        inflight.push(Kind::Fetch(1), 0, 50);
+        inflight.push(Kind::Fetch(2), 40, 50);
         assert_eq!(expire(&mut inflight, 60), [Kind::Fetch(1)]);
         let first = inflight.pop().unwrap();
         assert!(first.expired);
@@ -221,7 +214,7 @@ mod tests {
         assert!(!second.expired);
         assert_eq!(second.kind, Kind::Fetch(2));
         assert!(inflight.pop().is_none());
-        inflight.push(Kind::Fetch(3), 100, 50).unwrap();
+        inflight.push(Kind::Fetch(3), 100, 50);
         assert_eq!(inflight.next_deadline(), Some(150));
         assert_eq!(expire(&mut inflight, 150), [Kind::Fetch(3)]);
     }
@@ -230,7 +223,7 @@ mod tests {
     fn answered_requests_do_not_expire() {
         let mut inflight = InFlight::new();
         for n in 0..10 {
-            inflight.push(Kind::Fetch(n), u64::from(n), 50).unwrap();
+            inflight.push(Kind::Fetch(n), u64::from(n), 50);
         }
         for _ in 0..9 {
             inflight.pop();

@@ -20,6 +20,7 @@ pub mod memcached;
 pub mod outcome;
 pub mod rendezvous;
 pub mod resp;
+pub mod said;
 pub mod slots;
 pub mod target;
 pub mod throttle;

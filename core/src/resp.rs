@@ -90,6 +90,12 @@ impl Redis {
         .filter_map(|(wanted, step)| wanted.then_some(step))
     }
 
+    /// Whether a text has the password in it.
+    fn is_repeated_in(&self, text: &[u8]) -> bool {
+        let password = self.password.as_ref().map_or(&b""[..], |password| password.as_slice());
+        !password.is_empty() && text.windows(password.len()).any(|words| words == password)
+    }
+
     /// Calls `f` with the words of one of these requests.
     fn with_words<R>(&self, step: Step, f: impl FnOnce(&[&[u8]]) -> R) -> R {
         match step {
@@ -140,6 +146,15 @@ impl Codec for Redis {
             (None, _) => Err(Unfit::OutOfStep),
             // Names must not hold spaces, and the command may be forbidden. It is only a name.
             (Some(Step::Name), Answer::Refused(_)) => Ok(()),
+            // A server that cannot save, or a user without this right, still answers requests.
+            (Some(Step::Ping), Answer::Refused(text))
+                if text.starts_with(b"MISCONF ") || text.starts_with(b"NOPERM ") =>
+            {
+                Ok(())
+            }
+            (Some(Step::Authenticate), Answer::Refused(text)) if self.is_repeated_in(text) => {
+                Err(Unfit::RefusedAloud)
+            }
             (Some(_), Answer::Refused(_)) => Err(Unfit::Refused),
             (Some(Step::Role), Answer::Array(reply)) => {
                 let mut values = Values::new(reply);

@@ -613,17 +613,12 @@ impl<H: Handler> Waiters<H> {
     }
 
     /// Calls `f` with the state of `token`, unless its connection is gone or has forgotten it.
-    pub fn with(&self, token: Token, f: impl FnOnce(&Attached<H>)) {
-        let attached = match self.0.try_borrow() {
-            Ok(slots) => slots.get(token).copied(),
-            Err(_) => None,
-        };
-        if let Some(attached) = attached {
-            // SAFETY: Attached::drop() takes its token out, so what is found is alive. It stays
-            // so during the call: connections are closed by nginx's handlers only, and none runs
-            // within it.
-            f(unsafe { attached.as_ref() });
-        }
+    pub fn with<R>(&self, token: Token, f: impl FnOnce(&Attached<H>) -> R) -> Option<R> {
+        let attached = self.0.try_borrow().ok()?.get(token).copied()?;
+        // SAFETY: Attached::drop() takes its token out, so what is found is alive. It stays so
+        // during the call: connections are closed by nginx's handlers only, and none runs within
+        // it.
+        Some(f(unsafe { attached.as_ref() }))
     }
 }
 

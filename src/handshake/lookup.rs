@@ -23,6 +23,8 @@ pub struct Lookup {
     value: Zeroizing<Vec<u8>>,
     /// Whether the tiers before that of a hit have still to be told.
     refill: bool,
+    /// Whether this one does what there is to do about the entry, of all who waited for it.
+    first: bool,
 }
 
 /// How far a lookup has come.
@@ -45,6 +47,7 @@ impl Lookup {
             corrupt: None,
             value: Zeroizing::new(Vec::new()),
             refill: true,
+            first: true,
         }
     }
 
@@ -90,7 +93,18 @@ impl Lookup {
 
     /// How many tiers, from the first, lack the entry of a hit. Answered once.
     pub fn take_refill(&mut self) -> Option<usize> {
-        core::mem::take(&mut self.refill).then_some(self.tier).filter(|&tier| tier > 0)
+        let refill = core::mem::take(&mut self.refill) && self.first;
+        refill.then_some(self.tier).filter(|&tier| tier > 0)
+    }
+
+    /// Says whether this lookup, of all who have waited for the answer, is the first.
+    pub fn set_first(&mut self, first: bool) {
+        self.first = first;
+    }
+
+    /// Whether this lookup does what there is to do about the entry.
+    pub fn is_first(&self) -> bool {
+        self.first
     }
 
     /// The entry has turned out to be of no use.

@@ -132,7 +132,8 @@ impl Policy {
         let decoded = Session::from_der(lookup.value());
         let is_session = decoded.is_some();
         let Some(session) = decoded.filter(|s| SessionId::new(s.id()) == Some(id)) else {
-            if let Some(tier) = lookup.tier().and_then(|tier| self.fetch.get(tier)) {
+            let tier = lookup.tier().filter(|_| lookup.is_first());
+            if let Some(tier) = tier.and_then(|tier| self.fetch.get(tier)) {
                 self.discard(attached, &id, &**tier);
                 if is_session {
                     tier.mistrust(&id);
@@ -274,10 +275,11 @@ impl Handler for Policy {
 }
 
 impl Answers for Policy {
-    fn answered(&self, waiter: Waiter, outcome: Outcome, value: &[u8]) {
-        self.waiters.with(waiter.token, |attached| {
-            attached.state().answered(self, attached, waiter, outcome, value);
+    fn answered(&self, waiter: Waiter, outcome: Outcome, value: &[u8], first: bool) -> bool {
+        let heard = self.waiters.with(waiter.token, |attached| {
+            attached.state().answered(self, attached, waiter, outcome, value, first);
         });
+        heard.is_some()
     }
 }
 

@@ -181,17 +181,19 @@ impl State {
         waiter: Waiter,
         outcome: Outcome,
         value: &[u8],
+        first: bool,
     ) {
         let Ok(mut inner) = self.0.try_borrow_mut() else { return };
         if inner.phase != Phase::AwaitAnswers {
             return;
         }
         let Some(lookup) = inner.lookups.get_mut(waiter.index) else { return };
-        if outcome == Outcome::Corrupt {
+        if outcome == Outcome::Corrupt && first {
             if let Some(tier) = lookup.asked().and_then(|tier| policy.fetch.get(tier)) {
                 policy.discard(attached, lookup.id(), &**tier);
             }
         }
+        lookup.set_first(first);
         if lookup.answered(&policy.fetch, waiter, outcome, value) == Step::Waits {
             return;
         }

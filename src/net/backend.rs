@@ -40,8 +40,10 @@ pub struct Waiter {
 
 /// Takes the answers to lookups. Called from events only, never while a lookup is begun.
 pub trait Answers {
-    /// A lookup has ended. `value` is the entry of a hit and empty otherwise.
-    fn answered(&self, waiter: Waiter, outcome: Outcome, value: &[u8]);
+    /// A lookup has ended. `value` is the entry of a hit and empty otherwise. Whether anybody was
+    /// there to hear it: the first of several who wait for one answer and do is told that it is
+    /// `first`, and does what there is to do about the entry.
+    fn answered(&self, waiter: Waiter, outcome: Outcome, value: &[u8], first: bool) -> bool;
 }
 
 /// The servers of a backend.
@@ -203,10 +205,9 @@ impl Backend {
 
     /// The server of this entry has given another one.
     pub fn mistrust(&self, key: &CacheKey) {
-        let hash = self.hash(key);
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
         if let Found::Peer(peer) = state.route.find(key.as_bytes()) {
-            peer.mistrust(hash);
+            peer.mistrust();
         }
     }
 
@@ -309,8 +310,9 @@ impl Backend {
     /// Tells those who wait, with nothing borrowed.
     fn tell(&self, (waiter, joined): Crowd, outcome: Outcome, value: &[u8]) {
         let Some(answers) = self.answers.get().and_then(Weak::upgrade) else { return };
+        let mut first = true;
         for waiter in waiter.into_iter().chain(joined) {
-            answers.answered(waiter, outcome, value);
+            first &= !answers.answered(waiter, outcome, value, first);
         }
     }
 

@@ -5,7 +5,7 @@
 //! connection is given up when nothing at all has come for the whole timeout of a request.
 
 use core::cell::{Cell, OnceCell, RefCell, RefMut};
-use core::fmt::{self, Write};
+use core::fmt;
 use core::mem;
 use core::ops::Range;
 use std::boxed::Box;
@@ -17,6 +17,7 @@ use session_core::codec::{Answer, Codec, DecodeError, Expiry, OutOfMemory, Redir
 use session_core::inflight::{InFlight, Kind};
 use session_core::outcome::Outcome;
 use session_core::resp;
+use session_core::said::Said;
 use session_core::slots::Token;
 use session_core::throttle::Throttle;
 use zeroize::Zeroize;
@@ -208,10 +209,8 @@ struct State {
     retired: bool,
     /// Whether the server has shown that it is no master.
     demoted: bool,
-    /// How many answers belonged to another request; the hash of the last one's key, and when it
-    /// came.
+    /// How many answers belonged to another request.
     strangers: u32,
-    stranger: Option<(u64, u64)>,
     /// Whether this connection has given a proper answer.
     proven: bool,
     /// Ends of fetches that are still to be told; kept for its memory.
@@ -319,18 +318,6 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What a server has said, fit for a log.
-struct Printable<'a>(&'a [u8]);
-
-impl fmt::Display for Printable<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|&c| match c {
-            b' '..=b'~' => f.write_char(char::from(c)),
-            _ => write!(f, "\\x{c:02x}"),
-        })
-    }
-}
-
 /// An errno in nginx's form, `number: text`.
 struct Errno(i32);
 
@@ -416,16 +403,10 @@ impl Peer {
         self.request(Kind::Query, self.limits.fetch_timeout, false, |_, out| encode(out))
     }
 
-    /// An answer was for another request than it seemed; `key` is a hash of what was asked for.
-    /// Once, that is an entry in the wrong place; again, the connection is out of step. All who
-    /// waited for one answer say so in the same turn of the event loop.
-    pub fn mistrust(&self, key: u64) {
+    /// An answer was for another request than it seemed. Once, that is an entry in the wrong
+    /// place; again, the connection is out of step.
+    pub fn mistrust(&self) {
         if let Ok(mut state) = self.state.try_borrow_mut() {
-            let stranger = Some((key, clock::now_ms()));
-            if state.stranger == stranger {
-                return;
-            }
-            state.stranger = stranger;
             state.strangers = state.strangers.saturating_add(1);
             self.flush.soon();
         }
@@ -483,6 +464,7 @@ impl Peer {
         let pending = state.inflight.len().saturating_add(2);
         state.ended.try_reserve(pending).map_err(|_| Refused)?;
         let start = state.out.len();
+        state.inflight.reserve(2).map_err(|_| Refused)?;
         if asking {
             resp::asking(&mut state.out).map_err(|_| Refused)?;
         }
@@ -490,12 +472,10 @@ impl Peer {
             state.out.truncate(start);
             return Err(Refused);
         }
-        let permission = [Kind::Update(None)].into_iter().filter(|_| asking);
-        let kinds = permission.chain([kind]);
-        if state.inflight.push_all(kinds, now, timeout).is_err() {
-            state.out.truncate(start);
-            return Err(Refused);
+        if asking {
+            state.inflight.push(Kind::Update(None), now, self.limits.store_timeout);
         }
+        state.inflight.push(kind, now, timeout);
         self.arm(&mut state);
         if state.phase == Phase::Ready {
             self.flush.soon();
@@ -520,8 +500,11 @@ impl Peer {
         };
         let greeted = self.codec.greet(probe, &mut state.greeting).and_then(|answers| {
             state.greetings = answers;
-            let steps = (0..answers).map(Kind::Greeting);
-            state.inflight.push_all(steps, now, self.greeting_timeout())
+            state.inflight.reserve(answers)?;
+            for step in 0..answers {
+                state.inflight.push(Kind::Greeting(step), now, self.greeting_timeout());
+            }
+            Ok(())
         });
         state.untried = self.addresses.try_borrow().map_or(0, |addresses| addresses.len());
         let connected = match greeted {
@@ -758,8 +741,9 @@ impl Peer {
                 (answer, Kind::Greeting(step)) => {
                     self.codec.greeted(step, &answer).map_err(|unfit| match (unfit, &answer) {
                         (Unfit::Refused, Answer::Refused(text)) => {
-                            Failure::Greeting(Printable(text).to_string().into())
+                            Failure::Greeting(Said(text).to_string().into())
                         }
+                        (Unfit::RefusedAloud, _) => Failure::Greeting("(the password)".into()),
                         (Unfit::NotMaster, _) => Failure::NotMaster,
                         _ => Failure::OutOfStep,
                     })?;
@@ -797,7 +781,7 @@ impl Peer {
                     End::Failed(Outcome::Error)
                 }
                 (Answer::Refused(text), _) => {
-                    self.refused(&mut state.refused, now, &Printable(text));
+                    self.refused(&mut state.refused, now, &Said(text));
                     // Behind the type of the reply.
                     value = at.saturating_add(1)..at.saturating_add(text.len()).saturating_add(1);
                     End::Refused
@@ -805,11 +789,11 @@ impl Peer {
                 _ => return Err(Failure::OutOfStep),
             };
             let good = !matches!(end, End::Refused | End::Failed(Outcome::Error));
-            if good && state.greetings == 0 {
+            // A server that greets and then says nothing is no good. A probe is a greeting.
+            let counts = !matches!(request.kind, Kind::Greeting(_)) || state.breaker.is_open();
+            if good && counts && state.greetings == 0 {
                 state.proven = true;
-                // A server that greets and then says nothing is no good; a probe is a greeting.
-                let counts = !matches!(request.kind, Kind::Greeting(_)) || state.breaker.is_open();
-                if counts && state.breaker.succeeded() {
+                if state.breaker.succeeded() {
                     log_at!(Log::cycle(), Notice, "{self} is up again");
                 }
             }
@@ -983,7 +967,6 @@ impl State {
             retired: false,
             demoted: false,
             strangers: 0,
-            stranger: None,
             proven: false,
             ended: Vec::new(),
             full: Throttle::new(),
