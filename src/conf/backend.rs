@@ -7,9 +7,7 @@ use std::rc::{Rc, Weak};
 use std::string::{String, ToString};
 use std::vec::Vec;
 
-use nginx_sys::{
-    NGX_CONF_1MORE, NGX_CONF_FLAG, NGX_CONF_TAKE1, NGX_CONF_TAKE2, ngx_command_t,
-};
+use nginx_sys::{NGX_CONF_1MORE, NGX_CONF_FLAG, NGX_CONF_TAKE1, NGX_CONF_TAKE2, ngx_command_t};
 use session_core::breaker;
 use session_core::cache_key::MAX_PREFIX;
 use session_core::codec::Codec;
@@ -64,11 +62,7 @@ pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 32]> = Commands::new([
     flag(c"ssl_server_name", mem::offset_of!(Backend, tls.server_name)),
     flag(c"ssl_verify", mem::offset_of!(Backend, tls.verify)),
     value(c"ssl_verify_depth", Slot::Num, mem::offset_of!(Backend, tls.verify_depth)),
-    value(
-        c"ssl_trusted_certificate",
-        Slot::Str,
-        mem::offset_of!(Backend, tls.trusted_certificate),
-    ),
+    value(c"ssl_trusted_certificate", Slot::Str, mem::offset_of!(Backend, tls.trusted_certificate)),
     value(c"ssl_crl", Slot::Str, mem::offset_of!(Backend, tls.crl)),
     value(c"ssl_certificate", Slot::Str, mem::offset_of!(Backend, tls.certificate)),
     value(c"ssl_certificate_key", Slot::Str, mem::offset_of!(Backend, tls.certificate_key)),
@@ -164,9 +158,9 @@ impl ServerLine {
     fn set(&mut self, cf: &Conf, parameter: &str) -> Option<()> {
         match parameter.split_once('=') {
             Some(("weight", n)) => {
-                self.weight = Some(n.parse().ok().filter(|n| (1..=MAX_WEIGHT).contains(n))?);
+                self.weight = Some(number(n).filter(|n| (1..=MAX_WEIGHT).contains(n))?);
             }
-            Some(("max_fails", n)) => self.breaker.max_fails = n.parse().ok()?,
+            Some(("max_fails", n)) => self.breaker.max_fails = number(n)?,
             Some(("fail_timeout", time)) => {
                 self.breaker.fail_timeout = cf.seconds(time)?.checked_mul(1000)?;
             }
@@ -176,6 +170,11 @@ impl ServerLine {
         }
         Some(())
     }
+}
+
+/// A number without a sign, as nginx takes it.
+fn number(digits: &str) -> Option<u32> {
+    digits.bytes().all(|c| c.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
 /// The largest `weight`.
@@ -208,7 +207,7 @@ impl Backend {
         if let Some(problem) = backend.problem() {
             return Err(cf.refuse(format_args!("{problem} in ssl_session_backend \"{name}\"")));
         }
-        backend.settings(cf)
+        backend.settings(cf, name)
     }
 
     /// What is wrong with the block as a whole.
@@ -246,6 +245,24 @@ impl Backend {
         if cluster && database {
             return Some("\"database\" must be 0 with \"cluster\"".into());
         }
+        let empty = [
+            ("sentinel", &self.sentinel),
+            ("username", &self.username),
+            ("sentinel_username", &self.sentinel_username),
+            ("client_name", &self.client_name),
+        ];
+        if let Some((directive, _)) = empty.iter().find(|(_, value)| value.get() == Some(b"")) {
+            return Some(std::format!("\"{directive}\" is empty"));
+        }
+        if u32::try_from(self.database.or(0)).is_err() {
+            return Some("\"database\" is too large".into());
+        }
+        if !self.ssl.is_set() {
+            let of_tls = self.ssl_name.get().map(|_| "ssl_name").or(self.tls.any());
+            if let Some(directive) = of_tls {
+                return Some(std::format!("\"{directive}\" without \"ssl on\""));
+            }
+        }
         let needs = [
             ("username", &self.username, "password_file", text(&self.password_file)),
             (
@@ -261,7 +278,10 @@ impl Backend {
                 return Some(std::format!("\"{directive}\" without \"{needed}\""));
             }
         }
-        if self.client_name.get().is_some_and(|name| !name.iter().all(|c| (b'!'..=b'~').contains(c)))
+        if self
+            .client_name
+            .get()
+            .is_some_and(|name| !name.iter().all(|c| (b'!'..=b'~').contains(c)))
         {
             return Some("\"client_name\" has characters that Redis does not take".into());
         }
@@ -282,11 +302,7 @@ impl Backend {
         if self.prefix().len() > MAX_PREFIX {
             return Some(std::format!("\"key_prefix\" is longer than {MAX_PREFIX} bytes"));
         }
-        self.servers_problem(if cluster {
-            Some("cluster")
-        } else {
-            sentinel.then_some("sentinel")
-        })
+        self.servers_problem(if cluster { Some("cluster") } else { sentinel.then_some("sentinel") })
     }
 
     /// What is wrong with the servers, given what else finds servers.
@@ -305,12 +321,20 @@ impl Backend {
                 ));
             }
         }
-        let twice = self.servers.iter().enumerate().find(|(n, server)| {
-            self.servers.iter().take(*n).any(|earlier| {
-                earlier.url.host == server.url.host && earlier.url.port == server.url.port
-            })
-        });
-        twice.map(|(_, server)| std::format!("duplicate \"server\" \"{}\"", server.url.host))
+        let port = self.default_port();
+        let names: Vec<String> = self.servers.iter().map(|server| server.ring_name(port)).collect();
+        let twice =
+            names.iter().enumerate().find(|(n, name)| names.iter().take(*n).any(|n| n == *name));
+        twice.map(|(_, name)| std::format!("duplicate \"server\" \"{name}\""))
+    }
+
+    /// The port of a server that is given without one.
+    fn default_port(&self) -> u16 {
+        match self.protocol.get() {
+            _ if self.sentinel.get().is_some() => SENTINEL_PORT,
+            Some(b"memcached") => Memcached.default_port(),
+            _ => Redis::default().default_port(),
+        }
     }
 
     fn ssl_name(&self) -> Option<String> {
@@ -332,7 +356,7 @@ impl Backend {
     }
 
     /// Makes of a block without problems what it says. Reads the files that it names.
-    fn settings(self, cf: &mut Conf) -> Result<Settings, Refusal> {
+    fn settings(self, cf: &mut Conf, name: &str) -> Result<Settings, Refusal> {
         let owned = |value: &Str| value.get().map(<[u8]>::to_vec);
         let secret = |cf: &mut Conf, file: &Str| {
             file.get().map(|file| cf.secret_file(&String::from_utf8_lossy(file))).transpose()
@@ -351,7 +375,12 @@ impl Backend {
         };
         let tls = match self.ssl.or(false) {
             true => Some(TlsSettings {
-                client: Rc::new(TlsClient::new(cf, &self.tls)?),
+                // nginx has said why, but not where.
+                client: Rc::new(TlsClient::new(cf, &self.tls).map_err(|_| {
+                    cf.refuse(format_args!(
+                        "invalid TLS settings in ssl_session_backend \"{name}\""
+                    ))
+                })?),
                 name: self.ssl_name(),
                 sni: self.tls.server_name.or(false),
             }),
@@ -359,10 +388,9 @@ impl Backend {
         };
         let limits = Limits { redirects: cluster, ..self.limits() };
         let prefix = self.prefix().to_vec();
-        let mut port = codec.default_port();
+        let port = self.default_port();
         let finder = match sentinel {
             Some(name) => {
-                port = SENTINEL_PORT;
                 let codec = Redis {
                     username: owned(&self.sentinel_username),
                     password: secret(cf, &self.sentinel_password_file)?,
@@ -404,11 +432,12 @@ impl ServerLine {
 
     /// What decides about its share: the same on all machines that have the same configuration,
     /// whatever a name resolves to.
-    fn ring_name(&self) -> String {
-        if self.url.is_unix {
-            self.url.host.clone()
-        } else {
-            std::format!("{}:{}", self.url.host, self.url.port)
+    fn ring_name(&self, default_port: u16) -> String {
+        let ServerUrl { host, port, is_unix, .. } = &self.url;
+        match port {
+            _ if *is_unix => std::format!("unix:{host}"),
+            0 => std::format!("{host}:{default_port}"),
+            port => std::format!("{host}:{port}"),
         }
     }
 }
@@ -481,7 +510,7 @@ impl Settings {
             match finder {
                 Finder::Key => {
                     let member = |server: ServerLine| Member {
-                        name: server.ring_name(),
+                        name: server.ring_name(0),
                         weight: server.weight.unwrap_or(1),
                         backup: server.backup,
                         peer: server.peer(&links, &replies),

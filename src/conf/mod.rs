@@ -86,7 +86,13 @@ impl Directive for SslSessionFetch {
             }
             _ => &words,
         };
-        conf.fetch = Some(conf.targets(cf, "ssl_session_fetch", targets)?);
+        let targets = conf.targets(cf, "ssl_session_fetch", targets)?;
+        if conf.single_use && targets.targets.is_empty() {
+            return Err(cf.refuse(format_args!(
+                "\"off\" goes with no other parameter in \"ssl_session_fetch\""
+            )));
+        }
+        conf.fetch = Some(targets);
         Ok(())
     }
 }
@@ -115,11 +121,12 @@ impl Directive for SslSessionBackend {
 
     fn set(cf: &mut Conf, conf: &mut MainConf) -> Result<(), Refusal> {
         let name = cf.words().nth(1).unwrap_or_default().to_string();
+        let shown = Redacted(&name);
         if !matches!(Target::parse(&name), Ok(Target::Backend(_))) || name == SINGLE_USE {
-            return Err(cf.refuse(format_args!("invalid SSL session backend name \"{name}\"")));
+            return Err(cf.refuse(format_args!("invalid SSL session backend name \"{shown}\"")));
         }
         if conf.backends.iter().any(|(known, _)| *known == name) {
-            return Err(cf.refuse(format_args!("duplicate SSL session backend \"{name}\"")));
+            return Err(cf.refuse(format_args!("duplicate SSL session backend \"{shown}\"")));
         }
         let backend = Backend::read(cf, &name)?;
         conf.backends.push((name, backend));
@@ -205,7 +212,10 @@ impl MainConf {
                     cf.say_at(
                         Level::Emerg,
                         &place,
-                        format_args!("unknown SSL session backend \"{name}\" in \"{directive}\""),
+                        format_args!(
+                            "unknown SSL session backend \"{}\" in \"{directive}\"",
+                            Redacted(&name)
+                        ),
                     );
                     Refusal::Said
                 })?,
@@ -253,6 +263,20 @@ impl MainConf {
             servers.set_answers(answers.clone());
         }
         let servers = cf.servers();
+        if self.single_use {
+            // OpenSSL would look there first, and find what was taken.
+            let caches: Vec<bool> =
+                servers.iter().map(|server| server.context.forget_own_cache()).collect();
+            if let Some((_, first)) = caches.iter().zip(&servers).find(|(had, _)| **had) {
+                cf.say_at(
+                    Level::Warn,
+                    &first.place,
+                    format_args!(
+                        "\"ssl_session_cache builtin\" is not used, as \"{SINGLE_USE}\" is set"
+                    ),
+                );
+            }
+        }
         for server in &servers {
             if self.hooked.hook(&server.context, &policy).is_err() {
                 return Err(cf.refuse(format_args!("no memory for the SSL sessions of a server")));

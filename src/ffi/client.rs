@@ -64,6 +64,20 @@ pub struct TlsConf {
 }
 
 impl TlsConf {
+    /// One of the directives that are set, if any is.
+    pub fn any(&self) -> Option<&'static str> {
+        let set = [
+            ("ssl_verify", self.verify.is_set()),
+            ("ssl_trusted_certificate", self.trusted_certificate.get().is_some()),
+            ("ssl_crl", self.crl.get().is_some()),
+            ("ssl_certificate", self.certificate.get().is_some()),
+            ("ssl_server_name", self.server_name.is_set()),
+            ("ssl_ciphers", self.ciphers.get().is_some()),
+            ("ssl_protocols", self.protocols.is_set()),
+        ];
+        set.into_iter().find_map(|(directive, is_set)| is_set.then_some(directive))
+    }
+
     /// Nothing is set.
     pub const UNSET: Self = TlsConf {
         server_name: Flag::UNSET,

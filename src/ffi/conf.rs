@@ -23,6 +23,7 @@ use nginx_sys::{
     ngx_parse_url, ngx_shared_memory_add, ngx_ssl_read_password_file, ngx_str_t, ngx_uint_t,
     ngx_url_t,
 };
+use session_core::target::Redacted;
 use zeroize::Zeroizing;
 
 use super::link::Address;
@@ -141,6 +142,11 @@ impl Flag {
     /// Not set.
     pub const UNSET: Self = Flag(NGX_CONF_UNSET as ngx_flag_t);
 
+    /// Whether it is set.
+    pub fn is_set(&self) -> bool {
+        self.0 != NGX_CONF_UNSET as ngx_flag_t
+    }
+
     /// The value, or `default`.
     pub fn or(&self, default: bool) -> bool {
         if self.0 == NGX_CONF_UNSET as ngx_flag_t { default } else { self.0 != 0 }
@@ -155,6 +161,11 @@ pub struct Protocols(ngx_uint_t);
 impl Protocols {
     /// Not set.
     pub const UNSET: Self = Protocols(0);
+
+    /// Whether they are set.
+    pub fn is_set(&self) -> bool {
+        self.0 != 0
+    }
 
     /// nginx's bits, or `default`.
     pub(super) fn or(&self, default: ngx_uint_t) -> ngx_uint_t {
@@ -415,6 +426,7 @@ impl Conf {
             let rc = ngx_parse_url(self.0.pool, &raw mut url);
             (rc, url)
         };
+        let text = Redacted(text);
         if rc != NGX_OK as ngx_int_t || url.uri.len != 0 {
             let reason = if url.err.is_null() {
                 c"invalid address".to_string_lossy()

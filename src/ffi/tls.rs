@@ -20,16 +20,17 @@ use nginx_sys::{
     BIO_up_ref, BIO_write, CRYPTO_EX_INDEX_SSL, CRYPTO_EX_INDEX_SSL_CTX, CRYPTO_get_ex_new_index,
     ERR_pop_to_mark, ERR_set_mark, NGX_ALIGNMENT, OSSL_HANDSHAKE_STATE_TLS_ST_OK, SSL,
     SSL_CB_ACCEPT_LOOP, SSL_CB_HANDSHAKE_DONE, SSL_CB_HANDSHAKE_START,
-    SSL_CTRL_GET_MAX_PROTO_VERSION, SSL_CTRL_GET_SESS_CACHE_MODE, SSL_CTX, SSL_CTX_ctrl,
-    SSL_CTX_free, SSL_CTX_get_ex_data, SSL_CTX_get_info_callback, SSL_CTX_get_options,
-    SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb, SSL_CTX_sess_get_remove_cb,
-    SSL_CTX_sess_set_get_cb, SSL_CTX_sess_set_new_cb, SSL_CTX_sess_set_remove_cb,
-    SSL_CTX_set_ex_data, SSL_CTX_set_info_callback, SSL_CTX_up_ref,
-    SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER, SSL_SESSION, SSL_SESSION_free,
-    SSL_SESSION_get_id, SSL_SESSION_get_time, SSL_SESSION_get_timeout, SSL_ctrl, SSL_get_SSL_CTX,
-    SSL_get_ex_data, SSL_get_options, SSL_get_rbio, SSL_get_state, SSL_is_server, SSL_set_ex_data,
-    SSL_set0_rbio, SSL_version, TLS1_3_VERSION, d2i_SSL_SESSION, i2d_SSL_SESSION, ngx_connection_t,
-    ngx_err_t, ngx_errno, ngx_pool_cleanup_add, ngx_post_event, ngx_posted_events, ngx_set_errno,
+    SSL_CTRL_GET_MAX_PROTO_VERSION, SSL_CTRL_GET_SESS_CACHE_MODE, SSL_CTRL_SET_SESS_CACHE_MODE,
+    SSL_CTX, SSL_CTX_ctrl, SSL_CTX_free, SSL_CTX_get_ex_data, SSL_CTX_get_info_callback,
+    SSL_CTX_get_options, SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb,
+    SSL_CTX_sess_get_remove_cb, SSL_CTX_sess_set_get_cb, SSL_CTX_sess_set_new_cb,
+    SSL_CTX_sess_set_remove_cb, SSL_CTX_set_ex_data, SSL_CTX_set_info_callback, SSL_CTX_up_ref,
+    SSL_SESS_CACHE_NO_INTERNAL_LOOKUP, SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER,
+    SSL_SESSION, SSL_SESSION_free, SSL_SESSION_get_id, SSL_SESSION_get_time,
+    SSL_SESSION_get_timeout, SSL_ctrl, SSL_get_SSL_CTX, SSL_get_ex_data, SSL_get_options,
+    SSL_get_rbio, SSL_get_state, SSL_is_server, SSL_set_ex_data, SSL_set0_rbio, SSL_version,
+    TLS1_3_VERSION, d2i_SSL_SESSION, i2d_SSL_SESSION, ngx_connection_t, ngx_err_t, ngx_errno,
+    ngx_pool_cleanup_add, ngx_post_event, ngx_posted_events, ngx_set_errno,
     ngx_ssl_connection_index,
 };
 use session_core::codec::OutOfMemory;
@@ -210,6 +211,22 @@ impl Context {
     pub fn has_tickets(&self) -> bool {
         // SAFETY: the context is valid.
         unsafe { SSL_CTX_get_options(self.0.as_ptr()) & SSL_OP_NO_TICKET == 0 }
+    }
+
+    /// Puts OpenSSL's own cache of the context out of use. Whether it was in use.
+    pub fn forget_own_cache(&self) -> bool {
+        let mode = self.cache_mode();
+        let no_internal = SSL_SESS_CACHE_NO_INTERNAL_LOOKUP | SSL_SESS_CACHE_NO_INTERNAL_STORE;
+        // SAFETY: SSL_CTX_set_session_cache_mode(3), which is this macro.
+        unsafe {
+            SSL_CTX_ctrl(
+                self.0.as_ptr(),
+                SSL_CTRL_SET_SESS_CACHE_MODE as c_int,
+                (mode | no_internal).into(),
+                ptr::null_mut(),
+            );
+        }
+        mode & SSL_SESS_CACHE_SERVER != 0 && mode & SSL_SESS_CACHE_NO_INTERNAL_LOOKUP == 0
     }
 
     fn cache_mode(&self) -> u32 {
