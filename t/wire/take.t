@@ -9,8 +9,6 @@ use SSLSession::Fixture;
 use MIME::Base64 qw(encode_base64url);
 use Test::More;
 
-our $TODO;
-
 my $certs = certs();
 
 # http{} with a TLS server on $port; backends "store" and, with near =>, "near".
