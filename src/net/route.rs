@@ -39,6 +39,9 @@ pub struct Links {
     pub breaker: breaker::Config,
 }
 
+/// How many nodes that are not in the map are connected to.
+const MAX_GUESTS: usize = 64;
+
 /// How connections are secured.
 #[derive(Clone)]
 pub struct TlsSettings {
@@ -155,18 +158,17 @@ impl Route {
     /// All servers that may have a connection.
     pub fn peers(&self) -> impl Iterator<Item = &Rc<Peer>> {
         let none: &[Rc<Peer>] = &[];
-        let (known, found, retired) = match self {
-            Route::Servers(servers) => (&servers.peers, servers.backups.as_slice(), none),
-            Route::Cluster(cluster) => {
-                (&cluster.seeds, cluster.nodes.as_slice(), cluster.retired.as_slice())
+        let (known, found, guests, retired) = match self {
+            Route::Servers(servers) => (&servers.peers, servers.backups.as_slice(), none, none),
+            Route::Cluster(Cluster { seeds, nodes, guests, retired, .. }) => {
+                (seeds, nodes.as_slice(), guests.as_slice(), retired.as_slice())
             }
-            Route::Sentinel(sentinel) => {
-                let master = sentinel.master.as_ref().map(|master| &master.peer);
-                let master = master.map_or(none, slice::from_ref);
-                (&sentinel.sentinels, master, sentinel.retired.as_slice())
+            Route::Sentinel(Sentinel { sentinels, master, retired, .. }) => {
+                let master = master.as_ref().map(|master| &master.peer);
+                (sentinels, master.map_or(none, slice::from_ref), none, retired.as_slice())
             }
         };
-        known.iter().chain(found).chain(retired)
+        known.iter().chain(found).chain(guests).chain(retired)
     }
 }
 
@@ -232,7 +234,9 @@ pub struct Cluster {
     map: Option<SlotMap>,
     /// The nodes of the map, in its order.
     nodes: Vec<Rc<Peer>>,
-    /// Nodes that were in the map and have something to answer still.
+    /// Nodes that others have named, and the map has not.
+    guests: Vec<Rc<Peer>>,
+    /// Nodes that are not needed any more and have something to answer still.
     retired: Vec<Rc<Peer>>,
     /// When the map was learned.
     learned: u64,
@@ -250,6 +254,7 @@ impl Cluster {
             seeds,
             map: None,
             nodes: Vec::new(),
+            guests: Vec::new(),
             retired: Vec::new(),
             learned: 0,
             turn: 0,
@@ -291,6 +296,8 @@ impl Cluster {
             _ => return,
         };
         let map = match map {
+            // A node that is new to the cluster, or was put out of it, knows nobody.
+            Ok(map) if map.nodes().is_empty() => return,
             Ok(map) => map,
             Err(error) => {
                 if let Some(times) = self.trouble.pass(clock::now_ms()) {
@@ -323,7 +330,8 @@ impl Cluster {
         };
         debug!(Log::cycle(), "SSL session backend {peer}: {} masters", nodes.len());
         let gone = core::mem::replace(&mut self.nodes, nodes);
-        for peer in gone {
+        let guests = core::mem::take(&mut self.guests);
+        for peer in gone.into_iter().chain(guests) {
             let stays = self.nodes.iter().chain(&self.seeds).any(|other| Rc::ptr_eq(other, &peer));
             if !stays && !peer.retire() {
                 self.retired.push(peer);
@@ -337,7 +345,7 @@ impl Cluster {
     fn node(&self, host: &str, address: Option<IpAddr>, port: u16) -> Option<Rc<Peer>> {
         let ip = address.or_else(|| host.parse().ok())?;
         let address = Address::from_ip(ip, port);
-        let known = self.nodes.iter().chain(&self.seeds).find(|peer| {
+        let known = self.nodes.iter().chain(&self.seeds).chain(&self.guests).find(|peer| {
             peer.address().is_some_and(|known| known == address)
         });
         if let Some(known) = known {
@@ -355,25 +363,21 @@ impl Cluster {
             Some(peer) => Rc::clone(peer),
             None => self.node(&host, None, to.port)?,
         };
-        if to.ask {
-            // For this request only; but the connection is worth keeping for those to come.
-            if !self.peers_know(&peer) {
-                self.retired.push(Rc::clone(&peer));
-            }
-            return Some(peer);
+        let noted = match &mut self.map {
+            Some(map) if !to.ask => map.moved(to.slot, &host, to.port).ok(),
+            _ => None,
+        };
+        if noted == Some(self.nodes.len()) {
+            self.nodes.push(Rc::clone(&peer));
         }
-        let noted = self.map.as_mut().map(|map| map.moved(to.slot, &host, to.port));
-        match noted {
-            Some(Ok(n)) if n == self.nodes.len() => self.nodes.push(Rc::clone(&peer)),
-            _ if !self.peers_know(&peer) => self.retired.push(Rc::clone(&peer)),
-            _ => {}
+        let mut known = self.nodes.iter().chain(&self.seeds).chain(&self.guests);
+        if !known.any(|known| Rc::ptr_eq(known, &peer)) {
+            if self.guests.len() >= MAX_GUESTS {
+                return None;
+            }
+            self.guests.push(Rc::clone(&peer));
         }
         Some(peer)
-    }
-
-    fn peers_know(&self, peer: &Rc<Peer>) -> bool {
-        let mut all = self.nodes.iter().chain(&self.seeds).chain(&self.retired);
-        all.any(|known| Rc::ptr_eq(known, peer))
     }
 }
 
