@@ -424,6 +424,11 @@ impl Replies for Backend {
         state.next_query = clock::now_ms().saturating_add(REFRESH_PAUSE);
         state.route.learned(peer, &reply);
     }
+
+    fn moved(&self, peer: &Peer, successor: Rc<Peer>) {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        state.route.replace(peer, successor);
+    }
 }
 
 impl On<Overdue> for Backend {

@@ -51,6 +51,9 @@ pub trait Replies {
 
     /// [`Peer::query`] has ended.
     fn learned(&self, peer: &Peer, reply: Reply<'_>);
+
+    /// The server is somewhere else now, where `successor` is for.
+    fn moved(&self, peer: &Peer, successor: Rc<Peer>);
 }
 
 /// What became of a request.
@@ -155,6 +158,7 @@ pub struct Peer {
     name: Option<(Box<str>, u16)>,
     resolver: OnceCell<Resolver>,
     tls: Option<Tls>,
+    breaker: breaker::Config,
     limits: Limits,
     replies: Weak<dyn Replies>,
     /// Which address is in use.
@@ -203,8 +207,6 @@ struct State {
     question: Option<Query>,
     resolve_at: i64,
     unresolved: bool,
-    /// Whether the connection is to an address that is not the server's any more.
-    leaving: bool,
     /// Whether the server is to be forgotten when it has answered what it was asked.
     retired: bool,
     /// Whether the server has shown that it is no master.
@@ -345,6 +347,7 @@ impl Peer {
             name: server.name,
             resolver: OnceCell::new(),
             tls: server.tls,
+            breaker: server.breaker,
             limits,
             replies,
             address: Cell::new(0),
@@ -485,7 +488,7 @@ impl Peer {
 
     /// Whether a request may be made now. Connects if need be.
     fn admit(&self, state: &mut State, now: u64) -> Result<(), Refused> {
-        if state.retired || state.leaving {
+        if state.retired {
             return Err(Refused);
         }
         self.resolve(state);
@@ -916,7 +919,7 @@ impl Peer {
     /// An exiting worker does not keep a connection that has nothing to do.
     fn close_if_done(&self, state: &mut State) {
         let closing = state.link.as_ref().is_some_and(|link| link.is_closing());
-        if (closing || state.retired || state.leaving || clock::is_exiting()) && state.inflight.is_empty() {
+        if (closing || state.retired || clock::is_exiting()) && state.inflight.is_empty() {
             state.reset();
             self.tick.cancel();
         }
@@ -963,7 +966,6 @@ impl State {
             question: None,
             resolve_at: 0,
             unresolved: false,
-            leaving: false,
             retired: false,
             demoted: false,
             strangers: 0,
@@ -988,7 +990,6 @@ impl State {
         self.phase = Phase::Idle;
         self.generation = self.generation.wrapping_add(1);
         self.strangers = 0;
-        self.leaving = false;
         self.demoted = false;
         self.doubt = None;
         self.greetings = 0;
@@ -1095,15 +1096,32 @@ impl ResolverOwner for Peer {
         state.resolve_at = valid_until.max(now.saturating_add(1));
         state.unresolved = false;
         let current = self.address();
-        let place = addresses.iter().position(|address| Some(address) == current.as_ref());
-        if let Ok(mut known) = self.addresses.try_borrow_mut() {
-            *known = addresses;
+        if let Some(place) = addresses.iter().position(|address| Some(address) == current.as_ref())
+        {
+            if let Ok(mut known) = self.addresses.try_borrow_mut() {
+                *known = addresses;
+                self.address.set(place);
+            }
+            return;
         }
-        self.address.set(place.unwrap_or(0));
-        if place.is_none() {
-            log_at!(Log::cycle(), Notice, "{self} is the new address of its name");
-            state.leaving = state.link.is_some();
-            self.close_if_done(&mut state);
+        let server = Server {
+            addresses,
+            name: self.name.clone(),
+            tls: self.tls.clone(),
+            breaker: self.breaker,
+        };
+        let (codec, replies) = (Rc::clone(&self.codec), Weak::clone(&self.replies));
+        let successor = Peer::new(server, codec, self.limits.clone(), replies);
+        if let (Ok(mut next), Some(resolver)) =
+            (successor.state.try_borrow_mut(), self.resolver.get())
+        {
+            successor.set_resolver(resolver);
+            next.resolve_at = state.resolve_at;
+        }
+        drop(state);
+        log_at!(Log::cycle(), Notice, "{self} has moved to {successor}");
+        if let Some(replies) = self.replies.upgrade() {
+            replies.moved(self, successor);
         }
     }
 }

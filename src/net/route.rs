@@ -2,7 +2,7 @@
 
 use core::alloc::Layout;
 use core::net::IpAddr;
-use core::slice;
+use core::{mem, ptr, slice};
 use std::alloc::handle_alloc_error;
 use std::boxed::Box;
 use std::rc::{Rc, Weak};
@@ -155,11 +155,41 @@ impl Route {
         }
     }
 
+    /// Puts a server in the place of another one, whose connection is closed when it has answered
+    /// what it was asked.
+    pub fn replace(&mut self, old: &Peer, new: Rc<Peer>) {
+        let nobody: &mut [Rc<Peer>] = &mut [];
+        let (known, others, retired, in_use) = match self {
+            Route::Servers(Servers { peers, backups, retired, .. }) => {
+                (peers, backups.as_mut_slice(), retired, [].as_slice())
+            }
+            // A node of the map stays where the map says it is.
+            Route::Cluster(Cluster { seeds, nodes, retired, .. }) => {
+                (seeds, nobody, retired, nodes.as_slice())
+            }
+            Route::Sentinel(Sentinel { sentinels, retired, .. }) => {
+                (sentinels, nobody, retired, [].as_slice())
+            }
+        };
+        retired.retain(|peer| !peer.retire());
+        for place in known.iter_mut().chain(others) {
+            if ptr::eq(Rc::as_ptr(place), old) {
+                let old = mem::replace(place, Rc::clone(&new));
+                let stays = in_use.iter().any(|peer| Rc::ptr_eq(peer, &old));
+                if !stays && !old.retire() {
+                    retired.push(old);
+                }
+            }
+        }
+    }
+
     /// All servers that may have a connection.
     pub fn peers(&self) -> impl Iterator<Item = &Rc<Peer>> {
         let none: &[Rc<Peer>] = &[];
         let (known, found, guests, retired) = match self {
-            Route::Servers(servers) => (&servers.peers, servers.backups.as_slice(), none, none),
+            Route::Servers(Servers { peers, backups, retired, .. }) => {
+                (peers, backups.as_slice(), none, retired.as_slice())
+            }
             Route::Cluster(Cluster { seeds, nodes, guests, retired, .. }) => {
                 (seeds, nodes.as_slice(), guests.as_slice(), retired.as_slice())
             }
@@ -178,6 +208,8 @@ pub struct Servers {
     peers: Vec<Rc<Peer>>,
     backup_ring: Ring,
     backups: Vec<Rc<Peer>>,
+    /// Those that have moved and have something to answer still.
+    retired: Vec<Rc<Peer>>,
 }
 
 /// A server with what decides about its share.
@@ -208,6 +240,7 @@ impl Servers {
             peers: peers(servers),
             backup_ring: ring(&backups),
             backups: peers(backups),
+            retired: Vec::new(),
         }
     }
 
@@ -281,9 +314,9 @@ impl Cluster {
         let count = self.nodes.len().saturating_add(self.seeds.len());
         let all = self.nodes.iter().chain(&self.seeds);
         let in_turn = all.clone().chain(all).skip(self.turn.checked_rem(count).unwrap_or(0));
-        let asked = in_turn.take(count).any(|peer| {
-            peer.is_usable() && peer.query(resp::cluster_slots).is_ok()
-        });
+        let asked = in_turn
+            .take(count)
+            .any(|peer| peer.is_usable() && peer.query(resp::cluster_slots).is_ok());
         self.turn = self.turn.wrapping_add(1);
         asked
     }
@@ -329,8 +362,8 @@ impl Cluster {
             return;
         };
         debug!(Log::cycle(), "SSL session backend {peer}: {} masters", nodes.len());
-        let gone = core::mem::replace(&mut self.nodes, nodes);
-        let guests = core::mem::take(&mut self.guests);
+        let gone = mem::replace(&mut self.nodes, nodes);
+        let guests = mem::take(&mut self.guests);
         for peer in gone.into_iter().chain(guests) {
             let stays = self.nodes.iter().chain(&self.seeds).any(|other| Rc::ptr_eq(other, &peer));
             if !stays && !peer.retire() {
@@ -345,9 +378,12 @@ impl Cluster {
     fn node(&self, host: &str, address: Option<IpAddr>, port: u16) -> Option<Rc<Peer>> {
         let ip = address.or_else(|| host.parse().ok())?;
         let address = Address::from_ip(ip, port);
-        let known = self.nodes.iter().chain(&self.seeds).chain(&self.guests).find(|peer| {
-            peer.address().is_some_and(|known| known == address)
-        });
+        let known = self
+            .nodes
+            .iter()
+            .chain(&self.seeds)
+            .chain(&self.guests)
+            .find(|peer| peer.address().is_some_and(|known| known == address));
         if let Some(known) = known {
             return Some(Rc::clone(known));
         }
