@@ -3,7 +3,7 @@
 use core::fmt::{self, Write};
 
 /// The most that is shown, in bytes.
-const MAX_SHOWN: usize = 160;
+const MAX_SHOWN: usize = 200;
 /// The longest quoted word that is shown, in bytes: the name of a command. Anything longer may be
 /// a key, a session or a password.
 const MAX_QUOTED: usize = 16;
@@ -22,10 +22,12 @@ impl fmt::Display for Said<'_> {
         let mut rest = self.0.get(..end.unwrap_or(self.0.len())).unwrap_or_default();
         let cut = end.is_some() || rest.len() > MAX_SHOWN;
         rest = rest.get(..MAX_SHOWN).unwrap_or(rest);
+        let mut in_word = false;
         while let Some((&c, after)) = rest.split_first() {
             rest = after;
             match c {
-                b'\'' | b'"' | b'`' => {
+                // Within a word it is an apostrophe.
+                b'\'' | b'"' | b'`' if !in_word => {
                     let close = |&other: &u8| other == c || (c == b'`' && other == b'\'');
                     f.write_char(char::from(c))?;
                     let quoted = rest.iter().position(close).filter(|len| *len <= MAX_QUOTED);
@@ -36,6 +38,7 @@ impl fmt::Display for Said<'_> {
                 }
                 c => write_printable(f, &[c])?,
             }
+            in_word = c.is_ascii_alphanumeric();
         }
         if cut { f.write_str("...") } else { Ok(()) }
     }
@@ -63,6 +66,7 @@ mod tests {
             "WRONGPASS invalid username-password pair or user is disabled.",
             "ERR Client sent AUTH, but no password is set",
             "NOPERM User nginx has no permissions to run the 'get' command",
+            "READONLY You can't write against a read only replica.",
             "OOM command not allowed when used memory > 'maxmemory'.",
             "",
         ] {
@@ -84,6 +88,6 @@ mod tests {
         }
         assert_eq!(said("ERR bad key 'tls:0123456789abcdef' here"), "ERR bad key '...");
         assert_eq!(said("ERR no end 'abc"), "ERR no end '...");
-        assert_eq!(said(&"x".repeat(200)), "x".repeat(160) + "...");
+        assert_eq!(said(&"x".repeat(201)), "x".repeat(200) + "...");
     }
 }

@@ -226,7 +226,7 @@ impl Context {
                 ptr::null_mut(),
             );
         }
-        mode & SSL_SESS_CACHE_SERVER != 0 && mode & SSL_SESS_CACHE_NO_INTERNAL_LOOKUP == 0
+        mode & SSL_SESS_CACHE_SERVER != 0 && mode & no_internal == 0
     }
 
     fn cache_mode(&self) -> u32 {
