@@ -2,8 +2,9 @@
 # one that is refused.
 #
 # The ACL of a user for nginx, of which each word is shown here to be needed:
-#     ~tls:* +get +set +del +ping
+#     ~tls:* +get +set +del
 # and besides
+#     +ping             so that ACL LOG has no entries for the probes of a server that was down
 #     +select           with a database other than 0
 #     +getdel           with single_use (which needs +get for TLS 1.2 only)
 #     +client|setname   with client_name; without it the connection has no name, and works
@@ -13,6 +14,7 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
+use List::Util qw(uniq);
 use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
@@ -157,15 +159,13 @@ subtest 'an ACL user with the commands that are needed, and no others' => sub {
     wait_until { status($edge, visit($edge)->{session}) eq 'DOWN' } 5, 'DOWN';
     $redis->start(users => { nginx => ">$acl ~tls:* +get +set +del" });
     my $from = $edge->log_pos;
-    wait_until { visit($edge); $refused->() } 10, 'a probe';
-    is_deeply [ $refused->() ], ['ping'], 'without +ping a server that was down stays down';
-    is status($edge, visit($edge)->{session}), 'DOWN', 'for all lookups';
+    resumes($edge, 'it comes back, even without +ping');
+    is_deeply [ $refused->() ], ['ping'], 'which is refused';
+    logged($edge, qr/is up again/, from => $from);
     $redis->cmd(qw(ACL SETUSER nginx), '+ping');
     $redis->cmd(qw(ACL LOG RESET));
-    resumes($edge, 'with it it comes back');
-    logged($edge, qr/is up again/, from => $from);
     $all->();
-    is_deeply $redis->cmd(qw(ACL LOG)), [], 'and nothing is refused';
+    is_deeply $redis->cmd(qw(ACL LOG)), [], 'otherwise nothing is';
     $redis->cmd(qw(CONFIG SET requirepass), $plain);
 };
 
@@ -185,14 +185,13 @@ subtest 'a wrong password: refused, then down, with pauses, until the server has
     my $later = secret('later');
     my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
     my $edge  = edge(store => (server => '127.0.0.1:' . $relay->port, password_file => password_file($later)));
+    my $start   = time;
     my $session = visit($edge)->{session};
     logged($edge, $wrongpass, "the log has the server's words");
     is status($edge, $session), 'DOWN', 'not asked';
-    is $relay->stats->{accepted}, 1, 'nor connected to, at first';
-    my $start = time;
-    wait_until { visit($edge, $session); $relay->stats->{accepted} >= 4 } 10, 'three more connections';
+    wait_until { visit($edge, $session); $relay->stats->{accepted} >= 4 } 10, 'four connections';
     # Pauses of 100, 200 and 400 ms, each up to a quarter shorter.
-    cmp_ok time - $start, '>', 0.4, 'they have pauses between them';
+    cmp_ok time - $start, '>', 0.5, 'they have pauses between them';
     is_deeply [ map { $_->[0] } $relay->requests('SET'), $relay->requests('GET') ], [], 'no session is sent';
     is_deeply said($edge),
         ['redis STORE is down: server refused: "WRONGPASS invalid username-password pair or user is disabled."'],
@@ -239,7 +238,7 @@ subtest 'a server that repeats what it does not understand' => sub {
     my $edge = edge(store => (server => '127.0.0.1:' . $old->port, username => 'nginx',
         password_file => password_file(secret('repeated'))));
     visit($edge);
-    logged($edge, qr/is down: server refused: "ERR unknown command/);
+    logged($edge, qr/is down: server refused: "/);
     is index($edge->log, $secrets[-1]), -1, 'the password is not in the log';
 };
 
@@ -331,7 +330,7 @@ subtest 'a greeting that is never answered' => sub {
     is status($edge, $session), 'TIMEOUT', 'a lookup waits for its own time';
     logged($edge, qr/is down: no answer within \d+ ms$/);
     is status($edge, $session), 'DOWN', 'the next one not at all';
-    is_deeply [ map { $_->[0] } $relay->requests ], ['AUTH'], 'nothing else was sent';
+    is_deeply [ uniq map { $_->[0] } $relay->requests ], ['AUTH'], 'nothing else was sent';
     $relay->drop(0);
     wait_until { status($edge, $session) eq 'HIT' } 10, 'a hit';
     is scalar(@{ said($edge) }), 1, 'one line in the log';

@@ -105,7 +105,7 @@ refuses 'OOM', $redis,
     leave => sub { $redis->cmd(qw(CONFIG SET maxmemory 0)) };
 
 refuses 'MISCONF', $redis,
-    words => 'MISCONF Redis is configured to save RDB snapshots, but .*',
+    words => 'MISCONF Redis is configured to save RDB snapshots, but it\'s currently unable to persist to disk\..*',
     fetch => 'HIT', stores => 0,
     enter => sub {
         # What it writes cannot get its name.
