@@ -189,4 +189,38 @@ subtest 'a link that ends at any point of the handshake, or right after it' => s
     wait_until { $nginx->fds <= $fds } 5, 'the descriptors of before';
 };
 
+subtest 'hundreds of handshakes that fail leave nothing behind' => sub {
+    my $rounds = $ENV{TEST_NGINX_USE_VALGRIND} ? 4 : 200;
+    my %server = (
+        'without TLS' => [ $canned->("-ERR unknown command\r\n"), $said->('wrong version number') ],
+        'self-signed' => [ sub { tls_relay(port => $there, upstream => $redis->address, cert => 'backend_self') },
+            qr/${failed}certificate verify error: \(18:self-signed certificate\)/ ],
+    );
+    for my $what (sort keys %server) {
+        my ($make, $text) = @{ $server{$what} };
+        $now = $make->();
+        # This one never counts as down.
+        my $nginx = nginx(log => 'notice', conf => conf(my $port = free_port(), "$server max_fails=0"));
+        my $start = time;
+        my $once  = sub {
+            my $client = tls_client(port => $port, protocol => 'TLSv1.2', session => $session);
+            $client->request =~ /^ERROR/ or die 'not refused';
+        };
+        $once->() for 1 .. $rounds;
+        my ($rss, $fds) = ($nginx->rss, $nginx->fds);
+        $once->() for 1 .. $rounds;
+        my $after = $nginx->rss;
+        cmp_ok $after - $rss, '<=', 80, "$what: $rss KB before, $after KB after" unless $ENV{TEST_NGINX_USE_VALGRIND};
+        wait_until { $nginx->fds <= $fds } 5, 'the end of the last connection';
+        $nginx->quit;
+        my @lines = $nginx->errors(warn => 1);
+        is_deeply [ grep { !/redis \Q$server\E: $text \(\d+ times\)$|SSL sessions? not stored in/ } @lines ], [], 'each line says why';
+        my ($times) = (0);
+        $times += /\((\d+) times\)$/ ? $1 : 0 for @lines;
+        cmp_ok $times, '>', 1, 'and how often';
+        cmp_ok scalar(grep { /times\)$/ } @lines), '<=', 2 + time - $start, 'one a second at most';
+        $now->stop;
+    }
+};
+
 done_testing;
