@@ -3,6 +3,9 @@
 # A block with --- emerg must not start: nginx must exit with 1, and its only [emerg] must be that
 # text with the place of the line that ends in "# here". A block with --- warn must start and say
 # exactly that, in the same way. Every other block must start and say nothing.
+#
+# What OpenSSL refuses nginx tells in its words and without a place: --- before is a pattern of
+# that, and --- emerg comes after it.
 
 use strict;
 use warnings;
@@ -23,6 +26,26 @@ $ENV{RES_OPTIONS} = 'timeout:1 attempts:1';
 my %certs = certs();
 $ENV{TEST_NGINX_CRT} = $certs{ec_crt};
 $ENV{TEST_NGINX_KEY} = $certs{ec_key};
+$ENV{"TEST_NGINX_\U$_"} = $certs{$_}
+    for qw(ca_crt crl_pem client_crt client_key client_enc_key client_pass wrong_pass);
+
+# Files with passwords, by what is wrong with them. No message has the password.
+my $password = 's3cret';
+my %file = (
+    PASS       => "$password\n",
+    PASS_WORLD => "$password\n",
+    PASS_EMPTY => '',
+    PASS_EOL   => "\r\n",
+    PASS_LONG  => $password . 'x' x (4097 - length $password),
+    PASS_MAX   => $password . 'x' x (4096 - length $password) . "\r\n",
+);
+for my $name (keys %file) {
+    chmod $name eq 'PASS_WORLD' ? 0644 : 0600, spew(tmpdir() . "/$name", $file{$name});
+    $ENV{"TEST_NGINX_$name"} = tmpdir() . "/$name";
+}
+$ENV{TEST_NGINX_PASS_DIR} = tmpdir();
+
+my @levels = qw(emerg warn);
 
 add_block_preprocessor(sub {
     my ($block) = @_;
@@ -30,7 +53,7 @@ add_block_preprocessor(sub {
     $block->set_value(config  => '')      if !defined $block->config;
     $block->set_value(request => 'GET /') if !defined $block->request;
     # What nginx says is in its log, too.
-    $block->set_value(suppress_stderr => 1) if defined $block->emerg || defined $block->warn;
+    $block->set_value(suppress_stderr => 1) if grep { defined $block->$_ } @levels;
     if (defined $block->emerg) {
         # These modes watch an nginx that runs.
         $block->set_value(SKIP => 1) if $ENV{TEST_NGINX_CHECK_LEAK} || $ENV{TEST_NGINX_USE_VALGRIND};
@@ -47,14 +70,19 @@ add_block_preprocessor(sub {
 add_test_cleanup_handler(sub {
     my ($block) = @_;
     return if defined $block->SKIP;
-    my ($level) = grep { defined $block->$_ } qw(emerg warn) or return;
     return if $ENV{TEST_NGINX_CHECK_LEAK};
-
     my $root = server_root();
+    my $log  = slurp("$root/logs/error.log");
+    unlike $log, qr/$password/, $block->name . ' - no password in the log';
+    my ($level) = grep { defined $block->$_ } @levels or return;
+
+    my @said = map { /\[$level\] \d+#\d+: (.*)/ } split /\n/, $log;
+    local $ENV{TEST_NGINX_SERVER_ROOT} = $root;
+    my ($before, $text) = map { s/\s+$//r =~ s/\$(TEST_NGINX_\w+)/$ENV{$1}/gr }
+        $block->before // '', $block->$level;
+    like shift @said, qr/^$before/, $block->name . ' - what is said before' if length $before;
     my @places = map { _marked($_) } "$root/conf/nginx.conf", glob "$root/html/*.conf";
-    is scalar @places, 1, $block->name . ' - one line is marked';
-    chomp(my $text = $block->$level);
-    my @said = map { /\[$level\] \d+#\d+: (.*)/ } split /\n/, slurp("$root/logs/error.log");
+    @places == 1 or die $block->name . ": one line is to be marked\n";
     is_deeply \@said, ["$text in $places[0]"], $block->name . " - what is said, and its place";
 });
 
@@ -171,7 +199,7 @@ __DATA__
 === TEST 14: a URL with a port and no host
 --- http_config
     ssl_session_fetch redis://:6379; # here
---- emerg: no host in ":6379" of the "ssl_session_fetch" directive
+--- emerg: invalid target "redis://:6379" in "ssl_session_fetch": no host
 
 
 
@@ -189,49 +217,42 @@ __DATA__
 
 
 
-=== TEST 17: a password in a URL
---- http_config
-    ssl_session_fetch redis://:secret@127.0.0.1; # here
---- emerg: invalid target "redis://:secret@127.0.0.1" in "ssl_session_fetch": user and password are not supported
-
-
-
-=== TEST 18: a database that is no number
+=== TEST 17: a database that is no number
 --- http_config
     ssl_session_fetch redis://127.0.0.1/sessions; # here
 --- emerg: invalid target "redis://127.0.0.1/sessions" in "ssl_session_fetch": invalid database
 
 
 
-=== TEST 19: a negative database
+=== TEST 18: a negative database
 --- http_config
     ssl_session_fetch redis://127.0.0.1/-1; # here
 --- emerg: invalid target "redis://127.0.0.1/-1" in "ssl_session_fetch": invalid database
 
 
 
-=== TEST 20: a database beyond 32 bits, of a unix socket
+=== TEST 19: a database beyond 32 bits, of a unix socket
 --- http_config
     ssl_session_fetch redis://unix:/run/redis.sock:/4294967296; # here
 --- emerg: invalid target "redis://unix:/run/redis.sock:/4294967296" in "ssl_session_fetch": invalid database
 
 
 
-=== TEST 21: a port beyond 65535 in a URL
+=== TEST 20: a port beyond 65535 in a URL
 --- http_config
     ssl_session_fetch redis://127.0.0.1:65536; # here
 --- emerg: invalid port in "127.0.0.1:65536" of the "ssl_session_fetch" directive
 
 
 
-=== TEST 22: a port that is no number
+=== TEST 21: a port that is no number
 --- http_config
     ssl_session_store redis://127.0.0.1:redis; # here
 --- emerg: invalid port in "127.0.0.1:redis" of the "ssl_session_store" directive
 
 
 
-=== TEST 23: port 0, of a server in a block
+=== TEST 22: port 0, of a server in a block
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1:0; # here
@@ -240,14 +261,14 @@ __DATA__
 
 
 
-=== TEST 24: an IPv6 address without its closing bracket
+=== TEST 23: an IPv6 address without its closing bracket
 --- http_config
     ssl_session_fetch redis://[::1:6379; # here
 --- emerg: invalid host in "[::1:6379" of the "ssl_session_fetch" directive
 
 
 
-=== TEST 25: what is no IPv6 address
+=== TEST 24: what is no IPv6 address
 --- http_config
     ssl_session_backend fleet {
         server [::g]:6379; # here
@@ -256,7 +277,7 @@ __DATA__
 
 
 
-=== TEST 26: a path behind a server
+=== TEST 25: a path behind a server
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1:6379/1; # here
@@ -265,14 +286,14 @@ __DATA__
 
 
 
-=== TEST 27: a host that nobody knows in a URL
+=== TEST 26: a host that nobody knows in a URL
 --- http_config
     ssl_session_fetch redis://sessions.invalid; # here
 --- emerg: host not found in "sessions.invalid" of the "ssl_session_fetch" directive
 
 
 
-=== TEST 28: a host that nobody knows in a block
+=== TEST 27: a host that nobody knows in a block
 --- http_config
     ssl_session_backend fleet {
         server sessions.invalid:7000; # here
@@ -281,7 +302,7 @@ __DATA__
 
 
 
-=== TEST 29: a URL in the place of a server
+=== TEST 28: a URL in the place of a server
 --- http_config
     ssl_session_backend fleet {
         server redis://127.0.0.1; # here
@@ -290,7 +311,7 @@ __DATA__
 
 
 
-=== TEST 30: a time in words
+=== TEST 29: a time in words
 --- http_config
     ssl_session_backend fleet {
         server        127.0.0.1;
@@ -300,7 +321,7 @@ __DATA__
 
 
 
-=== TEST 31: a time in a unit that there is not
+=== TEST 30: a time in a unit that there is not
 --- http_config
     ssl_session_backend fleet {
         server          127.0.0.1;
@@ -310,7 +331,7 @@ __DATA__
 
 
 
-=== TEST 32: a negative time
+=== TEST 31: a negative time
 --- http_config
     ssl_session_backend fleet {
         server        127.0.0.1;
@@ -320,7 +341,7 @@ __DATA__
 
 
 
-=== TEST 33: no time at all to connect
+=== TEST 32: no time at all to connect
 --- http_config
     ssl_session_backend fleet {
         server          127.0.0.1;
@@ -330,7 +351,7 @@ __DATA__
 
 
 
-=== TEST 34: no time at all to fetch
+=== TEST 33: no time at all to fetch
 --- http_config
     ssl_session_backend fleet {
         server        127.0.0.1;
@@ -340,7 +361,7 @@ __DATA__
 
 
 
-=== TEST 35: no time at all to store
+=== TEST 34: no time at all to store
 --- http_config
     ssl_session_backend fleet {
         server        127.0.0.1;
@@ -350,7 +371,7 @@ __DATA__
 
 
 
-=== TEST 36: a queue of none
+=== TEST 35: a queue of none
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -360,7 +381,7 @@ __DATA__
 
 
 
-=== TEST 37: a queue that is no number
+=== TEST 36: a queue that is no number
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -370,7 +391,7 @@ __DATA__
 
 
 
-=== TEST 38: a negative queue
+=== TEST 37: a negative queue
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -380,42 +401,42 @@ __DATA__
 
 
 
-=== TEST 39: a size that is none
+=== TEST 38: a size that is none
 --- http_config
     ssl_session_fetch shared:tls:big; # here
 --- emerg: invalid size "big" of zone "tls" of the "ssl_session_fetch" directive
 
 
 
-=== TEST 40: a negative size
+=== TEST 39: a negative size
 --- http_config
     ssl_session_fetch shared:tls:-1m; # here
 --- emerg: invalid size "-1m" of zone "tls" of the "ssl_session_fetch" directive
 
 
 
-=== TEST 41: a zone without a size
+=== TEST 40: a zone without a size
 --- http_config
     ssl_session_store shared:tls; # here
 --- emerg: invalid target "shared:tls" in "ssl_session_store": invalid zone, "shared:NAME:SIZE" expected
 
 
 
-=== TEST 42: a zone without a name
+=== TEST 41: a zone without a name
 --- http_config
     ssl_session_store shared::1m; # here
 --- emerg: invalid target "shared::1m" in "ssl_session_store": invalid zone, "shared:NAME:SIZE" expected
 
 
 
-=== TEST 43: a zone of less than eight pages
+=== TEST 42: a zone of less than eight pages
 --- http_config
     ssl_session_fetch shared:tls:8k; # here
 --- emerg: zone "tls" of the "ssl_session_fetch" directive is too small
 
 
 
-=== TEST 44: a zone that nginx's own cache has, which comes first
+=== TEST 43: a zone that nginx's own cache has, which comes first
 --- http_config
     ssl_session_cache shared:tls:1m;
     ssl_session_fetch shared:tls:1m; # here
@@ -423,7 +444,7 @@ __DATA__
 
 
 
-=== TEST 45: a zone that nginx's own cache wants, which comes later
+=== TEST 44: a zone that nginx's own cache wants, which comes later
 --- http_config
     ssl_session_fetch shared:tls:1m;
     ssl_session_cache shared:tls:1m; # here
@@ -431,7 +452,7 @@ __DATA__
 
 
 
-=== TEST 46: a zone in two sizes
+=== TEST 45: a zone in two sizes
 --- http_config
     ssl_session_fetch shared:tls:1m;
     ssl_session_store shared:tls:2m; # here
@@ -439,7 +460,7 @@ __DATA__
 
 
 
-=== TEST 47: a backend without a server
+=== TEST 46: a backend without a server
 --- http_config
     ssl_session_backend fleet {
         fetch_timeout 10ms;
@@ -448,17 +469,7 @@ __DATA__
 
 
 
-=== TEST 48: a backend with two servers
---- http_config
-    ssl_session_backend fleet {
-        server 127.0.0.1:7000;
-        server 127.0.0.1:7001; # here
-    }
---- emerg: "server" directive is duplicate
-
-
-
-=== TEST 49: a value given twice in a backend
+=== TEST 47: a value given twice in a backend
 --- http_config
     ssl_session_backend fleet {
         server     127.0.0.1;
@@ -469,7 +480,7 @@ __DATA__
 
 
 
-=== TEST 50: a key_prefix of more than 128 bytes
+=== TEST 48: a key_prefix of more than 128 bytes
 --- http_config eval
 "    ssl_session_backend fleet {
         server     127.0.0.1;
@@ -480,7 +491,7 @@ __DATA__
 
 
 
-=== TEST 51: an unknown directive in a backend
+=== TEST 49: an unknown directive in a backend
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -490,7 +501,7 @@ __DATA__
 
 
 
-=== TEST 52: a directive of another place in a backend
+=== TEST 50: a directive of another place in a backend
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -500,7 +511,7 @@ __DATA__
 
 
 
-=== TEST 53: a backend in a backend
+=== TEST 51: a backend in a backend
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -512,21 +523,21 @@ __DATA__
 
 
 
-=== TEST 54: a directive of a backend outside of it
+=== TEST 52: a directive of a backend outside of it
 --- http_config
     fetch_timeout 10ms; # here
 --- emerg: "fetch_timeout" directive is not allowed here
 
 
 
-=== TEST 55: a directive of a backend in a server
+=== TEST 53: a directive of a backend in a server
 --- config
     key_prefix tls:; # here
 --- emerg: "key_prefix" directive is not allowed here
 
 
 
-=== TEST 56: a directive of a backend in an upstream
+=== TEST 54: a directive of a backend in an upstream
 --- http_config
     upstream app {
         server 127.0.0.1:8080;
@@ -536,30 +547,21 @@ __DATA__
 
 
 
-=== TEST 57: a parameter of an upstream's server in a backend
---- http_config
-    ssl_session_backend fleet {
-        server 127.0.0.1 weight=2; # here
-    }
---- emerg: invalid number of arguments in "server" directive
-
-
-
-=== TEST 58: ssl_session_fetch without a target
+=== TEST 55: ssl_session_fetch without a target
 --- http_config
     ssl_session_fetch; # here
 --- emerg: invalid number of arguments in "ssl_session_fetch" directive
 
 
 
-=== TEST 59: ssl_session_store without a target
+=== TEST 56: ssl_session_store without a target
 --- http_config
     ssl_session_store; # here
 --- emerg: invalid number of arguments in "ssl_session_store" directive
 
 
 
-=== TEST 60: a backend without a name
+=== TEST 57: a backend without a name
 --- http_config
     ssl_session_backend { # here
         server 127.0.0.1;
@@ -568,7 +570,7 @@ __DATA__
 
 
 
-=== TEST 61: a backend with two names
+=== TEST 58: a backend with two names
 --- http_config
     ssl_session_backend fleet other { # here
         server 127.0.0.1;
@@ -577,14 +579,14 @@ __DATA__
 
 
 
-=== TEST 62: a backend without its block
+=== TEST 59: a backend without its block
 --- http_config
     ssl_session_backend fleet; # here
 --- emerg: directive "ssl_session_backend" has no opening "{"
 
 
 
-=== TEST 63: a block behind ssl_session_fetch
+=== TEST 60: a block behind ssl_session_fetch
 --- http_config
     ssl_session_fetch shared:tls:1m { # here
     }
@@ -592,7 +594,7 @@ __DATA__
 
 
 
-=== TEST 64: too many values in a backend
+=== TEST 61: too many values in a backend
 --- http_config
     ssl_session_backend fleet {
         server        127.0.0.1;
@@ -602,7 +604,7 @@ __DATA__
 
 
 
-=== TEST 65: no value in a backend
+=== TEST 62: no value in a backend
 --- http_config
     ssl_session_backend fleet {
         server; # here
@@ -611,21 +613,21 @@ __DATA__
 
 
 
-=== TEST 66: ssl_session_fetch in a server
+=== TEST 63: ssl_session_fetch in a server
 --- config
     ssl_session_fetch shared:tls:1m; # here
 --- emerg: "ssl_session_fetch" directive is not allowed here
 
 
 
-=== TEST 67: ssl_session_store in a server
+=== TEST 64: ssl_session_store in a server
 --- config
     ssl_session_store off; # here
 --- emerg: "ssl_session_store" directive is not allowed here
 
 
 
-=== TEST 68: ssl_session_backend in a server
+=== TEST 65: ssl_session_backend in a server
 --- config
     ssl_session_backend fleet { # here
         server 127.0.0.1;
@@ -634,7 +636,7 @@ __DATA__
 
 
 
-=== TEST 69: ssl_session_fetch in a location
+=== TEST 66: ssl_session_fetch in a location
 --- config
     location /t {
         ssl_session_fetch off; # here
@@ -643,7 +645,7 @@ __DATA__
 
 
 
-=== TEST 70: ssl_session_store in a location
+=== TEST 67: ssl_session_store in a location
 --- config
     location /t {
         ssl_session_store shared:tls:1m; # here
@@ -652,7 +654,7 @@ __DATA__
 
 
 
-=== TEST 71: ssl_session_backend in a location
+=== TEST 68: ssl_session_backend in a location
 --- config
     location /t {
         ssl_session_backend fleet { # here
@@ -663,14 +665,14 @@ __DATA__
 
 
 
-=== TEST 72: ssl_session_fetch outside of http
+=== TEST 69: ssl_session_fetch outside of http
 --- main_config
     ssl_session_fetch shared:tls:1m; # here
 --- emerg: "ssl_session_fetch" directive is not allowed here
 
 
 
-=== TEST 73: a backend named off
+=== TEST 70: a backend named off
 --- http_config
     ssl_session_backend off { # here
         server 127.0.0.1;
@@ -679,7 +681,7 @@ __DATA__
 
 
 
-=== TEST 74: a backend with a URL for a name
+=== TEST 71: a backend with a URL for a name
 --- http_config
     ssl_session_backend redis://127.0.0.1 { # here
         server 127.0.0.1;
@@ -688,7 +690,7 @@ __DATA__
 
 
 
-=== TEST 75: a backend named like a zone
+=== TEST 72: a backend named like a zone
 --- http_config
     ssl_session_backend shared:tls:1m { # here
         server 127.0.0.1;
@@ -697,7 +699,7 @@ __DATA__
 
 
 
-=== TEST 76: a backend with an empty name
+=== TEST 73: a backend with an empty name
 --- http_config
     ssl_session_backend "" { # here
         server 127.0.0.1;
@@ -706,7 +708,7 @@ __DATA__
 
 
 
-=== TEST 77: what is wrong in an included file is found there
+=== TEST 74: what is wrong in an included file is found there
 --- http_config
     ssl_session_backend fleet {
         server  127.0.0.1;
@@ -720,7 +722,7 @@ queue many; # here
 
 
 
-=== TEST 78: an unknown backend of an included file is found there
+=== TEST 75: an unknown backend of an included file is found there
 --- http_config
     include $TEST_NGINX_SERVER_ROOT/html/sessions.conf;
 --- user_files
@@ -731,7 +733,1226 @@ ssl_session_store shared:tls:1m fleet; # here
 
 
 
-=== TEST 79: every form of a Redis URL, as tiers
+=== TEST 76: a user without a password
+--- http_config
+    ssl_session_fetch redis://nginx@127.0.0.1; # here
+--- emerg: invalid target "redis://***@127.0.0.1" in "ssl_session_fetch": no password, "user:password@" or ":password@" expected
+
+
+
+=== TEST 77: neither user nor password before an at sign
+--- http_config
+    ssl_session_fetch redis://@127.0.0.1; # here
+--- emerg: invalid target "redis://***@127.0.0.1" in "ssl_session_fetch": no password, "user:password@" or ":password@" expected
+
+
+
+=== TEST 78: a colon alone before an at sign
+--- http_config
+    ssl_session_store rediss://:@127.0.0.1; # here
+--- emerg: invalid target "rediss://***@127.0.0.1" in "ssl_session_store": no password, "user:password@" or ":password@" expected
+
+
+
+=== TEST 79: a percent sign that encodes nothing
+--- http_config
+    ssl_session_fetch redis://nginx:s3cret%zz@127.0.0.1; # here
+--- emerg: invalid target "redis://***@127.0.0.1" in "ssl_session_fetch": invalid percent-encoding in user or password
+
+
+
+=== TEST 80: a percent sign in a user
+--- http_config
+    ssl_session_fetch redis://50%:s3cret@127.0.0.1; # here
+--- emerg: invalid target "redis://***@127.0.0.1" in "ssl_session_fetch": invalid percent-encoding in user or password
+
+
+
+=== TEST 81: a password for memcached
+--- http_config
+    ssl_session_store memcached://nginx:s3cret@127.0.0.1; # here
+--- emerg: invalid target "memcached://***@127.0.0.1" in "ssl_session_store": user and password are not supported for memcached, which would need SASL
+
+
+
+=== TEST 82: a database of memcached
+--- http_config
+    ssl_session_fetch memcached://127.0.0.1/1; # here
+--- emerg: invalid target "memcached://127.0.0.1/1" in "ssl_session_fetch": memcached has no databases
+
+
+
+=== TEST 83: a database of memcached on a unix socket
+--- http_config
+    ssl_session_fetch memcached://unix:/run/m.sock:/0; # here
+--- emerg: invalid target "memcached://unix:/run/m.sock:/0" in "ssl_session_fetch": memcached has no databases
+
+
+
+=== TEST 84: memcached without a host
+--- http_config
+    ssl_session_fetch memcached://; # here
+--- emerg: invalid target "memcached://" in "ssl_session_fetch": no host
+
+
+
+=== TEST 85: TLS to memcached is for a backend to say
+--- http_config
+    ssl_session_fetch memcacheds://127.0.0.1; # here
+--- emerg: invalid target "memcacheds://127.0.0.1" in "ssl_session_fetch": unsupported scheme
+
+
+
+=== TEST 86: rediss without a host
+--- http_config
+    ssl_session_fetch rediss://; # here
+--- emerg: invalid target "rediss://" in "ssl_session_fetch": no host
+
+
+
+=== TEST 87: a password, and a wrong database
+--- http_config
+    ssl_session_fetch redis://nginx:s3cret@127.0.0.1/x; # here
+--- emerg: invalid target "redis://***@127.0.0.1/x" in "ssl_session_fetch": invalid database
+
+
+
+=== TEST 88: a password with a slash, which has to be encoded
+--- http_config
+    ssl_session_fetch redis://nginx:s3cret/s3cret@127.0.0.1; # here
+--- emerg: invalid target "redis://***@127.0.0.1" in "ssl_session_fetch": invalid database
+
+
+
+=== TEST 89: a password, and no host
+--- http_config
+    ssl_session_fetch redis://nginx:s3cret@; # here
+--- emerg: invalid target "redis://***@" in "ssl_session_fetch": no host
+
+
+
+=== TEST 90: a password, and a port without a host
+--- http_config
+    ssl_session_fetch redis://:s3cret@:6379; # here
+--- emerg: invalid target "redis://***@:6379" in "ssl_session_fetch": no host
+
+
+
+=== TEST 91: a password, and a scheme that is not spoken
+--- http_config
+    ssl_session_fetch http://nginx:s3cret@127.0.0.1; # here
+--- emerg: invalid target "http://***@127.0.0.1" in "ssl_session_fetch": unsupported scheme
+
+
+
+=== TEST 92: a password, and a wrong port
+--- http_config
+    ssl_session_fetch redis://nginx:s3cret@127.0.0.1:65536; # here
+--- emerg: invalid port in "127.0.0.1:65536" of the "ssl_session_fetch" directive
+
+
+
+=== TEST 93: a password, and a host that nobody knows
+--- http_config
+    ssl_session_store redis://nginx:s3cret@sessions.invalid; # here
+--- emerg: host not found in "sessions.invalid" of the "ssl_session_store" directive
+
+
+
+=== TEST 94: a target with a password twice
+--- http_config
+    ssl_session_fetch redis://nginx:s3cret@127.0.0.1 redis://nginx:s3cret@127.0.0.1; # here
+--- emerg: duplicate target "redis://***@127.0.0.1" in "ssl_session_fetch"
+
+
+
+=== TEST 95: a password in a target that is no URL
+--- http_config
+    ssl_session_fetch redis:/nginx:s3cret@127.0.0.1; # here
+--- emerg: unknown SSL session backend "***@127.0.0.1" in "ssl_session_fetch"
+
+
+
+=== TEST 96: a password in the name of a backend
+--- http_config
+    ssl_session_backend redis://nginx:s3cret@127.0.0.1 { # here
+        server 127.0.0.1;
+    }
+--- emerg: invalid SSL session backend name "redis://***@127.0.0.1"
+
+
+
+=== TEST 97: a URL with a password in the place of a server
+--- http_config
+    ssl_session_backend fleet {
+        server redis://nginx:s3cret@127.0.0.1; # here
+    }
+--- emerg: invalid host in "redis://***@127.0.0.1" of the "server" directive
+
+
+
+=== TEST 98: a password before a server
+--- http_config
+    ssl_session_backend fleet {
+        server nginx:s3cret@127.0.0.1:6379; # here
+    }
+--- emerg: invalid port in "***@127.0.0.1:6379" of the "server" directive
+
+
+
+=== TEST 99: single_use without a target
+--- http_config
+    ssl_session_fetch single_use; # here
+--- emerg: "single_use" is allowed at the end of "ssl_session_fetch" only
+
+
+
+=== TEST 100: single_use before the targets
+--- http_config
+    ssl_session_fetch single_use redis://127.0.0.1; # here
+--- emerg: "single_use" is allowed at the end of "ssl_session_fetch" only
+
+
+
+=== TEST 101: single_use between the targets
+--- http_config
+    ssl_session_fetch shared:tls:1m single_use redis://127.0.0.1; # here
+--- emerg: "single_use" is allowed at the end of "ssl_session_fetch" only
+
+
+
+=== TEST 102: single_use twice
+--- http_config
+    ssl_session_fetch redis://127.0.0.1 single_use single_use; # here
+--- emerg: "single_use" is allowed at the end of "ssl_session_fetch" only
+
+
+
+=== TEST 103: single_use of nothing
+--- http_config
+    ssl_session_fetch off single_use; # here
+--- emerg: "off" goes with no other parameter in "ssl_session_fetch"
+
+
+
+=== TEST 104: single_use for a store
+--- http_config
+    ssl_session_store redis://127.0.0.1 single_use; # here
+--- emerg: "single_use" is allowed at the end of "ssl_session_fetch" only
+
+
+
+=== TEST 105: a backend named single_use
+--- http_config
+    ssl_session_backend single_use { # here
+        server 127.0.0.1;
+    }
+--- emerg: invalid SSL session backend name "single_use"
+
+
+
+=== TEST 106: a weight of nothing
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 weight=0; # here
+    }
+--- emerg: invalid parameter "weight=0"
+
+
+
+=== TEST 107: a weight beyond 65535
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 weight=65536; # here
+    }
+--- emerg: invalid parameter "weight=65536"
+
+
+
+=== TEST 108: a weight that is no number
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 weight=two; # here
+    }
+--- emerg: invalid parameter "weight=two"
+
+
+
+=== TEST 109: a weight without a number
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 weight; # here
+    }
+--- emerg: invalid parameter "weight"
+
+
+
+=== TEST 110: a weight with a sign
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 weight=+2; # here
+    }
+--- emerg: invalid parameter "weight=+2"
+
+
+
+=== TEST 111: a max_fails with a sign
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 max_fails=+1; # here
+    }
+--- emerg: invalid parameter "max_fails=+1"
+
+
+
+=== TEST 112: an empty weight
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 weight=; # here
+    }
+--- emerg: invalid parameter "weight="
+
+
+
+=== TEST 113: a negative max_fails
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 max_fails=-1; # here
+    }
+--- emerg: invalid parameter "max_fails=-1"
+
+
+
+=== TEST 114: a max_fails beyond 32 bits
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 max_fails=4294967296; # here
+    }
+--- emerg: invalid parameter "max_fails=4294967296"
+
+
+
+=== TEST 115: a fail_timeout in words
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 fail_timeout=soon; # here
+    }
+--- emerg: invalid parameter "fail_timeout=soon"
+
+
+
+=== TEST 116: an empty fail_timeout
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 fail_timeout=; # here
+    }
+--- emerg: invalid parameter "fail_timeout="
+
+
+
+=== TEST 117: a fail_timeout of less than a second
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 fail_timeout=100ms; # here
+    }
+--- emerg: invalid parameter "fail_timeout=100ms"
+
+
+
+=== TEST 118: a value of backup
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 backup=1; # here
+    }
+--- emerg: invalid parameter "backup=1"
+
+
+
+=== TEST 119: a value of down
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 down=off; # here
+    }
+--- emerg: invalid parameter "down=off"
+
+
+
+=== TEST 120: a parameter of an upstream's server only
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 max_conns=10; # here
+    }
+--- emerg: invalid parameter "max_conns=10"
+
+
+
+=== TEST 121: a parameter in capital letters
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 Backup; # here
+    }
+--- emerg: invalid parameter "Backup"
+
+
+
+=== TEST 122: the first of several wrong parameters
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 weight=2 slow_start=1s weight=x; # here
+    }
+--- emerg: invalid parameter "slow_start=1s"
+
+
+
+=== TEST 123: the only server is down
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 down;
+    } # here
+--- emerg: no "server" that is neither "down" nor "backup" in ssl_session_backend "fleet"
+
+
+
+=== TEST 124: the only server is a backup
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 backup;
+    } # here
+--- emerg: no "server" that is neither "down" nor "backup" in ssl_session_backend "fleet"
+
+
+
+=== TEST 125: all servers are down or a backup
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1:7000 down;
+        server 127.0.0.1:7001 backup;
+        server 127.0.0.1:7002 down;
+    } # here
+--- emerg: no "server" that is neither "down" nor "backup" in ssl_session_backend "fleet"
+
+
+
+=== TEST 126: a server twice
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.1 weight=2;
+    } # here
+--- emerg: duplicate "server" "127.0.0.1:6379" in ssl_session_backend "fleet"
+
+
+
+=== TEST 127: a server twice, with its port
+--- http_config
+    ssl_session_backend fleet {
+        server localhost:7000;
+        server localhost:7001;
+        server localhost:7000 backup;
+    } # here
+--- emerg: duplicate "server" "localhost:7000" in ssl_session_backend "fleet"
+
+
+
+=== TEST 128: a unix socket twice
+--- http_config
+    ssl_session_backend fleet {
+        server unix:/run/r.sock;
+        server unix:/run/r.sock;
+    } # here
+--- emerg: duplicate "server" "unix:/run/r.sock" in ssl_session_backend "fleet"
+
+
+
+=== TEST 129: a server twice, once with the default port
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1:6379;
+        server 127.0.0.1;
+    } # here
+--- emerg: duplicate "server" "127.0.0.1:6379" in ssl_session_backend "fleet"
+
+
+
+=== TEST 130: a server of memcached twice, once with the default port
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.1:11211;
+        protocol memcached;
+    } # here
+--- emerg: duplicate "server" "127.0.0.1:11211" in ssl_session_backend "fleet"
+
+
+
+=== TEST 131: a Sentinel twice, once with the default port
+--- http_config
+    ssl_session_backend fleet {
+        sentinel mymaster;
+        server localhost;
+        server localhost:6379;
+        server localhost:26379 down;
+    } # here
+--- emerg: duplicate "server" "localhost:26379" in ssl_session_backend "fleet"
+
+
+
+=== TEST 132: a weight in a cluster
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 weight=2;
+        cluster on;
+    } # here
+--- emerg: "weight" and "backup" of a "server" have no meaning with "cluster" in ssl_session_backend "fleet"
+
+
+
+=== TEST 133: a backup in a cluster
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 backup;
+        cluster on;
+    } # here
+--- emerg: "weight" and "backup" of a "server" have no meaning with "cluster" in ssl_session_backend "fleet"
+
+
+
+=== TEST 134: a weight of a Sentinel
+--- http_config
+    ssl_session_backend fleet {
+        sentinel mymaster;
+        server 127.0.0.1 weight=1;
+    } # here
+--- emerg: "weight" and "backup" of a "server" have no meaning with "sentinel" in ssl_session_backend "fleet"
+
+
+
+=== TEST 135: a protocol that is not spoken
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        protocol http;
+    } # here
+--- emerg: "protocol" is neither "redis" nor "memcached" in ssl_session_backend "fleet"
+
+
+
+=== TEST 136: an empty protocol
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        protocol "";
+    } # here
+--- emerg: "protocol" is neither "redis" nor "memcached" in ssl_session_backend "fleet"
+
+
+
+=== TEST 137: cluster with memcached
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        protocol memcached;
+        cluster on;
+    } # here
+--- emerg: "cluster" is not supported by "protocol memcached" in ssl_session_backend "fleet"
+
+
+
+=== TEST 138: sentinel with memcached
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        protocol memcached;
+        sentinel mymaster;
+    } # here
+--- emerg: "sentinel" is not supported by "protocol memcached" in ssl_session_backend "fleet"
+
+
+
+=== TEST 139: username with memcached
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        protocol memcached;
+        username nginx;
+    } # here
+--- emerg: "username" is not supported by "protocol memcached" in ssl_session_backend "fleet"
+
+
+
+=== TEST 140: password_file with memcached
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        protocol memcached;
+        password_file $TEST_NGINX_PASS;
+    } # here
+--- emerg: "password_file" is not supported by "protocol memcached" in ssl_session_backend "fleet"
+
+
+
+=== TEST 141: client_name with memcached
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        protocol memcached;
+        client_name edge;
+    } # here
+--- emerg: "client_name" is not supported by "protocol memcached" in ssl_session_backend "fleet"
+
+
+
+=== TEST 142: database with memcached
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        protocol memcached;
+        database 1;
+    } # here
+--- emerg: "database" is not supported by "protocol memcached" in ssl_session_backend "fleet"
+
+
+
+=== TEST 143: the password of a Sentinel with memcached
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        protocol memcached;
+        sentinel_password_file $TEST_NGINX_PASS;
+    } # here
+--- emerg: "sentinel_password_file" without "sentinel" in ssl_session_backend "fleet"
+
+
+
+=== TEST 144: a key_prefix with a space for memcached
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        key_prefix 'site a:';
+        protocol memcached;
+    } # here
+--- emerg: invalid "key_prefix": memcached allows no space in a key in ssl_session_backend "fleet"
+
+
+
+=== TEST 145: a key_prefix with a control character for memcached
+--- http_config eval
+qq{    ssl_session_backend fleet {
+        server     127.0.0.1;
+        protocol   memcached;
+        key_prefix a\x7f;
+    } # here
+}
+--- emerg: invalid "key_prefix": memcached allows no control character (0x7f) in a key in ssl_session_backend "fleet"
+
+
+
+=== TEST 146: a cluster under Sentinel
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        cluster on;
+        sentinel mymaster;
+    } # here
+--- emerg: "cluster" and "sentinel" exclude each other in ssl_session_backend "fleet"
+
+
+
+=== TEST 147: a database in a cluster
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        cluster on;
+        database 1;
+    } # here
+--- emerg: "database" must be 0 with "cluster" in ssl_session_backend "fleet"
+
+
+
+=== TEST 148: a user without a password_file
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        username nginx;
+    } # here
+--- emerg: "username" without "password_file" in ssl_session_backend "fleet"
+
+
+
+=== TEST 149: a user of a Sentinel without a password
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        sentinel mymaster;
+        sentinel_username nginx;
+        password_file $TEST_NGINX_PASS;
+    } # here
+--- emerg: "sentinel_username" without "sentinel_password_file" in ssl_session_backend "fleet"
+
+
+
+=== TEST 150: a password of a Sentinel without a Sentinel
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        sentinel_password_file $TEST_NGINX_PASS;
+    } # here
+--- emerg: "sentinel_password_file" without "sentinel" in ssl_session_backend "fleet"
+
+
+
+=== TEST 151: a database beyond 32 bits
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        database 4294967296;
+    } # here
+--- emerg: "database" is too large in ssl_session_backend "fleet"
+
+
+
+=== TEST 152: an empty sentinel
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        sentinel "";
+    } # here
+--- emerg: "sentinel" is empty in ssl_session_backend "fleet"
+
+
+
+=== TEST 153: an empty username
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        username "";
+        password_file $TEST_NGINX_PASS;
+    } # here
+--- emerg: "username" is empty in ssl_session_backend "fleet"
+
+
+
+=== TEST 154: an empty sentinel_username
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        sentinel_username "";
+        sentinel mymaster;
+        sentinel_password_file $TEST_NGINX_PASS;
+    } # here
+--- emerg: "sentinel_username" is empty in ssl_session_backend "fleet"
+
+
+
+=== TEST 155: an empty client_name
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        client_name "";
+    } # here
+--- emerg: "client_name" is empty in ssl_session_backend "fleet"
+
+
+
+=== TEST 156: a client_name with a space
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        client_name "edge 1";
+    } # here
+--- emerg: "client_name" has characters that Redis does not take in ssl_session_backend "fleet"
+
+
+
+=== TEST 157: a cluster that is neither on nor off
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        cluster yes; # here
+    }
+--- emerg: invalid value "yes" in "cluster" directive, it must be "on" or "off"
+
+
+
+=== TEST 158: a negative database in a backend
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        database -1; # here
+    }
+--- emerg: "database" directive invalid number
+
+
+
+=== TEST 159: a database in words
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        database sessions; # here
+    }
+--- emerg: "database" directive invalid number
+
+
+
+=== TEST 160: cluster twice
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1; cluster off;
+        cluster on; # here
+    }
+--- emerg: "cluster" directive is duplicate
+
+
+
+=== TEST 161: password_file twice
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1; password_file $TEST_NGINX_PASS;
+        password_file $TEST_NGINX_PASS; # here
+    }
+--- emerg: "password_file" directive is duplicate
+
+
+
+=== TEST 162: a password in the place of a password_file
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        password s3cret; # here
+    }
+--- emerg: unknown directive "password"
+
+
+
+=== TEST 163: server's parameters on a line of their own
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        weight 2; # here
+    }
+--- emerg: unknown directive "weight"
+
+
+
+=== TEST 164: a directive of a backend's TLS outside of it
+--- http_config
+    ssl_verify on; # here
+--- emerg: "ssl_verify" directive is not allowed here
+
+
+
+=== TEST 165: password_file that is not there
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        password_file $TEST_NGINX_SERVER_ROOT/none.pass;
+    } # here
+--- emerg: open() "$TEST_NGINX_SERVER_ROOT/none.pass" failed (2: No such file or directory)
+
+
+
+=== TEST 166: password_file that is empty
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        password_file $TEST_NGINX_PASS_EMPTY;
+    } # here
+--- emerg: "$TEST_NGINX_PASS_EMPTY" is empty
+
+
+
+=== TEST 167: password_file that everybody can read
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        password_file $TEST_NGINX_PASS_WORLD;
+    } # here
+--- warn: "$TEST_NGINX_PASS_WORLD" can be read by everybody
+
+
+
+=== TEST 168: sentinel_password_file that is not there
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        sentinel mymaster;
+        sentinel_password_file $TEST_NGINX_SERVER_ROOT/none.pass;
+    } # here
+--- emerg: open() "$TEST_NGINX_SERVER_ROOT/none.pass" failed (2: No such file or directory)
+
+
+
+=== TEST 169: sentinel_password_file that is empty
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        sentinel mymaster;
+        sentinel_password_file $TEST_NGINX_PASS_EMPTY;
+    } # here
+--- emerg: "$TEST_NGINX_PASS_EMPTY" is empty
+
+
+
+=== TEST 170: sentinel_password_file that everybody can read
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        sentinel mymaster;
+        sentinel_password_file $TEST_NGINX_PASS_WORLD;
+    } # here
+--- warn: "$TEST_NGINX_PASS_WORLD" can be read by everybody
+
+
+
+=== TEST 171: password_file is relative to the configuration
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        password_file none.pass;
+    } # here
+--- emerg: open() "$TEST_NGINX_SERVER_ROOT/conf/none.pass" failed (2: No such file or directory)
+
+
+
+=== TEST 172: password_file with a line end only
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        password_file $TEST_NGINX_PASS_EOL;
+    } # here
+--- emerg: "$TEST_NGINX_PASS_EOL" is empty
+
+
+
+=== TEST 173: password_file of more than 4096 bytes
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        password_file $TEST_NGINX_PASS_LONG;
+    } # here
+--- emerg: "$TEST_NGINX_PASS_LONG" is longer than 4096 bytes
+
+
+
+=== TEST 174: password_file that is a directory
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        password_file $TEST_NGINX_PASS_DIR;
+    } # here
+--- emerg: read() "$TEST_NGINX_PASS_DIR" failed (21: Is a directory)
+
+
+
+=== TEST 175: ssl_certificate without its key
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl on;
+        ssl_certificate $TEST_NGINX_CLIENT_CRT;
+    } # here
+--- before: no "ssl_certificate_key" is defined for certificate "$TEST_NGINX_CLIENT_CRT" in 
+--- emerg: invalid TLS settings in ssl_session_backend "fleet"
+
+
+
+=== TEST 176: an empty ssl_name
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl on;
+        ssl_name "";
+    } # here
+--- emerg: invalid "ssl_name" in ssl_session_backend "fleet"
+
+
+
+=== TEST 177: ssl_name without ssl
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_name redis.example;
+    } # here
+--- emerg: "ssl_name" without "ssl on" in ssl_session_backend "fleet"
+
+
+
+=== TEST 178: ssl_server_name without ssl
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_server_name on;
+    } # here
+--- emerg: "ssl_server_name" without "ssl on" in ssl_session_backend "fleet"
+
+
+
+=== TEST 179: ssl_verify without ssl
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_verify off;
+    } # here
+--- emerg: "ssl_verify" without "ssl on" in ssl_session_backend "fleet"
+
+
+
+=== TEST 180: ssl_trusted_certificate without ssl
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_trusted_certificate $TEST_NGINX_CA_CRT;
+    } # here
+--- emerg: "ssl_trusted_certificate" without "ssl on" in ssl_session_backend "fleet"
+
+
+
+=== TEST 181: ssl_crl without ssl
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_crl $TEST_NGINX_CRL_PEM;
+    } # here
+--- emerg: "ssl_crl" without "ssl on" in ssl_session_backend "fleet"
+
+
+
+=== TEST 182: ssl_certificate without ssl
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_certificate $TEST_NGINX_CLIENT_CRT;
+    } # here
+--- emerg: "ssl_certificate" without "ssl on" in ssl_session_backend "fleet"
+
+
+
+=== TEST 183: ssl_protocols without ssl
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_protocols TLSv1.3;
+    } # here
+--- emerg: "ssl_protocols" without "ssl on" in ssl_session_backend "fleet"
+
+
+
+=== TEST 184: ssl_ciphers without ssl
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_ciphers HIGH;
+    } # here
+--- emerg: "ssl_ciphers" without "ssl on" in ssl_session_backend "fleet"
+
+
+
+=== TEST 185: an ssl_name that TLS cannot carry
+--- http_config eval
+"    ssl_session_backend fleet {
+        server   127.0.0.1;
+        ssl      on;
+        ssl_name " . 'n' x 256 . ";
+    } # here
+"
+--- emerg: invalid "ssl_name" in ssl_session_backend "fleet"
+
+
+
+=== TEST 186: a version of TLS that there is not
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_protocols TLSv1.2 TLSv1.4; # here
+    }
+--- emerg: invalid value "TLSv1.4"
+
+
+
+=== TEST 187: ssl_protocols without a value
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_protocols; # here
+    }
+--- emerg: invalid number of arguments in "ssl_protocols" directive
+
+
+
+=== TEST 188: a version of TLS twice
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1; ssl on;
+        ssl_protocols TLSv1.2 TLSv1.2; # here
+    }
+--- warn: duplicate value "TLSv1.2"
+
+
+
+=== TEST 189: ssl_conf_command without a value
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_conf_command Options; # here
+    }
+--- emerg: invalid number of arguments in "ssl_conf_command" directive
+
+
+
+=== TEST 190: a flag of TLS that is neither on nor off
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_session_reuse always; # here
+    }
+--- emerg: invalid value "always" in "ssl_session_reuse" directive, it must be "on" or "off"
+
+
+
+=== TEST 191: a depth in words
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_verify_depth deep; # here
+    }
+--- emerg: "ssl_verify_depth" directive invalid number
+
+
+
+=== TEST 192: ssl_password_file that is not there
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_password_file none.pass; # here
+    }
+--- emerg: open() "$TEST_NGINX_SERVER_ROOT/conf/none.pass" failed (2: No such file or directory)
+
+
+
+=== TEST 193: ssl_password_file twice
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1; ssl_password_file $TEST_NGINX_CLIENT_PASS;
+        ssl_password_file $TEST_NGINX_CLIENT_PASS; # here
+    }
+--- emerg: "ssl_password_file" directive is duplicate
+
+
+
+=== TEST 194: a command that OpenSSL does not know
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl on;
+        ssl_conf_command Nonsense on;
+    } # here
+--- before: SSL_CONF_cmd\("Nonsense", "on"\) failed \(SSL: 
+--- emerg: invalid TLS settings in ssl_session_backend "fleet"
+
+
+
+=== TEST 195: a value that OpenSSL does not know
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl on;
+        ssl_conf_command MinProtocol TLSv1.4;
+    } # here
+--- before: SSL_CONF_cmd\("MinProtocol", "TLSv1.4"\) failed \(SSL: 
+--- emerg: invalid TLS settings in ssl_session_backend "fleet"
+
+
+
+=== TEST 196: ciphers that there are not
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl on;
+        ssl_ciphers NONSENSE;
+    } # here
+--- before: SSL_CTX_set_cipher_list\("NONSENSE"\) failed \(SSL: 
+--- emerg: invalid TLS settings in ssl_session_backend "fleet"
+
+
+
+=== TEST 197: ssl_trusted_certificate that is not there
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl on;
+        ssl_trusted_certificate none.pem;
+    } # here
+--- before: SSL_CTX_load_verify_locations\("$TEST_NGINX_SERVER_ROOT/conf/none.pem"\) failed \(SSL: .*No such file
+--- emerg: invalid TLS settings in ssl_session_backend "fleet"
+
+
+
+=== TEST 198: ssl_trusted_certificate without a certificate
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl on;
+        ssl_trusted_certificate $TEST_NGINX_CLIENT_PASS;
+    } # here
+--- before: SSL_CTX_load_verify_locations\("$TEST_NGINX_CLIENT_PASS"\) failed \(SSL: 
+--- emerg: invalid TLS settings in ssl_session_backend "fleet"
+
+
+
+=== TEST 199: ssl_crl that is not there
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl on;
+        ssl_crl none.pem;
+    } # here
+--- before: X509_LOOKUP_load_file\("$TEST_NGINX_SERVER_ROOT/conf/none.pem"\) failed \(SSL: .*No such file
+--- emerg: invalid TLS settings in ssl_session_backend "fleet"
+
+
+
+=== TEST 200: ssl_certificate that is not there
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl on;
+        ssl_certificate none.crt;
+        ssl_certificate_key $TEST_NGINX_CLIENT_KEY;
+    } # here
+--- before: cannot load certificate "$TEST_NGINX_SERVER_ROOT/conf/none.crt": .*No such file
+--- emerg: invalid TLS settings in ssl_session_backend "fleet"
+
+
+
+=== TEST 201: a key of another certificate
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl on;
+        ssl_certificate $TEST_NGINX_CLIENT_CRT;
+        ssl_certificate_key $TEST_NGINX_KEY;
+    } # here
+--- before: SSL_CTX_use_PrivateKey\("$TEST_NGINX_KEY"\) failed \(SSL: .*mismatch
+--- emerg: invalid TLS settings in ssl_session_backend "fleet"
+
+
+
+=== TEST 202: a password that does not open the key
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl on;
+        ssl_certificate $TEST_NGINX_CLIENT_CRT;
+        ssl_certificate_key $TEST_NGINX_CLIENT_ENC_KEY;
+        ssl_password_file $TEST_NGINX_WRONG_PASS;
+    } # here
+--- before: cannot load certificate key "$TEST_NGINX_CLIENT_ENC_KEY": .*failed \(SSL: 
+--- emerg: invalid TLS settings in ssl_session_backend "fleet"
+
+
+
+=== TEST 203: every form of a Redis URL, as tiers
 --- http_config
     ssl_session_fetch redis://127.0.0.1 redis://localhost redis://127.0.0.1:7000
                       redis://127.0.0.1:7000/3 redis://127.0.0.1/ redis://[::1] redis://[::1]:7000/15
@@ -740,14 +1961,14 @@ ssl_session_store shared:tls:1m fleet; # here
 
 
 
-=== TEST 80: zones of shared memory, one for both directions
+=== TEST 204: zones of shared memory, one for both directions
 --- http_config
     ssl_session_fetch shared:near:32k shared:far:1M;
     ssl_session_store shared:far:1M shared:other:1048576;
 
 
 
-=== TEST 81: a backend with all of its directives, used before it is defined
+=== TEST 205: a backend with all of its directives, used before it is defined
 --- http_config
     ssl_session_fetch shared:tls:1m fleet;
     ssl_session_store fleet shared:tls:1m redis://127.0.0.1/1;
@@ -764,7 +1985,7 @@ ssl_session_store shared:tls:1m fleet; # here
 
 
 
-=== TEST 82: include within a backend, and of all directives
+=== TEST 206: include within a backend, and of all directives
 --- http_config
     include $TEST_NGINX_SERVER_ROOT/html/sessions.conf;
 --- user_files
@@ -778,14 +1999,14 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 83: off, for both
+=== TEST 207: off, for both
 --- http_config
     ssl_session_fetch off;
     ssl_session_store off;
 
 
 
-=== TEST 84: a key_prefix of 128 bytes
+=== TEST 208: a key_prefix of 128 bytes
 --- http_config eval
 "    ssl_session_backend fleet { server 127.0.0.1; key_prefix " . 'p' x 128 . "; }
     ssl_session_fetch fleet;
@@ -793,7 +2014,152 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 85: a server with tickets on, as they are by default, gets a warning
+=== TEST 209: URLs of all schemes, with and without passwords
+--- http_config
+    ssl_session_fetch redis://nginx:s3cret@127.0.0.1 redis://:s3cret@localhost:7000/3 redis://nginx:@127.0.0.1
+                      redis://ng%3Ainx:s3%40%2f%00cret@[::1]/1 redis://:s3@cret@unix:/run/a@b.sock:/2
+                      rediss://127.0.0.1 rediss://nginx:s3cret@127.0.0.1:6380/4 rediss://unix:/run/tls.sock
+                      memcached://127.0.0.1 memcached://localhost:7000/ memcached://[::1] memcached://unix:/run/m.sock;
+    ssl_session_store redis://:s3cret@localhost:7000/3 memcached://[::1];
+
+
+
+=== TEST 210: several servers, with all parameters
+--- http_config
+    ssl_session_backend fleet {
+        server localhost:7000 weight=2 max_fails=3 fail_timeout=30s;
+        server 127.0.0.1:7000 weight=65535 max_fails=0;
+        server 127.0.0.1:7001 fail_timeout=1m;
+        server 127.0.0.1:7002 down;
+        server unix:/run/sessions.sock backup weight=1;
+        server [::1] backup down fail_timeout=0;
+    }
+    ssl_session_fetch shared:tls:1m fleet single_use;
+    ssl_session_store fleet;
+
+
+
+=== TEST 211: Redis, with all of its directives
+--- http_config
+    ssl_session_backend fleet {
+        server          unix:/run/redis.sock;
+        server          127.0.0.1:7000;
+        protocol        redis;
+        cluster         off;
+        username        nginx;
+        password_file   $TEST_NGINX_PASS;
+        database        15;
+        client_name     edge-1/tls;
+        key_prefix      'a {b} c:';
+        connect_timeout 1s;
+        fetch_timeout   20ms;
+        store_timeout   2s;
+        queue           10;
+    }
+    ssl_session_fetch fleet;
+    ssl_session_store fleet;
+
+
+
+=== TEST 212: a Redis Cluster
+--- http_config
+    ssl_session_backend fleet {
+        server        127.0.0.1:7001 max_fails=2 fail_timeout=5s;
+        server        127.0.0.1:7002 down;
+        cluster       on;
+        protocol      redis;
+        database      0;
+        password_file $TEST_NGINX_PASS;
+    }
+    ssl_session_fetch fleet;
+    ssl_session_store fleet;
+
+
+
+=== TEST 213: Redis under Sentinel
+--- http_config
+    ssl_session_backend fleet {
+        server                 127.0.0.1;
+        server                 localhost:7000;
+        sentinel               mymaster;
+        sentinel_username      watcher;
+        sentinel_password_file $TEST_NGINX_PASS;
+        username               nginx;
+        password_file          $TEST_NGINX_PASS_MAX;
+        database               1;
+        client_name            edge;
+    }
+    ssl_session_fetch fleet;
+    ssl_session_store fleet;
+
+
+
+=== TEST 214: memcached
+--- http_config
+    ssl_session_backend fleet {
+        server     127.0.0.1 weight=2;
+        server     unix:/run/m.sock;
+        server     127.0.0.1:7000 backup;
+        protocol   memcached;
+        cluster    off;
+        database   0;
+        key_prefix tls:;
+        ssl        off;
+    }
+    ssl_session_fetch fleet single_use;
+    ssl_session_store fleet;
+
+
+
+=== TEST 215: TLS, with all of its directives
+--- http_config
+    ssl_session_backend fleet {
+        server                  127.0.0.1:6380;
+        ssl                     on;
+        ssl_name                redis.example;
+        ssl_server_name         on;
+        ssl_verify              on;
+        ssl_verify_depth        3;
+        ssl_trusted_certificate $TEST_NGINX_CA_CRT;
+        ssl_crl                 $TEST_NGINX_CRL_PEM;
+        ssl_certificate         $TEST_NGINX_CLIENT_CRT;
+        ssl_certificate_key     $TEST_NGINX_CLIENT_ENC_KEY;
+        ssl_password_file       $TEST_NGINX_CLIENT_PASS;
+        ssl_protocols           TLSv1.2 TLSv1.3;
+        ssl_ciphers             HIGH:!aNULL;
+        ssl_conf_command        Options -MiddleboxCompat;
+        ssl_conf_command        Ciphersuites TLS_AES_128_GCM_SHA256;
+        ssl_session_reuse       off;
+    }
+    ssl_session_backend cluster    { server 127.0.0.1; cluster on; ssl on; ssl_verify off; }
+    ssl_session_backend sentinel   { server 127.0.0.1; sentinel m; ssl on; ssl_trusted_certificate $TEST_NGINX_CA_CRT; }
+    ssl_session_backend memcached  { server 127.0.0.1; protocol memcached; ssl on; }
+    ssl_session_fetch fleet cluster sentinel memcached;
+    ssl_session_store fleet cluster sentinel memcached;
+
+
+
+=== TEST 216: the system's certificates, where TLS is verified against no others
+--- http_config
+    ssl_session_backend fleet { server 127.0.0.1; ssl on; }
+    ssl_session_fetch fleet rediss://127.0.0.1;
+
+
+
+=== TEST 217: single_use, and a cache that OpenSSL would look into first, gets a warning
+--- http_config
+    ssl_session_fetch   redis://127.0.0.1 single_use;
+    ssl_session_store   redis://127.0.0.1;
+    ssl_session_tickets off;
+    ssl_session_cache   builtin:100 shared:other:1m;
+    ssl_certificate     $TEST_NGINX_CRT;
+    ssl_certificate_key $TEST_NGINX_KEY;
+    server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; } # here
+--- warn: "ssl_session_cache builtin" is not used, as "single_use" is set
+
+
+
+=== TEST 218: a server with tickets on, as they are by default, gets a warning
 --- http_config
     ssl_session_fetch   shared:tls:1m;
     ssl_session_store   shared:tls:1m;
@@ -804,7 +2170,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 86: several servers with tickets on get one warning
+=== TEST 219: several servers with tickets on get one warning
 --- http_config
     ssl_session_store   shared:tls:1m;
     ssl_certificate     $TEST_NGINX_CRT;
@@ -820,7 +2186,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 87: no warning with tickets off
+=== TEST 220: no warning with tickets off
 --- http_config
     ssl_session_tickets off;
     ssl_session_fetch   shared:tls:1m;
@@ -831,7 +2197,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 88: no warning without the directives
+=== TEST 221: no warning without the directives
 --- http_config
     ssl_certificate     $TEST_NGINX_CRT;
     ssl_certificate_key $TEST_NGINX_KEY;
@@ -839,7 +2205,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 89: no warning when both are off, and with a backend that nobody uses
+=== TEST 222: no warning when both are off, and with a backend that nobody uses
 --- http_config
     ssl_session_backend fleet { server 127.0.0.1; }
     ssl_session_fetch   off;
@@ -850,7 +2216,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 90: no warning for servers that resume nothing, or speak no TLS
+=== TEST 223: no warning for servers that resume nothing, or speak no TLS
 --- http_config
     ssl_session_fetch   shared:tls:1m;
     ssl_certificate     $TEST_NGINX_CRT;

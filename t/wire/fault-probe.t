@@ -185,9 +185,10 @@ subtest 'a server that accepts the greeting and closes when it is asked is down'
     my $nginx = nginx(conf => conf($port, '127.0.0.1:' . $server->port,
         connect_timeout => ms(500), fetch_timeout => ms(500), database => 3));
     is outcome($port), 'ERROR', 'the first lookup';
-    local $TODO = 'what accepts the greeting counts as a server that works';
     is outcome($port), 'DOWN', 'the second';
     is $nginx->log_count(qr/is down: server closed connection/), 1, 'it is said';
+    log_has_only($nginx, qr/is down: server closed connection|recv\(\) failed \(104:/);
+    ends($nginx);
 };
 
 subtest 'a connection that takes long to come is not taken for a silent one' => sub {
