@@ -1652,7 +1652,7 @@ qq{    ssl_session_backend fleet {
         ssl on;
         ssl_certificate $TEST_NGINX_CLIENT_CRT;
     } # here
---- before: no "ssl_certificate_key" is defined for certificate "$TEST_NGINX_CLIENT_CRT" in 
+--- before: no "ssl_certificate_key" is defined for certificate "$TEST_NGINX_CLIENT_CRT" in
 --- emerg: invalid TLS settings in ssl_session_backend "fleet"
 
 
@@ -1847,7 +1847,7 @@ qq{    ssl_session_backend fleet {
         ssl on;
         ssl_conf_command Nonsense on;
     } # here
---- before: SSL_CONF_cmd\("Nonsense", "on"\) failed \(SSL: 
+--- before: SSL_CONF_cmd\("Nonsense", "on"\) failed \(SSL:
 --- emerg: invalid TLS settings in ssl_session_backend "fleet"
 
 
@@ -1859,7 +1859,7 @@ qq{    ssl_session_backend fleet {
         ssl on;
         ssl_conf_command MinProtocol TLSv1.4;
     } # here
---- before: SSL_CONF_cmd\("MinProtocol", "TLSv1.4"\) failed \(SSL: 
+--- before: SSL_CONF_cmd\("MinProtocol", "TLSv1.4"\) failed \(SSL:
 --- emerg: invalid TLS settings in ssl_session_backend "fleet"
 
 
@@ -1871,7 +1871,7 @@ qq{    ssl_session_backend fleet {
         ssl on;
         ssl_ciphers NONSENSE;
     } # here
---- before: SSL_CTX_set_cipher_list\("NONSENSE"\) failed \(SSL: 
+--- before: SSL_CTX_set_cipher_list\("NONSENSE"\) failed \(SSL:
 --- emerg: invalid TLS settings in ssl_session_backend "fleet"
 
 
@@ -1895,7 +1895,7 @@ qq{    ssl_session_backend fleet {
         ssl on;
         ssl_trusted_certificate $TEST_NGINX_CLIENT_PASS;
     } # here
---- before: SSL_CTX_load_verify_locations\("$TEST_NGINX_CLIENT_PASS"\) failed \(SSL: 
+--- before: SSL_CTX_load_verify_locations\("$TEST_NGINX_CLIENT_PASS"\) failed \(SSL:
 --- emerg: invalid TLS settings in ssl_session_backend "fleet"
 
 
@@ -1947,7 +1947,7 @@ qq{    ssl_session_backend fleet {
         ssl_certificate_key $TEST_NGINX_CLIENT_ENC_KEY;
         ssl_password_file $TEST_NGINX_WRONG_PASS;
     } # here
---- before: cannot load certificate key "$TEST_NGINX_CLIENT_ENC_KEY": .*failed \(SSL: 
+--- before: cannot load certificate key "$TEST_NGINX_CLIENT_ENC_KEY": .*failed \(SSL:
 --- emerg: invalid TLS settings in ssl_session_backend "fleet"
 
 
