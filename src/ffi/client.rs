@@ -74,6 +74,11 @@ impl TlsConf {
             ("ssl_server_name", self.server_name.is_set()),
             ("ssl_ciphers", self.ciphers.get().is_some()),
             ("ssl_protocols", self.protocols.is_set()),
+            ("ssl_verify_depth", self.verify_depth.is_set()),
+            ("ssl_certificate_key", self.certificate_key.get().is_some()),
+            ("ssl_password_file", !self.passwords.as_ptr().is_null()),
+            ("ssl_conf_command", !self.conf_commands.as_ptr().is_null()),
+            ("ssl_session_reuse", self.session_reuse.is_set()),
         ];
         set.into_iter().find_map(|(directive, is_set)| is_set.then_some(directive))
     }

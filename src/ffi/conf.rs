@@ -108,6 +108,11 @@ impl Num {
     /// Not set.
     pub const UNSET: Self = Num(NGX_CONF_UNSET as ngx_int_t);
 
+    /// Whether it is set.
+    pub fn is_set(&self) -> bool {
+        self.0 != NGX_CONF_UNSET as ngx_int_t
+    }
+
     /// The number, or `default`. nginx takes no sign, so it is not negative.
     pub fn or(&self, default: usize) -> usize {
         usize::try_from(self.0).unwrap_or(default)
