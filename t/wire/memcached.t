@@ -24,9 +24,8 @@ sub edge {
     my $wait   = 3 * patience() . 's';
     my $target = ref $servers ? 'store' : $servers;
     %line = (connect_timeout => $wait, fetch_timeout => $wait, %line, protocol => 'memcached');
-    my $block = ref $servers
-        ? "ssl_session_backend store { @{[ map { qq(server $_; ) } @$servers ]} @{[ map { qq($_ $line{$_};) } sort keys %line ]} }"
-        : '';
+    my @lines  = ((map { "server $_;" } ref $servers ? @$servers : ()), map { "$_ $line{$_};" } sort keys %line);
+    my $block  = ref $servers ? "ssl_session_backend store { @lines }" : '';
     my $nginx = nginx(conf => <<"CONF");
     $block
     $http
@@ -135,8 +134,8 @@ subtest 'an entry lives as long as its session' => sub {
 subtest 'a session that looks like answers and requests' => sub {
     my $dir = new_dir('cert');
     my $cn  = "x\r\nEN\r\nVA 4\r\nabcd\r\nmd x\r\nflush_all\r\n";
-    system('openssl', qw(req -x509 -nodes -days 30 -newkey ec -pkeyopt ec_paramgen_curve:P-256), '-subj', "/CN=$cn",
-        '-keyout', "$dir/key", '-out', "$dir/crt", '-noenc') == 0 or die;
+    my @req = qw(req -x509 -nodes -days 30 -newkey ec -pkeyopt ec_paramgen_curve:P-256);
+    system('openssl', @req, '-subj', "/CN=$cn", '-keyout', "$dir/key", '-out', "$dir/crt") == 0 or die;
     my $edge = edge([$address]);
     for my $protocol (@both) {
         my %arg = (protocol => $protocol, cert => "$dir/crt", key => "$dir/key");
@@ -148,13 +147,17 @@ subtest 'a session that looks like answers and requests' => sub {
 
 subtest 'what is corrupt or withdrawn is removed' => sub {
     my $edge = edge([$address]);
-    for my $entry ([ garbage => sub { 'garbage' } ], [ empty => sub { '' } ], [ cut => sub { substr $_[0], 0, -1 } ], [ large => sub { 'x' x 16_385 } ],
-        [ huge => sub { "EN\r\n" x 200_000 } ])
-    {
-        my ($what, $make) = @$entry;
+    my %make = (
+        garbage => sub { 'garbage' },
+        empty   => sub { '' },
+        cut     => sub { substr $_[0], 0, -1 },
+        large   => sub { 'x' x 16_385 },
+        huge    => sub { "EN\r\n" x 200_000 },
+    );
+    for my $what (sort keys %make) {
         my $session = good_session($edge);
         my $key     = key($session);
-        $memcached->set($key, $make->($memcached->get($key)), 60);
+        $memcached->set($key, $make{$what}->($memcached->get($key)), 60);
         my $connections = $memcached->stats('total_connections');
         is status($edge, $session), 'CORRUPT', "$what: the outcome";
         wait_until { !defined $memcached->get($key) } 5, 'the removal';
@@ -219,7 +222,8 @@ subtest 'a server without memory' => sub {
         for my $n ($size - 8 .. $size + 8) {
             my ($value, $out) = ('x' x $n, '');
             until ($out =~ /SERVER_ERROR out of memory/) {
-                $out = $server->raw(join '', map { 'ms ' . sprintf('tls:%043d', $fill++) . " $n q\r\n$value\r\n" } 1 .. 500);
+                my @set = map { sprintf "ms tls:%043d %d q\r\n%s\r\n", $fill++, $n, $value } 1 .. 500;
+                $out = $server->raw(join '', @set);
                 die $out if $fill > 200_000;
             }
         }
@@ -245,10 +249,10 @@ subtest 'servers that are not for us' => sub {
     wait_until { status($edge, $session) eq 'MISS' } 10, 'an answer';
     logged($edge, qr/\[notice\].* is up again$/, 'a new version is good');
 
-    my $file_of_users = spew(tmpdir() . '/users', "user:password\n");
-    my $auth = server(start => 0, args => [ '-Y', $file_of_users ]);
+    my $users = spew(tmpdir() . '/users', "user:password\n");
+    my $auth = server(start => 0, args => [ '-Y', $users ]);
     # It does not talk to the fixture either.
-    $auth->_run([ qw(memcached -t 1 -U 0 -l 127.0.0.1), '-p', $auth->port, $< ? () : qw(-u root), '-Y', $file_of_users ],
+    $auth->_run([ qw(memcached -t 1 -U 0 -l 127.0.0.1), '-p', $auth->port, $< ? () : qw(-u root), '-Y', $users ],
         sub { IO::Socket::INET->new(PeerAddr => $auth->address) });
     $edge = edge([ $auth->address ]);
     is status($edge, $session), 'ERROR', 'one that wants a password';
@@ -297,7 +301,8 @@ subtest 'answers of all kinds at once, and in pieces' => sub {
         wait_until { $relay->requests('mg') == $asked + @round } 5, 'all lookups';
         $relay->chunk($chunk);
         $memcached->resume;
-        is_deeply [ map { answer($_) } @clients ], \@expected, 'each has its own, in pieces of ' . ($chunk // 'any size');
+        is_deeply [ map { answer($_) } @clients ], \@expected,
+            'each has its own, in pieces of ' . ($chunk // 'any size');
         $relay->chunk(undef);
         is $relay->stats->{accepted}, $accepted, 'over one connection';
     }
@@ -312,7 +317,8 @@ subtest 'a server that dies, comes back, hangs and goes on' => sub {
     my $from = $edge->log_pos;
     $server->kill;
     wait_until { status($edge, $session) eq 'DOWN' } 5, 'DOWN';
-    logged($edge, qr/\[error\].*: memcached 127\.0\.0\.1:\d+ is down: connect\(\) failed \(111: Connection refused\)$/, 'killed', from => $from);
+    my $down = qr/\[error\].*: memcached 127\.0\.0\.1:\d+ is down: connect\(\) failed \(111: Connection refused\)$/;
+    logged($edge, $down, 'killed', from => $from);
     $server->start;
     wait_until { status($edge, $session) eq 'MISS' } 10, 'an answer';
     logged($edge, qr/\[notice\].*: memcached 127\.0\.0\.1:\d+ is up again$/, 'back, and empty', from => $from);
@@ -339,16 +345,17 @@ subtest 'several servers, of which one is lost' => sub {
     is scalar(uniq values %home), 3, 'all three have some';
     my %at;
     push @{ $at{ $home{ key($_) } } }, $_ for @sessions;
+    my $outcomes = sub { [ uniq map { status($edge, $_) } map { @{ $at{$_} } } @_ ] };
     $servers[0]->kill;
-    is_deeply [ uniq map { status($edge, $_) } map { @{ $at{$_} } } 1, 2 ], ['HIT'], 'those of the others are hits';
+    is_deeply $outcomes->(1, 2), ['HIT'], 'those of the others are hits';
     wait_until { status($edge, $at{0}[0]) eq 'MISS' } 5, 'the loss to be noticed';
-    is_deeply [ uniq map { status($edge, $_) } @{ $at{0} } ], ['MISS'], 'those of the lost one are missing';
+    is_deeply $outcomes->(0), ['MISS'], 'those of the lost one are missing';
     is_deeply [ uniq map { my $new = new_session($edge); status($edge, $new) } 1 .. 12 ], ['HIT'],
         'what it would have now is with the others';
-    is_deeply [ uniq map { status($edge, $_) } map { @{ $at{$_} } } 1, 2 ], ['HIT'], 'which still have theirs';
+    is_deeply $outcomes->(1, 2), ['HIT'], 'which still have theirs';
     $servers[0]->start;
     wait_until { new_session($edge); $servers[0]->keys } 10, 'entries on the server that is back';
-    is_deeply [ uniq map { status($edge, $_) } map { @{ $at{$_} } } 1, 2 ], ['HIT'], 'when it is back they still have theirs';
+    is_deeply $outcomes->(1, 2), ['HIT'], 'when it is back they still have theirs';
     is $edge->log_count(qr/ is (?:down|up again)/), 2, 'down and up again, once each';
 };
 
