@@ -15,7 +15,7 @@ my $certs = certs();
 
 sub conf {
     my ($port, $server, %more) = @_;
-    my %limit = (connect_timeout => '20s', fetch_timeout => '30s', %{ $more{limit} // {} });
+    my %limit = (connect_timeout => '20s', fetch_timeout => '30s', store_timeout => '60s', %{ $more{limit} // {} });
     return <<"CONF";
     ssl_session_backend store {
         server $server;
@@ -133,7 +133,7 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
     subtest "$protocol: a timeout is a timeout for all" => sub {
         my ($port, $redis, $relay, $nginx) = start(limit => { fetch_timeout => 1000 * patience() . 'ms' });
         my $session = stored_session($port, $redis, $protocol);
-        $relay->drop;
+        $relay->drop(1, 'request');
         my $from    = $nginx->log_pos;
         my @clients = begin($port, ({ protocol => $protocol, session => $session }) x 10);
         wait_lookups($nginx, $from, 10);
@@ -247,10 +247,12 @@ subtest 'takes are never one request' => sub {
 
 subtest 'queue bounds the requests that are unanswered' => sub {
     my ($port, $redis, $relay, $nginx) = start(limit => { queue => 2 });
-    my @sessions = map { stored_session($port, $redis, 'TLSv1.2') } 1 .. 5;
+    my @offers = map { { protocol => 'TLSv1.2', session => stored_session($port, $redis, 'TLSv1.2') } } 1 .. 5;
+    # With this answer those to the stores have come.
+    is_deeply ends(begin($port, $offers[0])), { HIT => 1, resumed => 1 }, 'a hit to begin with';
+    my $gets = gets($relay);
     $relay->hold;
     my $from    = $nginx->log_pos;
-    my @offers  = map { { protocol => 'TLSv1.2', session => $_ } } @sessions;
     my @two     = begin($port, @offers[ 0, 1 ]);
     wait_lookups($nginx, $from, 2);
     my @three   = begin($port, @offers[ 2 .. 4 ]);
@@ -258,7 +260,7 @@ subtest 'queue bounds the requests that are unanswered' => sub {
     is_deeply [ map { $_->reused } @three ], [ 0, 0, 0 ], 'over it handshakes are full, at once';
     my @same    = begin($port, (@offers[ 0, 1 ]) x 3);
     wait_lookups($nginx, $from, 8);
-    is gets($relay), 2, 'two requests';
+    is gets($relay) - $gets, 2, 'two requests';
     is_deeply ends(@three), { DOWN => 3 }, 'those over it are DOWN';
     is $nginx->log_count(qr/\[warn\] .* redis \S+: queue of 2 is full, \d+ requests dropped$/, from => $from), 1, 'said once';
     $relay->release;
@@ -283,7 +285,7 @@ sub load {
 subtest 'a store that is slow for a while costs bounded memory' => sub {
     my ($port, $redis) = (free_port(), redis());
     my $nginx = nginx(log => 'notice', conf => conf($port, '127.0.0.1:' . $redis->port,
-        limit => { queue => 300, store_timeout => '60s' },
+        limit => { queue => 100 },
         conf  => 'ssl_verify_client optional_no_ca; ssl_protocols TLSv1.2;'));
     load($port, 1);
     my ($session) = map { $_->session } tls_client(port => $port, protocol => 'TLSv1.2', handshake => 1);
@@ -292,24 +294,26 @@ subtest 'a store that is slow for a while costs bounded memory' => sub {
     my $rss  = $nginx->rss;
     $redis->pause;
     my $from = $nginx->log_pos;
-    my $n    = load($port, 3);
+    my $start = time;
+    my $n     = load($port, 3);
+    my $lines = time - $start + 1;
     my $grown = $nginx->rss - $rss;
     note "$n sessions, $grown KB";
-    cmp_ok $n, '>', 600, "$n handshakes were made";
+    cmp_ok $n, '>', 200, "$n handshakes were made";
     cmp_ok $grown, '<', 2048, 'the worker has grown by less than two megabytes';
     my $dropped = 0;
     for ($nginx->errors(warn => 1, from => $from)) {
         $dropped += $1 if /\[warn\] .*: (\d+) SSL sessions not stored in "store", redis \S+ is not available$/;
     }
     cmp_ok $dropped, '>', 0, 'what was dropped is said';
-    cmp_ok $nginx->log_count(qr/queue of 300 is full/, from => $from), '<=', 5, 'once a second';
-    cmp_ok $nginx->log_count(qr/SSL sessions not stored in/, from => $from), '<=', 5, 'once a second';
+    cmp_ok $nginx->log_count(qr/queue of 100 is full/, from => $from), '<=', $lines, 'once a second';
+    cmp_ok $nginx->log_count(qr/SSL sessions not stored in/, from => $from), '<=', $lines, 'once a second';
     $redis->resume;
-    wait_until { $redis->cmd('DBSIZE') >= $size + 300 } 10, 'what had waited';
+    wait_until { $redis->cmd('DBSIZE') >= $size + 100 } 10, 'what had waited';
     $session = stored_session($port, $redis, 'TLSv1.2');
-    is $redis->cmd('DBSIZE'), $size + 301, 'as many sessions as the queue holds had waited';
+    is $redis->cmd('DBSIZE'), $size + 101, 'as many sessions as the queue holds had waited';
     is_deeply ends(begin($port, { protocol => 'TLSv1.2', session => $session })), { HIT => 1, resumed => 1 }, 'then it serves';
-    nothing_else($nginx, qr/queue of 300 is full|SSL sessions not stored in/);
+    nothing_else($nginx, qr/queue of 100 is full|SSL sessions not stored in/);
 };
 
 done_testing;

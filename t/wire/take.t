@@ -22,6 +22,7 @@ sub conf {
         protocol ${\ ($arg{protocol} // 'redis') };
         connect_timeout ${\ (500 * patience()) }ms;
         fetch_timeout ${\ ($arg{fetch_timeout} // '40s') };
+        store_timeout 60s;
     }
 CONF
     }
