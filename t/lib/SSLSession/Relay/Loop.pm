@@ -107,7 +107,7 @@ sub stats {
     my ($self) = @_;
     my %held = (request => 0, reply => 0);
     for my $pair (values %{ $self->{pairs} }) {
-        for my $way (keys %held) { $held{$way} += length $_->[1] for @{ $pair->{$way} } }
+        for my $way (keys %held) { $held{$way} += length($_->[1] // "") for @{ $pair->{$way} } }
     }
     return { %{ $self->{stat} }, %held, open => scalar keys %{ $self->{pairs} } };
 }
