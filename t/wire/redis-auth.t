@@ -14,7 +14,6 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
-use List::Util qw(uniq);
 use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
@@ -334,7 +333,7 @@ subtest 'a greeting that is never answered' => sub {
     is status($edge, $session), 'TIMEOUT', 'a lookup waits for its own time';
     logged($edge, qr/is down: no answer within \d+ ms$/);
     is status($edge, $session), 'DOWN', 'the next one not at all';
-    is_deeply [ uniq map { $_->[0] } $relay->requests ], ['AUTH'], 'nothing else was sent';
+    is scalar(grep { $_->[0] =~ /ET$/ } $relay->requests), 0, 'no session was sent';
     $relay->drop(0);
     wait_until { status($edge, $session) eq 'HIT' } 10, 'a hit';
     is scalar(@{ said($edge) }), 1, 'one line in the log';
