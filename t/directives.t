@@ -1698,7 +1698,17 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 180: ssl_trusted_certificate without ssl
+=== TEST 180: ssl_verify_depth without ssl
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_verify_depth 2;
+    } # here
+--- emerg: "ssl_verify_depth" without "ssl on" in ssl_session_backend "fleet"
+
+
+
+=== TEST 181: ssl_trusted_certificate without ssl
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1708,7 +1718,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 181: ssl_crl without ssl
+=== TEST 182: ssl_crl without ssl
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1718,7 +1728,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 182: ssl_certificate without ssl
+=== TEST 183: ssl_certificate without ssl
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1728,7 +1738,27 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 183: ssl_protocols without ssl
+=== TEST 184: ssl_certificate_key without ssl
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_certificate_key $TEST_NGINX_CLIENT_KEY;
+    } # here
+--- emerg: "ssl_certificate_key" without "ssl on" in ssl_session_backend "fleet"
+
+
+
+=== TEST 185: ssl_password_file without ssl
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_password_file $TEST_NGINX_CLIENT_PASS;
+    } # here
+--- emerg: "ssl_password_file" without "ssl on" in ssl_session_backend "fleet"
+
+
+
+=== TEST 186: ssl_protocols without ssl
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1738,7 +1768,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 184: ssl_ciphers without ssl
+=== TEST 187: ssl_ciphers without ssl
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1748,7 +1778,27 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 185: an ssl_name that TLS cannot carry
+=== TEST 188: ssl_conf_command without ssl
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_conf_command Options -MiddleboxCompat;
+    } # here
+--- emerg: "ssl_conf_command" without "ssl on" in ssl_session_backend "fleet"
+
+
+
+=== TEST 189: ssl_session_reuse without ssl
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        ssl_session_reuse off;
+    } # here
+--- emerg: "ssl_session_reuse" without "ssl on" in ssl_session_backend "fleet"
+
+
+
+=== TEST 190: an ssl_name that TLS cannot carry
 --- http_config eval
 "    ssl_session_backend fleet {
         server   127.0.0.1;
@@ -1760,7 +1810,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 186: a version of TLS that there is not
+=== TEST 191: a version of TLS that there is not
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1770,7 +1820,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 187: ssl_protocols without a value
+=== TEST 192: ssl_protocols without a value
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1780,7 +1830,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 188: a version of TLS twice
+=== TEST 193: a version of TLS twice
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1; ssl on;
@@ -1790,7 +1840,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 189: ssl_conf_command without a value
+=== TEST 194: ssl_conf_command without a value
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1800,7 +1850,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 190: a flag of TLS that is neither on nor off
+=== TEST 195: a flag of TLS that is neither on nor off
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1810,7 +1860,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 191: a depth in words
+=== TEST 196: a depth in words
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1820,7 +1870,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 192: ssl_password_file that is not there
+=== TEST 197: ssl_password_file that is not there
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1830,7 +1880,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 193: ssl_password_file twice
+=== TEST 198: ssl_password_file twice
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1; ssl_password_file $TEST_NGINX_CLIENT_PASS;
@@ -1840,7 +1890,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 194: a command that OpenSSL does not know
+=== TEST 199: a command that OpenSSL does not know
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1852,7 +1902,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 195: a value that OpenSSL does not know
+=== TEST 200: a value that OpenSSL does not know
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1864,7 +1914,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 196: ciphers that there are not
+=== TEST 201: ciphers that there are not
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1876,7 +1926,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 197: ssl_trusted_certificate that is not there
+=== TEST 202: ssl_trusted_certificate that is not there
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1888,7 +1938,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 198: ssl_trusted_certificate without a certificate
+=== TEST 203: ssl_trusted_certificate without a certificate
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1900,7 +1950,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 199: ssl_crl that is not there
+=== TEST 204: ssl_crl that is not there
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1912,7 +1962,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 200: ssl_certificate that is not there
+=== TEST 205: ssl_certificate that is not there
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1925,7 +1975,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 201: a key of another certificate
+=== TEST 206: a key of another certificate
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1938,7 +1988,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 202: a password that does not open the key
+=== TEST 207: a password that does not open the key
 --- http_config
     ssl_session_backend fleet {
         server 127.0.0.1;
@@ -1952,7 +2002,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 203: every form of a Redis URL, as tiers
+=== TEST 208: every form of a Redis URL, as tiers
 --- http_config
     ssl_session_fetch redis://127.0.0.1 redis://localhost redis://127.0.0.1:7000
                       redis://127.0.0.1:7000/3 redis://127.0.0.1/ redis://[::1] redis://[::1]:7000/15
@@ -1961,14 +2011,14 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 204: zones of shared memory, one for both directions
+=== TEST 209: zones of shared memory, one for both directions
 --- http_config
     ssl_session_fetch shared:near:32k shared:far:1M;
     ssl_session_store shared:far:1M shared:other:1048576;
 
 
 
-=== TEST 205: a backend with all of its directives, used before it is defined
+=== TEST 210: a backend with all of its directives, used before it is defined
 --- http_config
     ssl_session_fetch shared:tls:1m fleet;
     ssl_session_store fleet shared:tls:1m redis://127.0.0.1/1;
@@ -1985,7 +2035,7 @@ qq{    ssl_session_backend fleet {
 
 
 
-=== TEST 206: include within a backend, and of all directives
+=== TEST 211: include within a backend, and of all directives
 --- http_config
     include $TEST_NGINX_SERVER_ROOT/html/sessions.conf;
 --- user_files
@@ -1999,14 +2049,14 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 207: off, for both
+=== TEST 212: off, for both
 --- http_config
     ssl_session_fetch off;
     ssl_session_store off;
 
 
 
-=== TEST 208: a key_prefix of 128 bytes
+=== TEST 213: a key_prefix of 128 bytes
 --- http_config eval
 "    ssl_session_backend fleet { server 127.0.0.1; key_prefix " . 'p' x 128 . "; }
     ssl_session_fetch fleet;
@@ -2014,7 +2064,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 209: URLs of all schemes, with and without passwords
+=== TEST 214: URLs of all schemes, with and without passwords
 --- http_config
     ssl_session_fetch redis://nginx:s3cret@127.0.0.1 redis://:s3cret@localhost:7000/3 redis://nginx:@127.0.0.1
                       redis://ng%3Ainx:s3%40%2f%00cret@[::1]/1 redis://:s3@cret@unix:/run/a@b.sock:/2
@@ -2024,7 +2074,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 210: several servers, with all parameters
+=== TEST 215: several servers, with all parameters
 --- http_config
     ssl_session_backend fleet {
         server localhost:7000 weight=2 max_fails=3 fail_timeout=30s;
@@ -2039,7 +2089,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 211: Redis, with all of its directives
+=== TEST 216: Redis, with all of its directives
 --- http_config
     ssl_session_backend fleet {
         server          unix:/run/redis.sock;
@@ -2061,7 +2111,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 212: a Redis Cluster
+=== TEST 217: a Redis Cluster
 --- http_config
     ssl_session_backend fleet {
         server        127.0.0.1:7001 max_fails=2 fail_timeout=5s;
@@ -2076,7 +2126,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 213: Redis under Sentinel
+=== TEST 218: Redis under Sentinel
 --- http_config
     ssl_session_backend fleet {
         server                 127.0.0.1;
@@ -2094,7 +2144,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 214: memcached
+=== TEST 219: memcached
 --- http_config
     ssl_session_backend fleet {
         server     127.0.0.1 weight=2;
@@ -2111,7 +2161,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 215: TLS, with all of its directives
+=== TEST 220: TLS, with all of its directives
 --- http_config
     ssl_session_backend fleet {
         server                  127.0.0.1:6380;
@@ -2139,14 +2189,14 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 216: the system's certificates, where TLS is verified against no others
+=== TEST 221: the system's certificates, where TLS is verified against no others
 --- http_config
     ssl_session_backend fleet { server 127.0.0.1; ssl on; }
     ssl_session_fetch fleet rediss://127.0.0.1;
 
 
 
-=== TEST 217: single_use, and a cache that OpenSSL would look into first, gets a warning
+=== TEST 222: single_use, and a cache that OpenSSL would look into first, gets a warning
 --- http_config
     ssl_session_fetch   redis://127.0.0.1 single_use;
     ssl_session_store   redis://127.0.0.1;
@@ -2159,7 +2209,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 218: a server with tickets on, as they are by default, gets a warning
+=== TEST 223: a server with tickets on, as they are by default, gets a warning
 --- http_config
     ssl_session_fetch   shared:tls:1m;
     ssl_session_store   shared:tls:1m;
@@ -2170,7 +2220,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 219: several servers with tickets on get one warning
+=== TEST 224: several servers with tickets on get one warning
 --- http_config
     ssl_session_store   shared:tls:1m;
     ssl_certificate     $TEST_NGINX_CRT;
@@ -2186,7 +2236,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 220: no warning with tickets off
+=== TEST 225: no warning with tickets off
 --- http_config
     ssl_session_tickets off;
     ssl_session_fetch   shared:tls:1m;
@@ -2197,7 +2247,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 221: no warning without the directives
+=== TEST 226: no warning without the directives
 --- http_config
     ssl_certificate     $TEST_NGINX_CRT;
     ssl_certificate_key $TEST_NGINX_KEY;
@@ -2205,7 +2255,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 222: no warning when both are off, and with a backend that nobody uses
+=== TEST 227: no warning when both are off, and with a backend that nobody uses
 --- http_config
     ssl_session_backend fleet { server 127.0.0.1; }
     ssl_session_fetch   off;
@@ -2216,7 +2266,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 223: no warning for servers that resume nothing, or speak no TLS
+=== TEST 228: no warning for servers that resume nothing, or speak no TLS
 --- http_config
     ssl_session_fetch   shared:tls:1m;
     ssl_certificate     $TEST_NGINX_CRT;

@@ -166,7 +166,7 @@ subtest 'a probe is the greeting and PING: each of them has to be accepted' => s
         return $time == 1 ? "-LOADING Redis is loading the dataset in memory\r\n" : "+PONG\r\n";
     } ]);
     my $nginx = nginx(conf => conf($port, '127.0.0.1:' . $server->port,
-        connect_timeout => ms(100), fetch_timeout => ms(200), database => 3));
+        connect_timeout => ms(2000), fetch_timeout => ms(2000), database => 3));
     is outcome($port), 'ERROR', 'it answers something else';
     my @seen;
     wait_until { push @seen, outcome($port); $seen[-1] eq 'MISS' } 20, 'an answer';
@@ -183,7 +183,7 @@ subtest 'a server that accepts the greeting and closes when it is asked is down'
     my $port = free_port();
     my $server = fake_server(canned => [ sub { uc $_[0] eq 'GET' ? { close => 1 } : "+OK\r\n" } ]);
     my $nginx = nginx(conf => conf($port, '127.0.0.1:' . $server->port,
-        connect_timeout => ms(500), fetch_timeout => ms(500), database => 3));
+        connect_timeout => ms(2000), fetch_timeout => ms(2000), database => 3));
     is outcome($port), 'ERROR', 'the first lookup';
     is outcome($port), 'DOWN', 'the second';
     is $nginx->log_count(qr/is down: server closed connection/), 1, 'it is said';
