@@ -6,11 +6,20 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
+use IO::Socket::INET;
 use Test::More;
 
 my $readme = slurp(root() . '/nginx-conf/README.md');
 my ($prepare, $run, $visit) = $readme =~ /^```sh\n(.*?)^```$/msg;
+my %store = $readme =~ /^### (\S+\.conf)\n(?:(?!^#).)*?^```sh\n(.*?)^```$/msg;
 my $redis = redis();
+
+# In place of the ports of the stores that README.md starts. A node of a cluster has a second port.
+my %other = map { $_ => free_port() } 6380, 6381, 6390, 6401, 6402, 11211, 11212, 26379, 26380, 26381;
+@other{ 7001, 7002, 7003 } = map {
+    wait_until { my $port = free_port(); IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $port + 10_000, Listen => 1) && $port }
+        5, 'a pair of ports';
+} 1 .. 3;
 
 # A checkout with a name that a shell has to be told about.
 my $checkout = new_dir('check out');
@@ -24,7 +33,7 @@ for my $file (map { m{([^/]+)$} } glob root() . '/nginx-conf/*') {
     my $text = slurp(root() . "/nginx-conf/$file");
     if ($port{$file}) {
         is $text =~ s/\b8443\b/$port{$file}/g, 1, "$file: has one port";
-        $text =~ s/\b6379\b/$redis->port/ge;
+        $text = with_ports($text);
     }
     spew("$checkout/nginx-conf/$file", $text);
 }
@@ -38,11 +47,15 @@ my %case = (
     'backend.conf' => { first => 'fleet', stored => 1 },
     'tiers.conf'   => { first => 'shared:tls', stored => 1, after_restart => $url },
     'shared.conf'  => { first => 'shared:tls', stored => 0 },
+    # nginx reads what is made for it; the nodes agree that there is a cluster one after the other.
+    'redis-tls.conf' => { store => 1, made => 'redis.acl' },
+    'cluster.conf'   => { store => 1, log => qr/"CLUSTERDOWN |not stored in "fleet", no server is available/ },
+    map { ("$_.conf" => { store => 1 }) } qw(servers sentinel memcached),
 );
 is_deeply [ sort @files ], [ sort keys %case ], 'each file of nginx-conf/ is tested here';
 
-for my $file (@files) {
-    my $case = $case{$file} or next;
+for my $file (grep { $case{$_} && !$case{$_}{store} } @files) {
+    my $case = $case{$file};
     subtest $file => sub {
         like $readme, qr/^\| \[\Q$file\E\]\(\Q$file\E\) \|/m, 'README.md tells of it';
         $redis->cmd('FLUSHALL');
@@ -88,6 +101,37 @@ for my $file (@files) {
     };
 }
 
+for my $file (grep { $case{$_} && $case{$_}{store} } @files) {
+    subtest "$file, with the store that README.md starts" => sub {
+        like $readme, qr/^\| \[\Q$file\E\]\(\Q$file\E\) \|/m, 'README.md tells of it';
+        my $text = with_ports($store{$file} // die "README.md starts no store for $file");
+        $text =~ s/\bmemcached -l/memcached -u root -l/ if !$<;
+        my $store = shell_start($text, "store-$file");
+        my $made  = $case{$file}{made};
+        wait_until { -s "$checkout/target/try/$made" } 20, $made if $made;
+        my $nginx = start($file);
+        my $from;
+        for my $protocol (qw(TLSv1.2 TLSv1.3)) {
+            # What comes before the store is ready, or too late for a busy machine, comes again.
+            my $found = wait_until {
+                die slurp("$checkout/store-$file") unless $store->alive;
+                my $client = tls_client(port => $port{$file}, sni => 'localhost', protocol => $protocol);
+                my $said   = $client->request // die $client->error;
+                die "a first visit: $said" if $said ne "$protocol, reused: ., lookup:   \n";
+                my $tier = resumed($file, $protocol, { $protocol => $client->session });
+                $tier !~ /reused: \./ && $tier;
+            } 30, 'a resumption';
+            is $found, 'fleet', "$protocol: resumed";
+            $from //= -s "$checkout/target/try/error.log";
+        }
+        stop($nginx);
+        my $log = $case{$file}{log} // qr/(?!)/;
+        is_deeply [ grep { !/\[notice\]| is down: no answer within / && $_ !~ $log } split /\n/, slurp("$checkout/target/try/error.log", $from) ], [],
+            'once the store is ready there is nothing above a notice in the log';
+        $store->kill_all;
+    };
+}
+
 subtest 'tiers.conf: its log tells of each visit' => sub {
     my @lines = grep { !/"(?:TIMEOUT|DOWN)"/ } split /\n/, slurp("$checkout/target/try/sessions.log");
     is scalar(@lines), 6, 'a line for each';
@@ -99,21 +143,35 @@ subtest 'tiers.conf: its log tells of each visit' => sub {
 subtest 'backend.conf: every directive of the block with its default' => sub {
     my ($block) = slurp(root() . '/nginx-conf/backend.conf') =~ /ssl_session_backend fleet \{\n(.*?)\n *\}/s;
     my %said    = map { /^\s*(\w+)\s+([^;]+);/ ? ($1, $2) : () } split /\n/, $block;
-    is delete $said{server}, '127.0.0.1:6379', 'the server, which has none';
-    my ($section)  = slurp(root() . '/docs/directives.md') =~ /^### ssl_session_backend\n(.*?)^##/ms;
-    my %documented = $section =~ /^\| `(\w+) [^`]*;` \| `([^`]+)` \|/mg;
+    my ($address, @parameters) = split ' ', delete $said{server};
+    is $address, '127.0.0.1:6379', 'the address of the server, which has none';
+    my ($section)  = slurp(root() . '/docs/directives.md') =~ /^### ssl_session_backend\n(.*?)^## /ms;
+    my %documented = $section =~ /^\| `(\w+) [^|]*\| `([^`]+)` \|/mg;
     is_deeply \%said, \%documented, 'as docs/directives.md has them';
+    my %parameter = $section =~ /^\| `(\w+)=[^|]*\| `([^`]+)` \|/mg;
+    is_deeply { map { split /=/ } @parameters }, \%parameter, 'and its parameters';
 };
 
 done_testing;
 
+# With ports of this test's own.
+sub with_ports {
+    my ($text) = @_;
+    $text =~ s/\b(6379|(@{[ join '|', keys %other ]}))\b/$2 ? $other{$2} : $redis->port/ge;
+    return $text;
+}
+
 # Runs a piece of README.md in the checkout: its exit code.
 sub shell {
     my ($text, $name) = @_;
-    my $process = SSLSession::Process->spawn(
+    return shell_start($text, $name)->wait_exit(60) >> 8;
+}
+
+sub shell_start {
+    my ($text, $name) = @_;
+    return SSLSession::Process->spawn(
         name => $name, out => "$checkout/$name",
         cmd  => [ 'sh', '-c', "cd \"\$0\" && { set -e\n$text\n}", $checkout ]);
-    return $process->wait_exit(60) >> 8;
 }
 
 # nginx, by README.md's line for redis.conf.
