@@ -1,0 +1,171 @@
+# README.md and docs/: every configuration in them is one that nginx accepts, every directive is
+# described with its syntax and its default, and every line of the log is explained.
+
+use strict;
+use warnings;
+
+use lib 't/lib';
+use SSLSession::Fixture;
+use Test::More;
+
+my $certs = certs();
+my %text  = map { m{([^/]+)$} => slurp($_) } root() . '/README.md', glob root() . '/docs/*.md';
+my ($blocks, %table) = directives();
+my @examples;
+
+subtest 'each configuration passes nginx -t' => sub {
+    for my $name (sort keys %text) {
+        my $number = 0;
+        while ($text{$name} =~ /^```nginx\n(.*?)^```$/msg) {
+            my $example = $1;
+            push @examples, $example;
+            my $what = sprintf '%s, line %d', $name, 1 + (substr($text{$name}, 0, $-[1]) =~ tr/\n//);
+            my ($status, $said) = conf_of($example)->conf_test;
+            is $status, 0, $what or diag $said;
+            is_deeply [ $said =~ /\[(?:warn|error|alert|emerg)\].*/g ], [], "$what: without a warning";
+        }
+    }
+    cmp_ok scalar @examples, '>', 8, 'there are some';
+};
+
+subtest 'a configuration that is wrong does not pass' => sub {
+    my ($example) = grep { /^ssl_session_backend/ } @examples;
+    for my $change ([ qr/server /, 'serve ' ], [ qr/;/, '' ], [ qr/redis\.pass/, 'not-there.pass' ]) {
+        my ($status) = conf_of($example =~ s/$change->[0]/$change->[1]/r)->conf_test;
+        isnt $status, 0, "$change->[0]";
+    }
+};
+
+subtest 'every directive is described, and used in a configuration that runs' => sub {
+    my $conf = join "\n", @examples, map { slurp($_) } glob root() . '/nginx-conf/*.conf';
+    $conf =~ s/#.*//g;
+    my $docs = $text{'directives.md'};
+    cmp_ok keys %table, '>', 25, 'there are directives';
+    for my $name (sort keys %table) {
+        like $conf, qr/(?:^|\{)\s*$name\s/m, "$name: in an example";
+        if ($blocks->{$name}) {
+            my ($section) = $docs =~ /^### $name\n(.*?)(?=^##)/ms or fail("$name has no section"), next;
+            like $section, qr/^\| Syntax \| `$name [^`]+`.* \|\n\| Default \| .+ \|\n\| Context \| `http` \|$/m,
+                "$name: syntax, default, context";
+        } elsif ($name eq 'server') {
+            like $docs, qr/^`server address \[.*\];`$/m, "$name: syntax";
+        } else {
+            my @rows = $docs =~ /^(\| `$name [^`]+;`[^|]* \| (?:–|`[^`]+`) \|)/mg;
+            is scalar @rows, 1, "$name: syntax and default";
+        }
+    }
+    my @rows = $docs =~ /^\| `(\w+) [^`]*;`/mg;
+    is_deeply [ grep { !$table{$_} } @rows ], [], 'nothing else is described';
+
+    my ($syntax) = $docs =~ /^`server address (.*);`$/m;
+    for my $parameter ($syntax =~ /\[(\w+)/g) {
+        like $docs, qr/^\| `$parameter(?:=\w+)?` \| (?:`\w+`)? *\| /m, "server: $parameter";
+        like $conf, qr/^\s*server\s[^;]*\b$parameter\b/m, "$parameter: in an example";
+    }
+};
+
+subtest 'every default is what the code has' => sub {
+    my $conf    = slurp(root() . '/src/conf/backend.rs');
+    my $client  = slurp(root() . '/src/ffi/client.rs');
+    my $breaker = slurp(root() . '/core/src/breaker.rs');
+    my $one = sub {
+        my ($in, $pattern) = @_;
+        my @found = $in =~ /$pattern/g;
+        is scalar @found, 1, "$pattern is there once" or return '';
+        return $found[0] =~ tr/_//dr;
+    };
+    my $time = sub { my ($ms) = @_; return $ms =~ /^(\d+)000$/ ? "$1s" : "${ms}ms" };
+    my $flag = sub { $_[0] eq 'true' ? 'on' : 'off' };
+    my ($fails, $window) = $breaker =~ /const DEFAULT: Self = Config \{ max_fails: (\d+), fail_timeout: ([\d_]+) \}/;
+    my $protocols = $one->($client, qr/^const PROTOCOLS: ngx_uint_t = \((.*?)\) as/m);
+    my %code = (
+        protocol    => $one->($conf, qr/^\s+None \| Some\(b"(\w+)"\) =>/m),
+        key_prefix  => $one->($conf, qr/^const KEY_PREFIX: &\[u8\] = b"(.*)";/m),
+        queue       => $one->($conf, qr/^const QUEUE: usize = (\d+);/m),
+        database    => $one->($conf, qr/let database = self\.database\.or\((\d)\)/),
+        cluster     => $flag->($one->($conf, qr/let cluster = self\.cluster\.or\((\w+)\);\n\s+let database/)),
+        ssl         => $flag->($one->($conf, qr/match self\.ssl\.or\((\w+)\)/)),
+        ssl_verify  => $flag->($one->($client, qr/verify: conf\.verify\.or\((\w+)\)/)),
+        ssl_session_reuse => $flag->($one->($client, qr/conf\.session_reuse\.or\((\w+)\)/)),
+        ssl_server_name   => $flag->($one->($conf, qr/sni: self\.tls\.server_name\.or\((\w+)\)/)),
+        ssl_verify_depth  => $one->($client, qr/^const VERIFY_DEPTH: usize = (\d+);/m),
+        ssl_ciphers       => $one->($client, qr/^const CIPHERS: &CStr = c"(\w+)";/m),
+        ssl_protocols     => join(' ', map { /NGXSSLTLSv1(\d)?/ ? 'TLSv1' . ($1 ? ".$1" : '') : () } split /\|/, $protocols),
+        weight       => $one->($conf, qr/server\.weight\.unwrap_or\((\d+)\)/),
+        max_fails    => $fails,
+        fail_timeout => $time->($window =~ tr/_//dr),
+        map { ($_ => $time->($one->($conf, qr/^const \U$_\E: u64 = (\d+);/m))) } qw(connect_timeout fetch_timeout store_timeout),
+    );
+    my ($section)  = $text{'directives.md'} =~ /^### ssl_session_backend\n(.*?)^## /ms;
+    my %documented = $section =~ /^\| `(\w+)[ =][^|]*\| `([^`]+)` \|/mg;
+    is_deeply \%documented, \%code, 'as documented';
+    for my $name (qw(ssl_session_fetch ssl_session_store)) {
+        like $text{'directives.md'}, qr/^\| Default \| `$name off;` \|$/m, "$name is off";
+    }
+};
+
+subtest 'every variable is described' => sub {
+    my @variables = slurp(root() . '/src/status/variables.rs') =~ /const NAME: &'static str = "(\w+)"/g;
+    cmp_ok scalar @variables, '>=', 3, 'there are some';
+    like $text{'directives.md'}, qr/^\| `\$$_` \| /m, $_ for @variables;
+};
+
+subtest 'every line of the log is explained' => sub {
+    my ($table) = $text{'operation.md'} =~ /^## Log lines\n(.*?)^## /ms or return fail('a table of them');
+    $table =~ s/`//g;
+    my $lines = 0;
+    # The macro itself is no line.
+    for my $file (grep { !m{/ffi/log\.rs$} } glob root() . '/src/{*,*/*}.rs') {
+        my $source = slurp($file);
+        while ($source =~ /\b(?:log_at!\s*\(.*?,\s*(\w+),|say_at\(\s*Level::(\w+),.*?format_args!\(\s*)\s*"((?:[^"\\]|\\.)*)"/sg) {
+            my ($level, $format) = (lc($1 // $2), $3);
+            next if $level eq 'emerg' || $level eq 'debug';
+            $lines++;
+            # What it says beside what is put in, in this order.
+            $format =~ s/\\\n\s*//g;
+            $format =~ s/\\"/"/g;
+            my $pattern = join '.*', map { quotemeta } grep { /[a-z]/ } map { s/^\W+|\W+$//gr } split /\{[^}]*\}/, $format;
+            ok scalar($table =~ /^\| $level \| .*$pattern/m), "$level: $format";
+        }
+    }
+    cmp_ok $lines, '>', 12, 'there are some';
+};
+
+done_testing;
+
+# The directives of http{} and all there are, by the tables of the source.
+sub directives {
+    my $source = join '', map { slurp($_) } glob root() . '/src/conf/*.rs';
+    my %type   = $source =~ /^impl Directive for (\w+) \{.*?const NAME: &'static CStr = c"(\w+)";/msg;
+    my %in;
+    for my $table (qw(COMMANDS BACKEND_COMMANDS)) {
+        my ($list) = $source =~ /^pub static $table:.*?new\(\[\n(.*?)^\]\);/ms or die "no $table";
+        $in{$table} = { map { $_ => 1 } $list =~ /\b(?:value|flag|slot)\(\s*c"(\w+)"/g,
+            map { $type{$_} // die "no name of $_" } $list =~ /directive::<(\w+)>/g };
+    }
+    return ($in{COMMANDS}, %{ $in{COMMANDS} }, %{ $in{BACKEND_COMMANDS} });
+}
+
+# An nginx with that example; what is in http{}, or all of it. What it refers to is there.
+sub conf_of {
+    my ($example) = @_;
+    my $port = free_port();
+    ($example) = $example =~ /^http \{\n(.*)^\}$/ms if $example =~ /^http \{/m;
+    $example =~ s/\blisten +443 ssl\b/listen 127.0.0.1:$port ssl/;
+    my $server = $example =~ /\bserver \{/ ? '' : <<"CONF";
+    ssl_session_tickets off;
+    server { listen 127.0.0.1:$port ssl; ssl_certificate site.pem; ssl_certificate_key site.key; }
+CONF
+    my $nginx = nginx(start => 0, conf => $example . $server);
+    my %file  = (
+        'site.pem' => 'ec_crt', 'site.key' => 'ec_key', 'ca.pem' => 'ca_crt', 'crl.pem' => 'crl_pem',
+        'client.pem' => 'client_crt', 'client.key' => 'client_key',
+        'client-encrypted.key' => 'client_enc_key', 'client-key.pass' => 'client_pass',
+    );
+    spew($nginx->dir . "/$_", slurp($certs->{ $file{$_} })) for keys %file;
+    for my $name (qw(redis.pass sentinel.pass)) {
+        spew($nginx->dir . "/$name", "secret\n");
+        chmod 0600, $nginx->dir . "/$name";
+    }
+    return $nginx;
+}
