@@ -309,7 +309,8 @@ subtest 'TLS, a password, no replicas; and a master is lost' => sub {
     my $file = spew(tmpdir() . '/cluster.pass', "open-sesame\n");
     chmod 0600, $file;
     my %line = (ssl => 'on', ssl_trusted_certificate => $certs->{ca_crt}, password_file => $file);
-    my @seeds = map { '127.0.0.1:' . $_->tls_port } $dead, @others;
+    # The longest pause between two attempts.
+    my @seeds = map { '127.0.0.1:' . $_->tls_port . ' fail_timeout=1s' } $dead, @others;
     my $edge = knows_map(edge(\@seeds, %line, username => 'nginx'), $cluster);
     my @sessions = sessions($edge, $cluster, 24);
     reset_stats($cluster);
