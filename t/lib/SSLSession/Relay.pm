@@ -75,8 +75,8 @@ sub split_records { my ($self, $n) = @_; $self->_ask(split_records => $n) }
 # Sends these bytes, never asked for, on all connections.
 sub push_reply { my ($self, $bytes) = @_; $self->_ask(push_reply => $bytes) }
 
-# What befalls the n-th reply (of RESP or memcached) from now, 1 being the next; give the order
-# while no reply is under way. swap() is for the n-th and the one after it.
+# What befalls the n-th reply (of RESP or memcached; of TLS a record) from now, 1 being the next;
+# give the order while no reply is under way. swap() is for the n-th and the one after it.
 sub garble_value { my ($self, $n) = @_; $self->_ask(edit => 'garble_value', $n // 1) }
 sub duplicate    { my ($self, $n) = @_; $self->_ask(edit => 'duplicate', $n // 1) }
 sub swap         { my ($self, $n) = @_; $self->_ask(edit => 'swap', $n // 1) }

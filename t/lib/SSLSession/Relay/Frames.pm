@@ -1,7 +1,8 @@
 package SSLSession::Relay::Frames;
 
 # Where a request or a reply of RESP or memcached ends. Each function takes the next whole one
-# off the bytes it is given a reference to, and returns undef when there is none yet.
+# off the bytes it is given a reference to, and returns undef when there is none yet. Of TLS a
+# record is a reply.
 
 use strict;
 use warnings;
@@ -52,7 +53,8 @@ sub _resp_request {
 
 sub next_reply {
     my ($bytes) = @_;
-    my $end = $$bytes =~ /^[A-Za-z0-9]/ ? _memcached_end($$bytes) : _resp_end($$bytes, 0);
+    my $end = $$bytes =~ /^[A-Za-z0-9]/ ? _memcached_end($$bytes)
+        : $$bytes =~ /^[\x14-\x17](?:\x03|\z)/ ? _tls_end($$bytes) : _resp_end($$bytes, 0);
     return defined $end ? substr $$bytes, 0, $end, '' : undef;
 }
 
@@ -72,6 +74,13 @@ sub _resp_end {
         }
     }
     return $end;
+}
+
+sub _tls_end {
+    my ($bytes) = @_;
+    return undef if length $bytes < 5;
+    my $end = 5 + unpack 'x3n', $bytes;
+    return $end <= length $bytes ? $end : undef;
 }
 
 sub _memcached_end {

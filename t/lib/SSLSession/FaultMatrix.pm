@@ -1,0 +1,459 @@
+package SSLSession::FaultMatrix;
+
+# A table of faults and of what they meet. Each column is an nginx with a relay between it and a
+# real store; each row is a fault, which befalls all columns at the same time. What a cell must show
+# stands in the table; what all of them must show is in _check().
+
+use strict;
+use warnings;
+
+use SSLSession::Certs qw(certs);
+use SSLSession::Client;
+use SSLSession::Nginx;
+use SSLSession::Relay;
+use SSLSession::Util qw(free_port patience slurp wait_until);
+
+use Exporter qw(import);
+use List::Util qw(max);
+use MIME::Base64 qw(encode_base64url);
+use Test::More;
+use Time::HiRes qw(time);
+
+our @EXPORT = qw(column run_matrix);
+
+# fetch_timeout, store_timeout and connect_timeout, in milliseconds.
+use constant TIMEOUT => 200;
+# What a busy machine may add to the time of a lookup, and to that of all handshakes that stand in
+# line for this one process, in milliseconds.
+use constant SLACK => 180;
+use constant LINE  => 1500;
+# How soon after the end of a fault there are hits again, in seconds: a pause of the breaker, and
+# what still drips.
+use constant RECOVERY => 4;
+# How much memory a second pass over the table may add, in KB.
+use constant GROWTH => 512;
+
+# The faults. Each is there until _heal(), or befalls the next reply only; a stall, a cut and a
+# reset come after that many bytes.
+my %fault = (
+    'a delay within the timeout' => sub { $_[0]->delay(TIMEOUT * patience() / 10) },
+    'a delay beyond the timeout' => sub { $_[0]->delay(3 * TIMEOUT * patience()) },
+    'a stall'                    => sub { my ($relay, $at) = @_; $relay->stall($at) },
+    'a cut'                      => sub { my ($relay, $at) = @_; $relay->cut($at) },
+    'a reset'                    => sub { my ($relay, $at) = @_; $relay->reset_after($at) },
+    'all is garbled'             => sub { $_[0]->garble },
+    'a reply is garbled'         => sub { $_[0]->garble(1) },
+    'a value is garbled'         => sub { $_[0]->garble_value(1) },
+    'a reply comes twice'        => sub { $_[0]->duplicate(1) },
+    'two replies change places'  => sub { $_[0]->swap(1) },
+    'a reply is lost'            => sub { $_[0]->lose(1) },
+    # The first byte comes in time, the last one does not.
+    'byte by byte'               => sub { $_[0]->drip; $_[0]->delay(0.6 * TIMEOUT * patience()) },
+    'silence'                    => sub { $_[0]->mute },
+    'nobody accepts'             => sub { $_[0]->deaf },
+    'connections are closed'     => sub { $_[0]->refuse },
+    'connections are refused'    => sub { $_[0]->stop },
+);
+
+# What a fault meets:
+#     lookup     lookups on a connection that has worked
+#     tls_lookup the same, where a "reply" is a TLS record
+#     store      new sessions, on a connection that has worked
+#     connect    lookups that make a connection, which begins with them
+#     greeting   lookups that make a connection, which begins with AUTH or the like
+#     handshake  lookups that make a connection, which begins with a TLS handshake
+#
+# A cell: what the four lookups that meet the fault may be, ">", what four that come while it is
+# still there may be, or after it if it was one reply's. With "!" one of them at least has to be.
+# Then: "down" if the server goes down once ("down?": it may), "lost" if one entry may be gone
+# afterwards, "stored" if new sessions are in the store nonetheless.
+# Where sessions are stored over the same link, they may have found the server before the lookups.
+my @table = (
+    [ 'a delay within the timeout',
+        lookup     => 'HIT > HIT',
+        tls_lookup => 'HIT > HIT',
+        store      => '- > HIT stored',
+        connect    => 'HIT > HIT',
+        greeting   => 'HIT > HIT',
+        handshake  => 'HIT > HIT' ],
+    [ 'a delay beyond the timeout',
+        lookup     => 'TIMEOUT > DOWN down',
+        tls_lookup => 'TIMEOUT > DOWN down',
+        store      => '- > TIMEOUT|DOWN down',
+        connect    => 'TIMEOUT > TIMEOUT|DOWN down',
+        greeting   => 'TIMEOUT > TIMEOUT|DOWN down',
+        handshake  => 'TIMEOUT > TIMEOUT|DOWN down' ],
+    # Three bytes have come in time: only the second time it is silence. Of a TLS record they are nothing.
+    [ 'a stall',
+        lookup     => 'TIMEOUT > TIMEOUT down',
+        tls_lookup => 'TIMEOUT > DOWN down',
+        store      => '- > TIMEOUT|DOWN down',
+        connect    => 'TIMEOUT > TIMEOUT down',
+        greeting   => 'TIMEOUT > TIMEOUT|DOWN down',
+        handshake  => 'TIMEOUT > TIMEOUT|DOWN down' ],
+    # A connection that has worked may end: the next one does.
+    [ 'a cut',
+        lookup     => 'ERROR > HIT',
+        tls_lookup => 'ERROR > HIT',
+        store      => '- > HIT',
+        connect    => 'ERROR > DOWN down',
+        greeting   => 'ERROR > DOWN|HIT down',
+        handshake  => 'ERROR > DOWN|HIT down' ],
+    [ 'a reset',
+        lookup     => 'ERROR > HIT',
+        tls_lookup => 'ERROR > HIT',
+        store      => '- > HIT',
+        connect    => 'ERROR > DOWN down',
+        greeting   => 'ERROR > DOWN|HIT down',
+        handshake  => 'ERROR > DOWN|HIT down' ],
+    [ 'all is garbled',
+        lookup     => 'ERROR > DOWN down',
+        tls_lookup => 'ERROR > DOWN down',
+        store      => '- > DOWN|ERROR down',
+        connect    => 'ERROR > DOWN down',
+        greeting   => 'ERROR > DOWN down',
+        handshake  => 'ERROR > DOWN down' ],
+    [ 'a reply is garbled',
+        lookup     => 'ERROR > DOWN down',
+        tls_lookup => 'ERROR > HIT',
+        store      => '- > DOWN|HIT|ERROR down',
+        connect    => 'ERROR > DOWN down',
+        greeting   => 'ERROR > DOWN|HIT down',
+        handshake  => 'ERROR > DOWN|HIT down' ],
+    [ 'a value is garbled',
+        lookup     => 'CORRUPT!|HIT! > MISS!|HIT! lost',
+        connect    => 'CORRUPT!|HIT! > MISS!|HIT! lost' ],
+    # From here on answers belong to others: after the second one the connection is closed.
+    [ 'a reply comes twice',
+        lookup     => 'HIT!|CORRUPT!|ERROR > DOWN|HIT|MISS down? lost',
+        tls_lookup => 'HIT|ERROR > HIT',
+        store      => '- > DOWN|HIT|ERROR down',
+        connect    => 'HIT!|CORRUPT!|ERROR > DOWN|HIT|MISS down? lost',
+        greeting   => 'ERROR > DOWN|HIT down',
+        handshake  => 'ERROR > DOWN|HIT down' ],
+    # Where there is one reply only it waits for the second one.
+    [ 'two replies change places',
+        lookup     => 'CORRUPT!|HIT|ERROR > HIT|MISS lost',
+        tls_lookup => 'TIMEOUT|ERROR > DOWN|HIT down?',
+        store      => '- > HIT stored',
+        connect    => 'CORRUPT!|HIT|ERROR > HIT|MISS lost',
+        greeting   => 'TIMEOUT > TIMEOUT|DOWN|HIT down',
+        handshake  => 'ERROR > DOWN|HIT down' ],
+    [ 'a reply is lost',
+        lookup     => 'CORRUPT!|ERROR > HIT|MISS lost',
+        tls_lookup => 'TIMEOUT|ERROR > DOWN|HIT down?',
+        store      => '- > ERROR|DOWN down',
+        connect    => 'CORRUPT!|ERROR > HIT|MISS lost',
+        greeting   => 'TIMEOUT > TIMEOUT|DOWN|HIT down',
+        handshake  => 'ERROR > DOWN|HIT down' ],
+    # The server speaks: it is not down. A TLS record says nothing before its end.
+    [ 'byte by byte',
+        lookup     => 'TIMEOUT > TIMEOUT',
+        tls_lookup => 'TIMEOUT > DOWN down',
+        store      => '- > TIMEOUT stored',
+        connect    => 'TIMEOUT > TIMEOUT',
+        greeting   => 'TIMEOUT > TIMEOUT',
+        handshake  => 'TIMEOUT > TIMEOUT|DOWN down' ],
+    [ 'silence',
+        lookup     => 'TIMEOUT > DOWN down',
+        tls_lookup => 'TIMEOUT > DOWN down',
+        store      => '- > TIMEOUT|DOWN down',
+        connect    => 'TIMEOUT > TIMEOUT|DOWN down',
+        greeting   => 'TIMEOUT > TIMEOUT|DOWN down',
+        handshake  => 'TIMEOUT > TIMEOUT|DOWN down' ],
+    [ 'nobody accepts',
+        lookup     => 'HIT > HIT',
+        tls_lookup => 'HIT > HIT',
+        store      => '- > HIT stored',
+        connect    => 'TIMEOUT > TIMEOUT|DOWN down',
+        greeting   => 'TIMEOUT > TIMEOUT|DOWN down',
+        handshake  => 'TIMEOUT > TIMEOUT|DOWN down' ],
+    [ 'connections are closed',
+        lookup     => 'HIT > HIT',
+        tls_lookup => 'HIT > HIT',
+        store      => '- > HIT stored',
+        connect    => 'ERROR > DOWN down',
+        greeting   => 'ERROR > DOWN down',
+        handshake  => 'ERROR > DOWN down' ],
+    [ 'connections are refused',
+        lookup     => 'DOWN > DOWN down',
+        tls_lookup => 'DOWN > DOWN down',
+        store      => '- > DOWN down',
+        connect    => 'DOWN > DOWN down',
+        greeting   => 'DOWN > DOWN down',
+        handshake  => 'DOWN > DOWN down' ],
+);
+
+# Rows that take long and are not run a second time.
+my %slow = map { $_ => 1 } 'a delay beyond the timeout', 'a stall', 'byte by byte';
+
+# A column: an nginx whose backend is behind a relay.
+# name     => for the tests' names
+# meets    => what the faults meet there, see above
+# server   => the store, a SSLSession::Redis or ::Memcached
+# upstream => its address (address())
+# backend  => lines of the block
+# aside    => URL: sessions are stored there, past the relay
+# at       => 3: how many bytes come before a stall, a cut or a reset
+sub column {
+    my (%arg) = @_;
+    my %column = (at => 3, upstream => $arg{server}->address, %arg);
+    my $certs  = certs();
+    my $port   = free_port();
+    my $relay  = SSLSession::Relay->new(upstream => $column{upstream});
+    my $ms     = TIMEOUT * patience() . 'ms';
+    my $kind   = $arg{server}->isa('SSLSession::Redis') ? 'redis' : 'memcached';
+    my $store  = $column{aside} // 'faulty';
+    # With fail_timeout the pauses are short, too.
+    my $nginx  = SSLSession::Nginx->new(log => 'notice', conf => <<"CONF");
+    ssl_session_backend faulty {
+        server          127.0.0.1:@{[ $relay->port ]} max_fails=1 fail_timeout=1s;
+        protocol        $kind;
+        connect_timeout $ms;
+        fetch_timeout   $ms;
+        store_timeout   $ms;
+        @{ $column{backend} // [] }
+    }
+    ssl_session_fetch   faulty;
+    ssl_session_store   $store;
+    ssl_session_tickets off;
+    ssl_protocols       TLSv1.2 TLSv1.3;
+    ssl_certificate     $certs->{ec_crt};
+    ssl_certificate_key $certs->{ec_key};
+    server {
+        listen 127.0.0.1:$port ssl;
+        location / { return 200 "\$ssl_session_fetch_status|\$ssl_session_fetch_time|\$ssl_session_id"; }
+    }
+CONF
+    my ($pid) = $nginx->workers;
+    return { %column, port => $port, relay => $relay, nginx => $nginx, pid => $pid,
+        peer => "$kind 127.0.0.1:" . $relay->port };
+}
+
+# Runs the table for these columns, and most of it once more.
+sub run_matrix {
+    my (@columns) = @_;
+    my %rss;
+    for my $pass (1, 2) {
+        for my $row (@table) {
+            my ($fault, %cell) = @$row;
+            next if $pass == 2 && $slow{$fault};
+            my @met = grep { $cell{ $_->{meets} } } @columns or next;
+            $_->{cell} = _cell($cell{ $_->{meets} }) for @met;
+            if (!eval { _row($fault, @met); 1 }) {
+                # The next rows would only tell the same.
+                fail "$fault: $@";
+                return;
+            }
+            for my $column (@met) {
+                subtest "$fault, $column->{name} ($pass)" => sub { _check($column) };
+            }
+        }
+        ($rss{ $_->{name} }{$pass}) = slurp("/proc/$_->{pid}/status") =~ /^VmRSS:\s*(\d+)/m for @columns;
+    }
+    for my $column (@columns) {
+        my ($name, $nginx, $pid) = @$column{qw(name nginx pid)};
+        subtest "$name: nothing is left over" => sub {
+            is_deeply [ $nginx->workers ], [$pid], 'the worker is the same';
+            note "$rss{$name}{1} KB, $rss{$name}{2} KB";
+            cmp_ok $rss{$name}{2} - $rss{$name}{1}, '<', GROWTH, 'memory stays as it was';
+            ok eval { $nginx->quit; 1 }, 'nginx exits in order' or diag $@;
+            is_deeply [ grep { /\[(?:emerg|alert|crit)\]/ } split /\n/, $nginx->log ], [], 'no alert';
+        };
+    }
+}
+
+sub _cell {
+    my ($text) = @_;
+    my ($first, $then, $more) = $text =~ /^(\S+) > (\S+) ?(.*)/ or die "not a cell: $text\n";
+    my %more = map { $_ => 1 } split / /, $more;
+    return { first => $first, then => $then, stored => $more{stored}, lost => $more{lost} // 0,
+        down => $more{down} ? '1' : $more{'down?'} ? '[01]' : '0' };
+}
+
+# One fault in all columns.
+sub _row {
+    my ($fault, @columns) = @_;
+    for my $column (@columns) {
+        my $cell = $column->{cell};
+        $cell->{stock} = _prime($column);
+        $cell->{fds}   = _fds($column);
+        $cell->{from}  = $column->{nginx}->log_pos;
+    }
+    my @apart = grep { $_->{meets} =~ /^(?:connect|greeting|handshake)$/ } @columns;
+    $_->{relay}->close_all for @apart;
+    _wait_link_gone(@apart);
+    $fault{$fault}->($_->{relay}, $_->{at}) for @columns;
+    _wait_link_gone(grep { !$_->{relay}->process->alive } @columns);
+
+    for my $wave (qw(first then)) {
+        _wave($wave, map {
+            my @stock = $_->{cell}{$wave} eq '-' ? () : @{ $_->{cell}{stock} }[ 0 .. 3 ];
+            [ $_, @stock, [ 'TLSv1.2' ], [ 'TLSv1.3' ] ];
+        } @columns);
+    }
+
+    my $healed = time;
+    _heal($_) for @columns;
+    for my $column (@columns) {
+        my $cell  = $column->{cell};
+        my @stock = @{ $cell->{stock} };
+        my $hits  = sub { !grep { _visit($column, @$_)->{word} ne 'HIT' } @stock[ 4, 5 ] };
+        $cell->{back}  = eval { wait_until { $hits->() } RECOVERY, 'hits'; time - $healed };
+        $cell->{after} = [ map { _visit($column, @$_) } @stock[ 0 .. 3 ] ];
+        # Stored, or not, in the fault.
+        $cell->{new}   = [ map { _visit($column, 'TLSv1.2', $_) } map { $_->{session} // () } @{ $cell->{first_results} } ];
+        eval { wait_until { _fds($column) == $cell->{fds} } 5, 'descriptors' };
+        $cell->{left}  = _fds($column) - $cell->{fds};
+    }
+}
+
+# Six sessions that are in the store, as [protocol, session]: four to be offered in the fault, and
+# one of each protocol for the time after it.
+sub _prime {
+    my ($column) = @_;
+    my @made;
+    for my $protocol (qw(TLSv1.2 TLSv1.3 TLSv1.2 TLSv1.2 TLSv1.3)) {
+        my $client = SSLSession::Client->new(port => $column->{port}, protocol => $protocol);
+        defined $client->request or die "$column->{name}: " . $client->error;
+        # TLS 1.3 gives two.
+        my @sessions = $protocol eq 'TLSv1.2' ? $client->session : $client->sessions;
+        push @made, map { [ $protocol, $_ ] } @made == 1 ? @sessions : $sessions[0];
+    }
+    my $store = $column->{server};
+    for my $session (@made) {
+        my $key = 'tls:' . encode_base64url(pack 'H*', SSLSession::Client::session_name($session->[1]));
+        wait_until { $store->can('get') ? defined $store->get($key) : $store->cmd('EXISTS', $key) }
+            5, "$column->{name}: a session in the store";
+    }
+    wait_until { _visit($column, @{ $made[4] })->{word} eq 'HIT' } 5, "$column->{name}: a hit to begin with";
+    return \@made;
+}
+
+sub _fds { my ($column) = @_; return scalar(() = glob "/proc/$column->{pid}/fd/*") }
+
+sub _wait_link_gone {
+    for my $column (@_) {
+        wait_until { _fds($column) < $column->{cell}{fds} } 5, "$column->{name}: the end of the connection";
+    }
+}
+
+sub _client {
+    my ($column, $protocol, $session) = @_;
+    return SSLSession::Client->new(port => $column->{port}, protocol => $protocol, session => $session);
+}
+
+# What became of a handshake and its request.
+sub _result {
+    my ($client, $protocol, $session) = @_;
+    my $answer = $client->request;
+    my %result = (protocol => $protocol, offered => defined $session, reused => 0, word => 'none', time => 0, own => 1);
+    if (!defined $answer) {
+        $result{error} = $client->error || 'no answer';
+        return \%result;
+    }
+    (@result{qw(word time)}, my $id) = split /\|/, $answer, -1;
+    $result{time}  ||= 0;
+    $result{reused}  = $client->reused;
+    $result{session} = $client->session if $protocol eq 'TLSv1.2' && !$result{offered};
+    # In TLS 1.3 the ID is a new one; there the binder has shown that the session is the client's.
+    $result{own} = lc $id eq SSLSession::Client::session_name($session) if $result{reused} && $protocol eq 'TLSv1.2';
+    # nginx has closed its side then: the descriptor is gone.
+    $client->wait_closed;
+    $client->close;
+    return \%result;
+}
+
+sub _visit { my ($column, @what) = @_; return _result(_client($column, @what), @what) }
+
+# Handshakes in several columns, all at once: [column, [protocol, session], ...] each. A worker
+# finds all ClientHellos in one turn of its event loop.
+sub _wave {
+    my ($name, @waves) = @_;
+    my @open;
+    for (@waves) {
+        my ($column, @what) = @$_;
+        my $before  = _fds($column);
+        my @clients = map { _client($column, @$_) } @what;
+        $_->client_hello for @clients;
+        # The link may go at the same time.
+        push @open, { column => $column, what => \@what, clients => \@clients, files => $before + @clients - 1 };
+    }
+    for my $wave (@open) {
+        wait_until { _fds($wave->{column}) >= $wave->{files} } 5, "$wave->{column}{name}: accepted connections";
+    }
+    kill STOP => $_->{column}{pid} for @open;
+    for my $wave (@open) { $_->start for @{ $wave->{clients} } }
+    my $start = time;
+    kill CONT => $_->{column}{pid} for @open;
+    for my $wave (@open) {
+        my ($cell, $clients, $what) = ($wave->{column}{cell}, @$wave{qw(clients what)});
+        $cell->{"${name}_results"} = [ map { _result($clients->[$_], @{ $what->[$_] }) } 0 .. $#$clients ];
+        $cell->{"${name}_took"}    = 1000 * (time - $start);
+    }
+}
+
+sub _heal {
+    my ($column) = @_;
+    my $relay = $column->{relay};
+    if (!$relay->process->alive) {
+        $column->{relay} = SSLSession::Relay->new(upstream => $column->{upstream}, port => $relay->port);
+        return;
+    }
+    $relay->$_(0) for qw(delay chunk garble mute refuse deaf);
+    $relay->$_(undef) for qw(stall cut);
+}
+
+sub _check {
+    my ($column) = @_;
+    my ($nginx, $cell) = @$column{qw(nginx cell)};
+    my ($timeout, $slow) = map { $_ * patience() } TIMEOUT + SLACK, TIMEOUT + SLACK + LINE;
+    my @all = map { @$_ } @$cell{qw(first_results then_results after new)};
+
+    is_deeply [ map { $_->{error} // () } @all ], [], 'no handshake fails';
+    is_deeply [ grep { $_->{reused} != ($_->{word} eq 'HIT') } @all ], [], 'resumed if and only if it is a hit';
+    is scalar(grep { !$_->{own} } @all), 0, 'each with its own session';
+    for my $wave (qw(first then)) {
+        my @results = @{ $cell->{"${wave}_results"} };
+        my @words   = map { $_->{word} } grep { $_->{offered} } @results;
+        my %may     = map { $_ => 1 } split /\|/, $cell->{$wave} =~ tr/!//dr;
+        my @wrong   = grep { !$may{$_} } @words;
+        for my $must ($cell->{$wave} =~ /(\w+)!/g) {
+            push @wrong, "no $must" if !grep { $_ eq $must } @words;
+        }
+        is_deeply \@wrong, [], "$wave: $cell->{$wave}" or diag "$wave: @words";
+        is_deeply [ map { $_->{word} } grep { !$_->{offered} } @results ], [ '', '' ], 'no lookup without a session';
+        cmp_ok 1000 * max(map { $_->{time} } @results), '<', $timeout, 'no lookup lasts longer than its timeout';
+        cmp_ok $cell->{"${wave}_took"}, '<', $slow, 'nor do the handshakes';
+        $cell->{"${wave}_words"} = "@words";
+    }
+    ok defined $cell->{back}, 'hits return, without a reload';
+    my @gone = map { $_->{word} } grep { $_->{word} ne 'HIT' } @{ $cell->{after} };
+    is_deeply [ grep { $_ ne 'MISS' } @gone ], [], 'and each session is a hit or a miss';
+    cmp_ok scalar @gone, '<=', $cell->{lost}, 'no more are gone than were bad';
+    my $new = join ' ', map { $_->{word} } @{ $cell->{new} };
+    like $new, $cell->{stored} ? qr/^HIT$/ : qr/^(?:HIT|MISS)$/, $cell->{stored} ? 'a new one is stored' : 'a new one is stored, or it is not';
+    is $cell->{left}, 0, 'no descriptor is left';
+
+    my @log   = split /\n/, $nginx->log($cell->{from});
+    my $peer  = quotemeta $column->{peer};
+    my $downs = grep { /\[error\] .*: $peer is down: / } @log;
+    my $ups   = grep { /\[notice\] .*: $peer is up again/ } @log;
+    like $downs, qr/^$cell->{down}$/, 'whether the server was down';
+    is $ups, $downs, 'and up again';
+    my $known = qr/$peer(?: is down)?: |$peer refused |SSL sessions not stored in "faulty"|corrupt SSL session/;
+    is_deeply [ grep { /\[(?:emerg|alert|crit|error|warn)\]/ && !/$known/ } @log ], [], 'nothing else is in the log';
+    my %times;
+    for (grep { /$known/ && !/$peer is down: / } @log) {
+        my ($second, $text) = m{^(\S+ \S+) \[\w+\] \d+#\d+: (?:\*\d+ )?(.*)} or next;
+        $text =~ s/\b(?:[0-9a-f]{8}|\d+)\b/N/g;
+        $times{"$second $text"}++;
+    }
+    is_deeply [ grep { $times{$_} > 1 } sort keys %times ], [], 'and of a kind one line a second';
+
+    note sprintf '%s > %s; down %d, gone %d, new %s, back after %.0f ms', @$cell{qw(first_words then_words)},
+        $downs, scalar @gone, $new, 1000 * ($cell->{back} // 0);
+    note $_ for grep { !/signal|SIG/ } @log;
+}
+
+1;
