@@ -25,6 +25,8 @@ use crate::{debug, log_at};
 
 /// A map of the slots is trusted for so long, in milliseconds, where nothing says that it is wrong.
 const MAP_AGE: u64 = 60_000;
+/// The same for a master: it takes its Sentinels seconds to tell it that it is one no more.
+const MASTER_AGE: u64 = 1000;
 
 /// How servers are connected to.
 #[derive(Clone)]
@@ -425,6 +427,8 @@ pub struct Sentinel {
     name: Vec<u8>,
     sentinels: Vec<Rc<Peer>>,
     master: Option<Master>,
+    /// When the master was learned.
+    learned: u64,
     /// Former masters that have something to answer still.
     retired: Vec<Rc<Peer>>,
     /// Whose turn it is to be asked.
@@ -452,6 +456,7 @@ impl Sentinel {
             name,
             sentinels,
             master: None,
+            learned: 0,
             retired: Vec::new(),
             turn: 0,
             unknown: Throttle::new(),
@@ -460,6 +465,9 @@ impl Sentinel {
 
     fn find(&self) -> Found {
         match self.master.as_ref().filter(|master| master.peer.is_usable()) {
+            Some(master) if clock::now_ms().saturating_sub(self.learned) > MASTER_AGE => {
+                Found::Guess(Rc::clone(&master.peer))
+            }
             Some(master) => Found::Peer(Rc::clone(&master.peer)),
             None => Found::Nobody,
         }
@@ -484,26 +492,30 @@ impl Sentinel {
             // The peer has said it, or is down.
             _ => return,
         };
-        let found = address.and_then(|(host, port)| {
-            let ip: IpAddr = host.parse().ok()?;
-            Some((host.to_string(), port, Address::from_ip(ip, port)))
-        });
-        let Some((host, port, address)) = found else {
-            if let Some(times) = self.unknown.pass(clock::now_ms()) {
-                let name = String::from_utf8_lossy(&self.name);
-                log_at!(
-                    Log::cycle(),
-                    Error,
-                    "{peer} knows no address of master \"{name}\" ({times} times)"
-                );
-            }
-            return;
+        let name = String::from_utf8_lossy(&self.name);
+        let found = match address.map(|(host, port)| (host, host.parse::<IpAddr>(), port)) {
+            Some((host, Ok(ip), port)) => Ok((host.to_string(), port, Address::from_ip(ip, port))),
+            Some(_) => Err("has a name in place of an IP address"),
+            None => Err("knows no address"),
         };
+        let (host, port, address) = match found {
+            Ok(found) => found,
+            Err(trouble) => {
+                if let Some(times) = self.unknown.pass(clock::now_ms()) {
+                    log_at!(
+                        Log::cycle(),
+                        Error,
+                        "{peer} {trouble} of master \"{name}\" ({times} times)"
+                    );
+                }
+                return;
+            }
+        };
+        self.learned = clock::now_ms();
         if self.master.as_ref().is_some_and(|known| known.host == host && known.port == port) {
             return;
         }
         let peer = self.links.found(&host, address, &self.replies);
-        let name = String::from_utf8_lossy(&self.name);
         log_at!(Log::cycle(), Notice, "master \"{name}\" is {peer}");
         if let Some(former) = self.master.replace(Master { host, port, peer }) {
             if !former.peer.retire() {
