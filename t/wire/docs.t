@@ -131,6 +131,69 @@ subtest 'every line of the log is explained' => sub {
     cmp_ok $lines, '>', 12, 'there are some';
 };
 
+subtest 'the rights of a user are what is needed' => sub {
+    my ($section) = $text{'operation.md'} =~ /^## The user at the Redis\n(.*?)^## /ms;
+    my ($base)    = $section =~ /^    user nginx on >password (.+)$/m;
+    my %right;
+    for (split /\n/, $section) {
+        my ($words, $what) = /^\| `(.*?)` \| (.+) \|$/ or next;
+        $right{$what} = $words =~ s/\\\|/|/gr;
+    }
+    my $rights = sub {
+        my ($what) = @_;
+        my ($key) = grep { /\Q$what\E/ } sort keys %right;
+        return $right{ $key // return fail("nothing about $what") };
+    };
+    my $file = spew(tmpdir() . '/acl.pass', "secret\n");
+    chmod 0600, $file;
+    my $wait = 3 * patience() . 's';
+    my $in   = sub {
+        my ($lines, $fetch) = @_;
+        my $port = free_port();
+        my $nginx = nginx(conf => <<"CONF");
+    ssl_session_backend fleet {
+        $lines
+        username nginx; password_file $file; connect_timeout $wait; fetch_timeout $wait;
+    }
+    ssl_session_fetch   fleet $fetch;
+    ssl_session_store   fleet;
+    ssl_session_tickets off;
+    ssl_protocols       TLSv1.2 TLSv1.3;
+    server {
+        listen 127.0.0.1:$port ssl; ssl_certificate $certs->{ec_crt}; ssl_certificate_key $certs->{ec_key};
+        location / { return 200 "\$ssl_session_fetch_status"; }
+    }
+CONF
+        for my $protocol (qw(TLSv1.2 TLSv1.3)) {
+            # The first requests find out where the server is.
+            ok wait_until {
+                my @visit = (port => $port, protocol => $protocol);
+                my $first = tls_client(@visit);
+                $first->request // die $first->error;
+                (tls_client(@visit, session => $first->session)->request // '') eq 'HIT';
+            } 15, "$protocol: a hit";
+        }
+        return $nginx;
+    };
+    # None of Redis' own complaints may be about us.
+    my $refused = sub { map { my %entry = @$_; $entry{username} =~ /nginx|watcher/ ? $entry{object} : () } map { @{ $_->cmd(qw(ACL LOG)) } } @_ };
+
+    my $user = ">secret $base " . join ' ', map { $rights->($_) } 'single_use', '`database`', 'client_name', 'Sentinel, at the master';
+    my $set  = redis_sentinel(name => 'mymaster', users => { nginx => $user },
+        sentinel => { users => { watcher => '>secret ' . $rights->('at the Sentinels') } });
+    my ($sentinel) = $set->sentinels;
+    $in->("server 127.0.0.1:@{[ $sentinel->port ]}; sentinel mymaster; sentinel_username watcher; "
+        . "sentinel_password_file $file; database 2; client_name edge;", 'single_use');
+    is_deeply [ $refused->($sentinel, $set->nodes) ], [], 'Sentinel, single_use, a database, a name: nothing is refused';
+
+    my $cluster = redis_cluster(masters => 2, replicas => 0, users => { nginx => ">secret $base " . $rights->('`cluster on`') });
+    my @nodes   = $cluster->nodes;
+    $in->("server 127.0.0.1:@{[ $nodes[0]->port ]}; cluster on;", '');
+    is_deeply [ $refused->(@nodes) ], [], 'Cluster: nothing is refused';
+    is $nodes[0]->cmd(qw(ACL DRYRUN nginx ASKING)), 'OK', 'nor would ASKING be';
+    isnt $nodes[0]->cmd(qw(ACL DRYRUN nginx FLUSHALL)), 'OK', 'as other commands would be';
+};
+
 done_testing;
 
 # The directives of http{} and all there are, by the tables of the source.
