@@ -11,7 +11,7 @@ use Test::More;
 use Time::HiRes qw(time);
 
 my $certs = certs();
-my $connect_timeout = 200 * patience();
+my $connect_timeout = 400 * patience();
 
 # http{} with a TLS server on $port whose sessions are at $server.
 sub conf {

@@ -238,14 +238,15 @@ subtest 'a session that the server does not accept' => sub {
     }
 };
 
-# In front of a TLS server: ends each connection that offers a session with an alert. What the
-# ClientHellos were is in the file.
+# In front of a TLS server: answers a ClientHello that offers a session with 'alert', 'close' or
+# 'silence' alone. What the ClientHellos were is in the file.
 sub picky_server {
-    my ($address, $file) = @_;
+    my ($address, $file, $answer) = @_;
     my $listener = IO::Socket::INET->new(
         LocalAddr => '127.0.0.1', LocalPort => free_port(), Listen => 10, ReuseAddr => 1) or die "listen: $@";
     SSLSession::Process->spawn(name => 'picky', keep => [$listener], code => sub {
         open my $log, '>>', $file or die "$file: $!";
+        my @silent;
         while (my $client = $listener->accept) {
             my $link = { sock => $client };
             my $hello;
@@ -254,7 +255,8 @@ sub picky_server {
             syswrite $log, $offered ? "offered\n" : "full\n";
             if ($offered) {
                 sysread $client, my $hello, 65536;
-                syswrite $client, "\x15\x03\x03\x00\x02\x02\x28";
+                syswrite $client, "\x15\x03\x03\x00\x02\x02\x28" if $answer eq 'alert';
+                push @silent, $client if $answer eq 'silence';
                 next;
             }
             my $upstream = IO::Socket::INET->new(PeerAddr => $address) or next;
@@ -270,24 +272,32 @@ sub picky_server {
     return '127.0.0.1:' . $listener->sockport;
 }
 
-subtest 'a session with which the handshake fails is not offered again' => sub {
-    for my $protocol (qw(TLSv1.2 TLSv1.3)) {
-        my $redis = redis();
-        my $file  = tmpdir() . "/$protocol";
-        my $picky = picky_server(tls_relay(upstream => $redis->address, protocol => $protocol)->address, $file);
-        my ($nginx, $port) = nginx_with($picky);
-        my $session = stored_session($port, $redis);
-        $redis->cmd(qw(CLIENT KILL TYPE normal SKIPME yes));
-        # Of the link's end.
-        wait_until { visit($port, session => $session); slurp($file) =~ /offered/ } 5, 'an offer';
-        wait_for_hit($port, $session);
-        is slurp($file), "full\noffered\nfull\n", "$protocol: the one after it is without";
-        is $nginx->log_count(qr/redis \Q$picky\E is down: SSL handshake failed: SSL_do_handshake\(\) failed \(SSL: .*alert handshake failure.*\)$/),
-            1, 'one line when it failed';
-        is $nginx->log_count(qr/ is up again/), 1, 'one when it was back';
-        lines_are($nginx, @lost, ' is down: SSL handshake failed', 'not stored in');
-    }
-};
+my %reason = (
+    alert   => qr/SSL handshake failed: SSL_do_handshake\(\) failed \(SSL: .*alert handshake failure.*\)/,
+    close   => qr/SSL handshake failed: peer closed connection in SSL handshake/,
+    silence => 'SSL handshake timed out',
+);
+
+for my $answer (sort keys %reason) {
+    subtest "a session that is answered with $answer is not offered again" => sub {
+        for my $protocol (qw(TLSv1.2 TLSv1.3)) {
+            my $redis = redis();
+            my $file  = new_dir("picky") . "/hellos";
+            my $tls   = tls_relay(upstream => $redis->address, protocol => $protocol);
+            my $picky = picky_server($tls->address, $file, $answer);
+            my ($nginx, $port) = nginx_with($picky, connect_timeout => 500 * patience() . 'ms');
+            my $session = stored_session($port, $redis);
+            $redis->cmd(qw(CLIENT KILL TYPE normal SKIPME yes));
+            # The first may still be on the old link.
+            wait_until { visit($port, session => $session); slurp($file) =~ /offered/ } 5, 'an offer';
+            wait_for_hit($port, $session);
+            is slurp($file), "full\noffered\nfull\n", "$protocol: the one after it is without";
+            is $nginx->log_count(qr/redis \Q$picky\E is down: $reason{$answer}/), 1, 'one line when it failed';
+            is $nginx->log_count(qr/ is up again/), 1, 'one when it was back';
+            lines_are($nginx, @lost, ' is down: SSL handshake', 'not stored in');
+        }
+    };
+}
 
 subtest 'many tickets and many connections: nothing is left over' => sub {
     my $redis = redis();
