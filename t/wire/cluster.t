@@ -170,7 +170,7 @@ subtest 'the first lookups, before the map' => sub {
 };
 
 subtest 'what is sent on has no time of its own' => sub {
-    my ($part, $whole) = (400 * patience(), 600 * patience());
+    my ($part, $whole) = (400 * patience(), 900 * patience());
     my $session = session_at($A, $cluster, $masters[1]);
     my $relay = relay(upstream => $masters[0]->address, delay => $part);
     my $new   = edge([ '127.0.0.1:' . $relay->port ], fetch_timeout => "${whole}ms");
