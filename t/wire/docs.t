@@ -131,6 +131,23 @@ subtest 'every line of the log is explained' => sub {
     cmp_ok $lines, '>', 12, 'there are some';
 };
 
+subtest 'every link leads somewhere' => sub {
+    my $links = 0;
+    for my $file (map { root() . "/$_" } 'README.md', map({ "docs/$_" } grep { $_ ne 'README.md' } keys %text), 'nginx-conf/README.md') {
+        my ($dir) = $file =~ m{^(.*)/};
+        for my $link (slurp($file) =~ /\]\((?!https?:)([^)]+)\)/g) {
+            my ($path, $anchor) = split /#/, $link;
+            my $to = length $path ? "$dir/$path" : $file;
+            $links++;
+            ok -e $to, "$link exists";
+            # As GitHub makes them of headings.
+            my @anchors = map { lc =~ s/[^\w -]//gr =~ tr/ /-/r } -f $to ? slurp($to) =~ /^#+ (.*)$/mg : ();
+            ok scalar(grep { $_ eq $anchor } @anchors), "$link is a heading" if defined $anchor;
+        }
+    }
+    cmp_ok $links, '>', 10, 'there are some';
+};
+
 subtest 'the rights of a user are what is needed' => sub {
     my ($section) = $text{'operation.md'} =~ /^## The user at the Redis\n(.*?)^## /ms;
     my ($base)    = $section =~ /^    user nginx on >password (.+)$/m;
