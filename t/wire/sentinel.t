@@ -142,10 +142,11 @@ sub change {
     my $began = time;
     my $new   = $change->($old);
     my $there = time;
-    # In a planned one the old master is told last; until then it is as good as the new one.
+    # In a planned one the old master is told last.
     my $named = qr/\[notice\] .* master "fleet" is redis \Q${\ $new->address }\E/;
     $edge->log_like($named, from => $from, seconds => 20);
     my $known = time;
+    cmp_ok $known - $there, '<', 1.5 * patience(), 'the sentinels are asked often enough';
     wait_until { my @last = between($known, undef, $stream->records); 20 <= grep { $_->{reused} } @last } 15, 'hits';
     $stream->wait_more(200);
     my $ended   = time;
@@ -198,9 +199,16 @@ subtest 'the master dies, and one sentinel with it' => sub {
 
 my $names = tmpdir() . '/names';
 
+# What a sentinel says of its master.
+sub naming {
+    my ($redis) = @_;
+    return "*2\r\n\$9\r\n127.0.0.1\r\n\$" . length($redis->port) . "\r\n" . $redis->port . "\r\n";
+}
+
+# What the one says that reads it from the file.
 sub says {
     my ($redis) = @_;
-    spew("$names.new", "*2\r\n\$9\r\n127.0.0.1\r\n\$" . length($redis->port) . "\r\n" . $redis->port . "\r\n");
+    spew("$names.new", naming($redis));
     rename "$names.new", $names or die "rename: $!";
 }
 
@@ -231,6 +239,22 @@ subtest 'a master that is one no longer' => sub {
     is $edge->log_count(qr/ is down: /, from => $from), 1, 'said once';
     is_deeply [ $edge->errors(warn => 1, from => $from, except => $on_the_way) ], [], 'nothing else in the log';
     is links($one), 0, 'no connection is left';
+};
+
+subtest 'a sentinel that has not heard of the new master' => sub {
+    my $new = redis();
+    my $old = redis(replicaof => $new)->wait_replica;
+    # The last one it hears of is the right one, and stays it.
+    my @sentinels = map { fake_server(canned => [ naming($_) ]) } $old, $new, $old;
+    my $edge = edge([ map { '127.0.0.1:' . $_->port } @sentinels ]);
+    my ($session) = sessions($edge, $new, 1);
+    my $from  = $edge->log_pos;
+    my $asked = sub { scalar map { $_->requests } @sentinels };
+    my $until = $asked->() + 4;
+    my %count;
+    wait_until { $count{ status($edge, $session) }++; $asked->() >= $until } 20, 'more questions';
+    is_deeply [ keys %count ], ['HIT'], 'hits all the time';
+    is $edge->log_count(qr/ is redis |\[error\]/, from => $from), 0, 'and nothing to say';
 };
 
 subtest 'over TLS' => sub {
