@@ -56,26 +56,35 @@ impl Ring {
     }
 
     /// The place of the server that has the entry `key`, or would have it if there were only
-    /// those that are `usable`. `None` if none is.
+    /// those that are `usable`, which is asked of no more servers than it has to be. `None` if
+    /// none is.
     pub fn pick(&self, key: &[u8], mut usable: impl FnMut(usize) -> bool) -> Option<usize> {
         let key = fnv(key);
-        let mut best: Option<Candidate> = None;
-        for (index, server) in self.servers.iter().enumerate() {
-            if server.weight == 0 || !usable(index) {
-                continue;
+        let mut refused: Option<Candidate> = None;
+        loop {
+            let best = self
+                .candidates(key)
+                .filter(|next| refused.as_ref().is_none_or(|refused| refused.beats(next)))
+                .reduce(|best, next| if next.beats(&best) { next } else { best })?;
+            if usable(best.index) {
+                return Some(best.index);
             }
-            let candidate =
-                Candidate { index, hash: mix(key ^ server.name), weight: server.weight };
-            if best.as_ref().is_none_or(|best| candidate.beats(best)) {
-                best = Some(candidate);
-            }
+            refused = Some(best);
         }
-        best.map(|best| best.index)
+    }
+
+    fn candidates(&self, key: u64) -> impl Iterator<Item = Candidate> {
+        let servers = self.servers.iter().enumerate().filter(|(_, server)| server.weight > 0);
+        servers.map(move |(index, server)| Candidate {
+            index,
+            hash: mix(key ^ server.name),
+            weight: server.weight,
+        })
     }
 }
 
 impl Candidate {
-    /// Whether it comes before `other`, which is named earlier.
+    /// Whether it comes before `other`.
     fn beats(&self, other: &Self) -> bool {
         if self.weight != other.weight {
             // The cost has 55 bits at most, a weight 32.

@@ -205,7 +205,9 @@ impl Handler for Policy {
     fn session(self: &Rc<Self>, connection: &Connection, id: &[u8]) -> Option<Session> {
         let id = SessionId::new(id)?;
         let attached = connection.attached::<Policy>();
-        let mut lookup = match attached.and_then(|attached| attached.state().take_lookup(&id)) {
+        let lookup = attached.and_then(|attached| attached.state().take_lookup(&id));
+        // What was read as a session ID must not pass for a ticket that was taken.
+        let mut lookup = match lookup.filter(|one| one.is_take() || !self.takes(connection)) {
             Some(lookup) => lookup,
             None => return self.session_at_hand(connection, &id),
         };

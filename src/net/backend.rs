@@ -332,42 +332,46 @@ impl Backend {
         Ok(())
     }
 
-    /// Takes the second step of a take.
-    fn claim(&self, peer: &Peer, token: Token, value: &[u8], claim: u64) -> Result<(), Refused> {
-        let mut state = self.state.try_borrow_mut().map_err(|_| Refused)?;
+    /// Takes the second step of a take. `Err` is the outcome of the lookup.
+    fn claim(&self, peer: &Peer, token: Token, value: &[u8], claim: u64) -> Result<(), Outcome> {
+        let mut state = self.state.try_borrow_mut().map_err(|_| Outcome::Error)?;
         let state = &mut *state;
         let Some(pending) = state.pending.get_mut(token) else { return Ok(()) };
         let mut kept = Zeroizing::new(Vec::new());
-        kept.try_reserve_exact(value.len()).map_err(|_| Refused)?;
+        kept.try_reserve_exact(value.len()).map_err(|_| Outcome::Error)?;
         kept.extend_from_slice(value);
         pending.what = What::Claim(kept);
         let deadline = pending.deadline;
         let key = pending.key.clone();
-        self.watch(state, token, deadline)?;
+        self.watch(state, token, deadline).map_err(|_| Outcome::Error)?;
         let command = Command::Claim(claim);
-        peer.send(&Request { key: key.as_bytes(), command, asking: false }, Some(token))
+        let request = Request { key: key.as_bytes(), command, asking: false };
+        peer.send(&request, Some(token)).map_err(|Refused| Outcome::Down)
     }
 
-    /// Sends a request on to another node.
-    fn redirect(&self, from: &Peer, token: Token, to: &Redirect<'_>) -> Result<(), Refused> {
-        let mut state = self.state.try_borrow_mut().map_err(|_| Refused)?;
+    /// Sends a request on to another node. `Err` is the outcome of the lookup.
+    fn redirect(&self, from: &Peer, token: Token, to: &Redirect<'_>) -> Result<(), Outcome> {
+        let mut state = self.state.try_borrow_mut().map_err(|_| Outcome::Error)?;
         let state = &mut *state;
-        let Some(pending) = state.pending.get_mut(token) else { return Ok(()) };
-        pending.redirects = pending.redirects.saturating_add(1);
-        if pending.redirects > MAX_REDIRECTS {
-            return Err(Refused);
-        }
-        let deadline = pending.deadline;
-        let is_lookup = pending.what.is_lookup();
-        if is_lookup && deadline <= clock::now_ms() {
-            return Err(Refused);
-        }
-        let peer = state.route.redirected(from, to).ok_or(Refused)?;
         if !to.ask {
             self.ask_soon(state);
         }
+        let Some(pending) = state.pending.get_mut(token) else { return Ok(()) };
+        pending.redirects = pending.redirects.saturating_add(1);
+        let (redirects, deadline) = (pending.redirects, pending.deadline);
+        let is_lookup = pending.what.is_lookup();
+        if is_lookup && deadline <= clock::now_ms() {
+            return Err(Outcome::Timeout);
+        }
+        if redirects > MAX_REDIRECTS {
+            return Err(Outcome::Error);
+        }
+        let Some(peer) = state.route.redirected(from, to) else {
+            self.ask_soon(state);
+            return Err(Outcome::Error);
+        };
         if is_lookup {
-            self.watch(state, token, deadline)?;
+            self.watch(state, token, deadline).map_err(|_| Outcome::Error)?;
         }
         let Some(pending) = state.pending.get(token) else { return Ok(()) };
         let request = Request {
@@ -375,7 +379,7 @@ impl Backend {
             command: pending.what.command(),
             asking: to.ask,
         };
-        peer.send(&request, Some(token))
+        peer.send(&request, Some(token)).map_err(|Refused| Outcome::Down)
     }
 }
 
@@ -401,11 +405,11 @@ impl Replies for Backend {
             Reply::Value(value) => return self.finish(waiter, Outcome::Hit, value),
             Reply::Claim(value, claim) => match self.claim(peer, waiter, value, claim) {
                 Ok(()) => return,
-                Err(Refused) => Outcome::Error,
+                Err(outcome) => outcome,
             },
             Reply::Redirect(to) => match self.redirect(peer, waiter, &to) {
                 Ok(()) => return,
-                Err(Refused) => Outcome::Error,
+                Err(outcome) => outcome,
             },
             Reply::Done => match claimed {
                 Some(value) => return self.finish(waiter, Outcome::Hit, &value),

@@ -834,6 +834,7 @@ impl Peer {
     /// Gives the connection up: what waits is told, and unless the server has shown that it works
     /// the breaker opens.
     fn give_up(&self, state: &mut State, now: u64, failure: &Failure) {
+        let asked = !state.inflight.is_empty();
         let mut updates: usize = 0;
         let outcome = failure.outcome();
         while let Some(request) = state.inflight.pop() {
@@ -846,9 +847,9 @@ impl Peer {
         }
         let lost = state.ended.len().saturating_add(updates);
         let trips = match failure {
-            Failure::Closed | Failure::Io(_) | Failure::Tls(_) | Failure::Mistrusted => {
-                !state.proven
-            }
+            // A server may end a connection that nobody uses.
+            Failure::Closed | Failure::Io(_) | Failure::Tls(_) => asked && !state.proven,
+            Failure::Mistrusted => !state.proven,
             Failure::Local | Failure::OutOfMemory => false,
             _ => true,
         };

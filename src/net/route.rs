@@ -398,8 +398,18 @@ impl Cluster {
             map.nodes().iter().position(|node| node.host == host && node.port == to.port)
         });
         let peer = match known.and_then(|n| self.nodes.get(n)) {
-            Some(peer) => Rc::clone(peer),
-            None => self.node(&host, None, to.port)?,
+            Some(peer) => Some(Rc::clone(peer)),
+            None => self.node(&host, None, to.port),
+        };
+        let Some(peer) = peer else {
+            if let Some(times) = self.trouble.pass(clock::now_ms()) {
+                log_at!(
+                    Log::cycle(),
+                    Error,
+                    "{from} sends to \"{host}\", whose address is not known ({times} times)"
+                );
+            }
+            return None;
         };
         let noted = match &mut self.map {
             Some(map) if !to.ask => map.moved(to.slot, &host, to.port).ok(),
