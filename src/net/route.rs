@@ -483,15 +483,23 @@ impl Sentinel {
         }
     }
 
+    /// Asks the Sentinel that was asked last, as long as the master it has named is one: others
+    /// may not know yet.
     fn ask(&mut self) -> bool {
+        if !self.master.as_ref().is_some_and(|master| master.peer.is_usable()) {
+            self.turn = self.turn.wrapping_add(1);
+        }
         let count = self.sentinels.len();
-        let start = self.turn.checked_rem(count).unwrap_or(0);
         let name = self.name.as_slice();
-        let asked = self.sentinels.iter().cycle().skip(start).take(count).any(|peer| {
+        let first = self.turn.checked_rem(count).unwrap_or(0);
+        let mut in_turn = self.sentinels.iter().enumerate().cycle().skip(first).take(count);
+        let asked = in_turn.find(|(_, peer)| {
             peer.is_usable() && peer.query(|out| resp::master_address(name, out)).is_ok()
         });
-        self.turn = self.turn.wrapping_add(1);
-        asked
+        if let Some((turn, _)) = asked {
+            self.turn = turn;
+        }
+        asked.is_some()
     }
 
     fn learned(&mut self, peer: &Peer, reply: &Reply<'_>) {
@@ -500,7 +508,10 @@ impl Sentinel {
             Reply::Array(reply) => parse_master_address(reply),
             Reply::Missing => None,
             // The peer has said it, or is down.
-            _ => return,
+            _ => {
+                self.turn = self.turn.wrapping_add(1);
+                return;
+            }
         };
         let name = String::from_utf8_lossy(&self.name);
         let found = match address.map(|(host, port)| (host, host.parse::<IpAddr>(), port)) {
@@ -511,6 +522,7 @@ impl Sentinel {
         let (host, port, address) = match found {
             Ok(found) => found,
             Err(trouble) => {
+                self.turn = self.turn.wrapping_add(1);
                 if let Some(times) = self.unknown.pass(clock::now_ms()) {
                     log_at!(
                         Log::cycle(),
