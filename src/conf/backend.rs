@@ -401,7 +401,8 @@ impl Backend {
             None if cluster => Finder::Cluster,
             None => Finder::Key,
         };
-        let links = Links { codec, limits, tls, breaker: breaker::Config::default() };
+        let breaker = self.servers.first().map(|server| server.breaker).unwrap_or_default();
+        let links = Links { codec, limits, tls, breaker };
         let servers = self.servers.into_iter().filter(|server| !server.down);
         let servers = servers.map(|server| server.with_port(port)).collect();
         Ok(Settings { links, finder, servers, prefix })
