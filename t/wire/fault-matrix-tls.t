@@ -14,7 +14,8 @@ my $ca    = certs()->{ca_crt};
 sub tls_column {
     my (%arg) = @_;
     my @lines = ('ssl on;', "ssl_trusted_certificate $ca;", @{ delete $arg{lines} // [] });
-    return column(server => $redis, upstream => '127.0.0.1:' . $redis->tls_port, backend => \@lines, %arg);
+    return column(
+        server => $redis, upstream => '127.0.0.1:' . $redis->tls_port, backend => \@lines, %arg);
 }
 
 # A stall, a cut and a reset come at the beginning, or in the middle of what the server sends first.
