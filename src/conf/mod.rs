@@ -302,6 +302,8 @@ impl MainConf {
             );
         }
         self.policy = Some(policy);
+        // Their texts may hold passwords.
+        self.tiers = Vec::new();
         Ok(())
     }
 

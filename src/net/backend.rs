@@ -5,7 +5,7 @@
 
 use core::cell::{OnceCell, RefCell};
 use core::fmt;
-use core::hash::BuildHasher;
+use core::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use core::mem;
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -67,13 +67,32 @@ struct State {
     route: Route,
     pending: Slots<Pending>,
     /// Lookups that others may join, by the hash of their keys.
-    lookups: HashMap<u64, Token>,
+    lookups: HashMap<u64, Token, BuildHasherDefault<Hashed>>,
     /// Ends of lookups that no peer keeps.
     deadlines: Vec<(u64, Token)>,
     /// Whether a question about the servers is under way.
     asking: bool,
     /// When the next one may be asked.
     next_query: u64,
+}
+
+/// Hashes what is a hash already.
+#[derive(Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Not called: the keys are u64.
+        self.0 = bytes.iter().fold(self.0, |hash, &byte| hash.rotate_left(8) ^ u64::from(byte));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
 }
 
 /// A request that is under way.
@@ -133,7 +152,7 @@ impl Backend {
             state: RefCell::new(State {
                 route: route(this.clone()),
                 pending: Slots::new(),
-                lookups: HashMap::new(),
+                lookups: HashMap::default(),
                 deadlines: Vec::new(),
                 asking: false,
                 next_query: 0,
@@ -438,18 +457,23 @@ impl Replies for Backend {
 impl On<Overdue> for Backend {
     fn on(&self) {
         let now = clock::now_ms();
-        loop {
-            let Ok(mut state) = self.state.try_borrow_mut() else { return };
-            let due = state.deadlines.iter().position(|(deadline, _)| *deadline <= now);
-            let Some(due) = due else {
-                if let Some(next) = state.deadlines.iter().map(|(deadline, _)| *deadline).min() {
-                    self.overdue.at(next, false);
-                }
-                return;
-            };
-            let (_, token) = state.deadlines.swap_remove(due);
-            drop(state);
-            self.finish(token, Outcome::Timeout, &[]);
+        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        let mut deadlines = mem::take(&mut state.deadlines);
+        drop(state);
+        // Nothing is borrowed: who is told may begin other lookups.
+        deadlines.retain(|&(deadline, token)| {
+            let is_due = deadline <= now;
+            if is_due {
+                self.finish(token, Outcome::Timeout, &[]);
+            }
+            !is_due
+        });
+        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        // Those that have come meanwhile are few, if any.
+        deadlines.append(&mut state.deadlines);
+        state.deadlines = deadlines;
+        if let Some(next) = state.deadlines.iter().map(|(deadline, _)| *deadline).min() {
+            self.overdue.at(next, false);
         }
     }
 }
@@ -470,10 +494,9 @@ struct Unavailable<'a>(&'a Backend);
 impl fmt::Display for Unavailable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Ok(state) = self.0.state.try_borrow() else { return Ok(()) };
-        let mut peers = state.route.peers();
-        match (peers.next(), peers.next()) {
-            (Some(peer), None) => write!(f, "{peer} is not available"),
-            _ => f.write_str("no server is available"),
+        match state.route.only() {
+            Some(peer) => write!(f, "{peer} is not available"),
+            None => f.write_str("no server is available"),
         }
     }
 }

@@ -164,6 +164,8 @@ pub struct Peer {
     /// Which address is in use.
     address: Cell<usize>,
     state: RefCell<State>,
+    /// The connection whose replies were told last.
+    told: Cell<u64>,
     /// The next deadline.
     tick: Event<Peer, Tick>,
     /// Something waits to be written.
@@ -188,6 +190,8 @@ struct State {
     /// buffer of its own, which does not grow and leave a password behind.
     greeting: Vec<u8>,
     greetings: usize,
+    /// When the greeting has to be accepted, once it can be sent.
+    greet_by: u64,
     input: Vec<u8>,
     /// How much of `input` has been decoded.
     decoded: usize,
@@ -352,6 +356,7 @@ impl Peer {
             replies,
             address: Cell::new(0),
             state: RefCell::new(State::new(server.breaker)),
+            told: Cell::new(0),
             tick: Event::new(this.clone()),
             flush: Event::new(this.clone()),
         })
@@ -415,11 +420,13 @@ impl Peer {
         }
     }
 
-    /// The server has shown that it is no longer the master.
+    /// The server has shown, by the reply that is being told, that it is no longer the master.
     pub fn demoted(&self) {
         if let Ok(mut state) = self.state.try_borrow_mut() {
-            state.demoted = true;
-            self.flush.soon();
+            if state.link.is_some() && state.generation == self.told.get() {
+                state.demoted = true;
+                self.flush.soon();
+            }
         }
     }
 
@@ -505,7 +512,7 @@ impl Peer {
             state.greetings = answers;
             state.inflight.reserve(answers)?;
             for step in 0..answers {
-                state.inflight.push(Kind::Greeting(step), now, self.greeting_timeout());
+                state.inflight.push(Kind::Greeting(step), now, self.limits.store_timeout);
             }
             Ok(())
         });
@@ -519,14 +526,6 @@ impl Peer {
             return Err(Refused);
         }
         if probe { Err(Refused) } else { Ok(()) }
-    }
-
-    /// How long a connection may take to be of use: to be there, and to answer as a fetch has to
-    /// be answered.
-    fn greeting_timeout(&self) -> u64 {
-        let Limits { connect_timeout, fetch_timeout, .. } = self.limits;
-        let handshake = if self.tls.is_some() { connect_timeout } else { 0 };
-        connect_timeout.saturating_add(handshake).saturating_add(connect_timeout.max(fetch_timeout))
     }
 
     /// Connects to the first of the addresses that are left to try and does not fail at once.
@@ -630,8 +629,11 @@ impl Peer {
 
     /// The connection can be written to.
     fn ready(&self, state: &mut State, now: u64) {
+        let Limits { connect_timeout, fetch_timeout, .. } = self.limits;
         state.phase = Phase::Ready;
         state.ready = now;
+        // As long as connecting may take, and as a fetch has to be answered.
+        state.greet_by = now.saturating_add(connect_timeout.max(fetch_timeout));
         if state.link.as_ref().is_some_and(|link| !link.begin()) {
             // The next read or write says why.
             debug!(Log::cycle(), "SSL session backend {self}: event registration failed");
@@ -667,7 +669,7 @@ impl Peer {
         } else if state.sent > KEPT_BUFFER {
             // A server that is always a little behind must not make the buffer grow.
             let sent = mem::take(&mut state.sent);
-            state.out.drain(..sent);
+            shift(&mut state.out, sent);
         }
     }
 
@@ -677,8 +679,10 @@ impl Peer {
             Phase::Connecting { deadline } | Phase::Handshaking { deadline } => Some(deadline),
             Phase::Idle | Phase::Ready => None,
         };
+        let greeted = state.is_greeting().then_some(state.greet_by);
         let doubt = state.doubt.as_ref().map(|doubt| doubt.until);
-        let next = [connect, doubt, state.inflight.next_deadline()].into_iter().flatten().min();
+        let inflight = state.inflight.next_deadline();
+        let next = [connect, greeted, doubt, inflight].into_iter().flatten().min();
         if let Some(deadline) = next {
             let holds_exit = clock::is_exiting() && !state.inflight.is_empty();
             self.tick.at(deadline, holds_exit);
@@ -884,8 +888,9 @@ impl Peer {
             return;
         }
         let mut ended = mem::take(&mut state.ended);
-        let input = mem::take(&mut state.input);
+        let mut input = mem::take(&mut state.input);
         let generation = state.generation;
+        self.told.set(generation);
         drop(state);
         if let Some(replies) = self.replies.upgrade() {
             for Ended { kind, end, value } in &ended {
@@ -904,6 +909,8 @@ impl Peer {
             if state.generation == generation {
                 state.input = input;
                 state.forget_decoded();
+            } else {
+                empty(&mut input);
             }
         }
     }
@@ -956,6 +963,7 @@ impl State {
             sent: 0,
             greeting: Vec::new(),
             greetings: 0,
+            greet_by: 0,
             input: Vec::new(),
             decoded: 0,
             skip: 0,
@@ -985,6 +993,11 @@ impl State {
         }
     }
 
+    /// Whether the server has the greeting, or will have it now, and has to accept it.
+    fn is_greeting(&self) -> bool {
+        self.phase == Phase::Ready && self.greetings > 0
+    }
+
     /// Closes the connection and forgets what belonged to it.
     fn reset(&mut self) {
         self.link = None;
@@ -1009,9 +1022,20 @@ impl State {
         if decoded == self.input.len() {
             empty(&mut self.input);
         } else {
-            self.input.drain(..decoded);
+            shift(&mut self.input, decoded);
         }
     }
+}
+
+/// Removes the first `n` bytes of what may be secret.
+fn shift(buf: &mut Vec<u8>, n: usize) {
+    let n = n.min(buf.len());
+    let rest = buf.len().saturating_sub(n);
+    buf.copy_within(n.., 0);
+    if let Some(end) = buf.get_mut(rest..) {
+        end.zeroize();
+    }
+    buf.truncate(rest);
 }
 
 /// Empties a buffer of what may be secret; one that had to grow is freed.
@@ -1119,6 +1143,8 @@ impl ResolverOwner for Peer {
             successor.set_resolver(resolver);
             next.resolve_at = state.resolve_at;
         }
+        // This one has told where its name has gone.
+        state.resolve_at = i64::MAX;
         drop(state);
         log_at!(Log::cycle(), Notice, "{self} has moved to {successor}");
         if let Some(replies) = self.replies.upgrade() {
@@ -1155,14 +1181,12 @@ impl On<Tick> for Peer {
         };
         while let Some(expired) = state.inflight.expire(now) {
             state.end(expired.kind, End::Failed(Outcome::Timeout), 0..0);
-            if state.phase != Phase::Ready {
+            if state.phase != Phase::Ready || matches!(expired.kind, Kind::Greeting(_)) {
                 continue;
             }
             // What was asked while connecting: the server has the whole timeout from then on.
             let asked = expired.since.max(state.ready);
-            if let Kind::Greeting(_) = expired.kind {
-                failure = Some(Failure::Silent(now.saturating_sub(asked)));
-            } else if state.doubt.is_none() {
+            if state.doubt.is_none() {
                 let until = asked.saturating_add(expired.timeout);
                 state.doubt = Some(Doubt { since: expired.since, asked, until });
             }
@@ -1171,6 +1195,9 @@ impl On<Tick> for Peer {
             if state.heard < doubt.since {
                 failure = Some(Failure::Silent(now.saturating_sub(doubt.asked)));
             }
+        }
+        if state.is_greeting() && state.greet_by <= now {
+            failure = Some(Failure::Silent(now.saturating_sub(state.ready)));
         }
         if let Some(failure) = failure {
             self.give_up(&mut state, now, &failure);

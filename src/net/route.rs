@@ -185,6 +185,17 @@ impl Route {
         }
     }
 
+    /// The server, if there is only one.
+    pub fn only(&self) -> Option<&Rc<Peer>> {
+        match self {
+            Route::Servers(servers) if servers.backups.is_empty() => match &*servers.peers {
+                [peer] => Some(peer),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// All servers that may have a connection.
     pub fn peers(&self) -> impl Iterator<Item = &Rc<Peer>> {
         let none: &[Rc<Peer>] = &[];
@@ -411,12 +422,9 @@ impl Cluster {
             }
             return None;
         };
-        let noted = match &mut self.map {
-            Some(map) if !to.ask => map.moved(to.slot, &host, to.port).ok(),
-            _ => None,
-        };
-        if noted == Some(self.nodes.len()) {
-            self.nodes.push(Rc::clone(&peer));
+        // One that the map does not have is not put into it on the word of another.
+        if let (false, Some(map), Some(_)) = (to.ask, &mut self.map, known) {
+            let _ = map.moved(to.slot, &host, to.port);
         }
         let mut known = self.nodes.iter().chain(&self.seeds).chain(&self.guests);
         if !known.any(|known| Rc::ptr_eq(known, &peer)) {
