@@ -268,7 +268,7 @@ sub run_matrix {
         subtest "$name: nothing is left over" => sub {
             is_deeply [ $nginx->workers ], [$pid], 'the worker is the same';
             note "$rss{$name}{1} KB, $rss{$name}{2} KB";
-            cmp_ok $rss{$name}{2} - $rss{$name}{1}, '<', GROWTH, 'memory stays as it was';
+            cmp_ok $rss{$name}{2} - $rss{$name}{1}, '<', GROWTH * patience(), 'memory stays as it was';
             ok eval { $nginx->quit; 1 }, 'nginx exits in order' or diag $@;
             is $nginx->log_count(qr/\[(?:emerg|alert|crit)\]/), 0, 'no alert';
         };
