@@ -86,11 +86,7 @@ impl Policy {
     }
 
     fn lookup(&self, id: SessionId, take: bool) -> lookup::Lookup {
-        if take {
-            lookup::Lookup::take(id, self.fetch.len())
-        } else {
-            lookup::Lookup::new(id)
-        }
+        if take { lookup::Lookup::take(id, self.fetch.len()) } else { lookup::Lookup::new(id) }
     }
 
     /// Looks for a session that no lookup was made for: the ClientHello could not be read ahead
