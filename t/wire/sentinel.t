@@ -162,8 +162,8 @@ sub change {
         rate(between($off, $on, @records)), outcomes(between($off, $on, @records)), rate(@after),
         slowest(@records);
     is scalar(failed(@records)), 0, 'no handshake fails';
-    cmp_ok rate(between(undef, $began, @records)), '>=', 99, 'all sessions are found before';
-    cmp_ok rate(@after), '>=', 99, 'and after';
+    cmp_ok rate(between(undef, $began, @records)), '>=', 95, 'all sessions are found before';
+    cmp_ok rate(@after), '>=', 95, 'and after';
     cmp_ok $gap, '<', 1000 * ($there - $began) + 1500 * patience(), 'hits come back soon';
     cmp_ok slowest(@records), '<', 1000 * patience(), 'no handshake waits for what does not come';
     is $edge->log_count($named, from => $from), 1, 'the new master is named once';

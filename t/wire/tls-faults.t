@@ -207,10 +207,16 @@ subtest 'hundreds of handshakes that fail leave nothing behind' => sub {
             $client->request =~ /^ERROR/ or die 'not refused';
         };
         $once->() for 1 .. $rounds;
-        my ($rss, $fds) = ($nginx->rss, $nginx->fds);
-        $once->() for 1 .. $rounds;
-        my $after = $nginx->rss;
-        cmp_ok $after - $rss, '<=', 80, "$what: $rss KB before, $after KB after" unless $ENV{TEST_NGINX_USE_VALGRIND};
+        my $fds = $nginx->fds;
+        # The allocator settles late now and then; what leaks grows each time.
+        my $grown;
+        for (1 .. 4) {
+            my $rss = $nginx->rss;
+            $once->() for 1 .. $rounds;
+            $grown = $nginx->rss - $rss;
+            last if $grown <= 40;
+        }
+        cmp_ok $grown, '<=', 40, "$what: memory stays" unless $ENV{TEST_NGINX_USE_VALGRIND};
         wait_until { $nginx->fds <= $fds } 5, 'the end of the last connection';
         $nginx->quit;
         my @lines = $nginx->errors(warn => 1);
