@@ -1,5 +1,7 @@
 //! Connections to the servers of a backend.
 
 pub mod backend;
+mod buffer;
+mod failure;
 pub mod peer;
 pub mod route;

@@ -13,16 +13,17 @@ use std::rc::{Rc, Weak};
 use std::vec::Vec;
 
 use session_core::breaker::{self, Breaker, Verdict};
-use session_core::codec::{Answer, Codec, DecodeError, Expiry, OutOfMemory, Redirect, Unfit};
+use session_core::codec::{Answer, Codec, Expiry, OutOfMemory, Redirect, Unfit};
 use session_core::inflight::{InFlight, Kind};
 use session_core::outcome::Outcome;
 use session_core::resp;
 use session_core::said::Said;
 use session_core::slots::Token;
 use session_core::throttle::Throttle;
-use zeroize::Zeroize;
 
-use crate::ffi::client::{TlsClient, TlsError, TlsName};
+use super::buffer;
+use super::failure::Failure;
+use crate::ffi::client::{TlsClient, TlsName};
 use crate::ffi::clock;
 use crate::ffi::event::{Event, On};
 use crate::ffi::link::{Address, ConnectError, Handshake, Io, Link, LinkOwner, Progress};
@@ -40,8 +41,6 @@ const READ_CHUNKS: usize = 16;
 /// The most that waits to be written, in bytes. Beyond it requests are refused as if the queue
 /// were full.
 const MAX_UNSENT: usize = 4 * 1024 * 1024;
-/// A buffer that has grown beyond this is freed when it is empty, in bytes.
-const KEPT_BUFFER: usize = 64 * 1024;
 
 /// Takes what becomes of requests. Called from events of the peer only, never while a request is
 /// made.
@@ -263,77 +262,6 @@ enum End {
     Array,
     Refused,
     Failed(Outcome),
-}
-
-/// Why a connection is given up. The text is what follows `SERVER is down: `.
-enum Failure {
-    Local,
-    Connect(i32),
-    ConnectTimeout,
-    Handshake(TlsError),
-    HandshakeTimeout,
-    Silent(u64),
-    Closed,
-    Io(i32),
-    Tls(Box<str>),
-    OutOfMemory,
-    OutOfStep,
-    Mistrusted,
-    NotMaster,
-    Decode(DecodeError),
-    Greeting(Box<str>),
-}
-
-impl Failure {
-    /// Whether the connection has merely ended.
-    fn is_end(&self) -> bool {
-        matches!(self, Failure::Closed | Failure::Io(_) | Failure::Tls(_))
-    }
-
-    /// What this means for the lookups that wait.
-    fn outcome(&self) -> Outcome {
-        match self {
-            Failure::Local | Failure::Connect(_) => Outcome::Down,
-            Failure::ConnectTimeout | Failure::HandshakeTimeout | Failure::Silent(_) => {
-                Outcome::Timeout
-            }
-            _ => Outcome::Error,
-        }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Failure::Local => f.write_str("no connection or socket left"),
-            Failure::Connect(errno) => write!(f, "connect() failed ({})", Errno(*errno)),
-            Failure::ConnectTimeout => f.write_str("connect() timed out"),
-            Failure::Handshake(error) => write!(f, "SSL handshake failed: {error}"),
-            Failure::HandshakeTimeout => f.write_str("SSL handshake timed out"),
-            Failure::Silent(ms) => write!(f, "no answer within {ms} ms"),
-            Failure::Closed => f.write_str("server closed connection"),
-            Failure::Io(errno) => write!(f, "connection failed ({})", Errno(*errno)),
-            Failure::Tls(text) => f.write_str(text),
-            Failure::OutOfMemory => f.write_str("no memory"),
-            Failure::OutOfStep => f.write_str("reply to no request"),
-            Failure::Mistrusted => f.write_str("reply with another session"),
-            Failure::NotMaster => f.write_str("server is not the master"),
-            Failure::Decode(error) => error.fmt(f),
-            Failure::Greeting(text) => write!(f, "server refused: \"{text}\""),
-        }
-    }
-}
-
-/// An errno in nginx's form, `number: text`.
-struct Errno(i32);
-
-impl fmt::Display for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let error = std::io::Error::from_raw_os_error(self.0);
-        let text = std::string::ToString::to_string(&error);
-        let text = text.split(" (os error").next().unwrap_or_default();
-        write!(f, "{}: {text}", self.0)
-    }
 }
 
 impl Peer {
@@ -661,15 +589,15 @@ impl Peer {
         if greets {
             if state.sent >= state.greeting.len() {
                 state.sent = 0;
-                empty(&mut state.greeting);
+                buffer::empty(&mut state.greeting);
             }
         } else if state.sent >= state.out.len() {
             state.sent = 0;
-            empty(&mut state.out);
-        } else if state.sent > KEPT_BUFFER {
+            buffer::empty(&mut state.out);
+        } else if state.sent > buffer::KEPT {
             // A server that is always a little behind must not make the buffer grow.
             let sent = mem::take(&mut state.sent);
-            shift(&mut state.out, sent);
+            buffer::shift(&mut state.out, sent);
         }
     }
 
@@ -910,7 +838,7 @@ impl Peer {
                 state.input = input;
                 state.forget_decoded();
             } else {
-                empty(&mut input);
+                buffer::empty(&mut input);
             }
         }
     }
@@ -1010,8 +938,8 @@ impl State {
         self.sent = 0;
         self.skip = 0;
         self.proven = false;
-        empty(&mut self.out);
-        empty(&mut self.greeting);
+        buffer::empty(&mut self.out);
+        buffer::empty(&mut self.greeting);
         while self.inflight.pop().is_some() {}
         self.decoded = self.input.len();
     }
@@ -1020,30 +948,10 @@ impl State {
     fn forget_decoded(&mut self) {
         let decoded = mem::take(&mut self.decoded).min(self.input.len());
         if decoded == self.input.len() {
-            empty(&mut self.input);
+            buffer::empty(&mut self.input);
         } else {
-            shift(&mut self.input, decoded);
+            buffer::shift(&mut self.input, decoded);
         }
-    }
-}
-
-/// Removes the first `n` bytes of what may be secret.
-fn shift(buf: &mut Vec<u8>, n: usize) {
-    let n = n.min(buf.len());
-    let rest = buf.len().saturating_sub(n);
-    buf.copy_within(n.., 0);
-    if let Some(end) = buf.get_mut(rest..) {
-        end.zeroize();
-    }
-    buf.truncate(rest);
-}
-
-/// Empties a buffer of what may be secret; one that had to grow is freed.
-fn empty(buf: &mut Vec<u8>) {
-    buf.as_mut_slice().zeroize();
-    buf.clear();
-    if buf.capacity() > KEPT_BUFFER {
-        *buf = Vec::new();
     }
 }
 

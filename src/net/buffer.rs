@@ -1,0 +1,28 @@
+//! Buffers of what may be secret.
+
+use std::vec::Vec;
+
+use zeroize::Zeroize;
+
+/// A buffer that has grown beyond this is freed when it is empty, in bytes.
+pub const KEPT: usize = 64 * 1024;
+
+/// Removes the first `n` bytes.
+pub fn shift(buf: &mut Vec<u8>, n: usize) {
+    let n = n.min(buf.len());
+    let rest = buf.len().saturating_sub(n);
+    buf.copy_within(n.., 0);
+    if let Some(end) = buf.get_mut(rest..) {
+        end.zeroize();
+    }
+    buf.truncate(rest);
+}
+
+/// Empties a buffer; one that had to grow is freed.
+pub fn empty(buf: &mut Vec<u8>) {
+    buf.as_mut_slice().zeroize();
+    buf.clear();
+    if buf.capacity() > KEPT {
+        *buf = Vec::new();
+    }
+}

@@ -1,0 +1,95 @@
+//! Why a connection to a server is given up.
+
+use core::fmt;
+use std::boxed::Box;
+
+use session_core::codec::DecodeError;
+use session_core::outcome::Outcome;
+
+use crate::ffi::client::TlsError;
+
+/// Why a connection is given up. The text is what follows `SERVER is down: `.
+pub enum Failure {
+    /// No connection of nginx, or no socket, was left.
+    Local,
+    /// Connecting failed with this errno.
+    Connect(i32),
+    /// Connecting took too long.
+    ConnectTimeout,
+    /// The TLS handshake failed.
+    Handshake(TlsError),
+    /// The TLS handshake took too long.
+    HandshakeTimeout,
+    /// Nothing came for so many milliseconds.
+    Silent(u64),
+    /// The server closed the connection.
+    Closed,
+    /// Reading failed with this errno.
+    Io(i32),
+    /// Reading over TLS failed, in OpenSSL's words.
+    Tls(Box<str>),
+    /// There was no memory for what came.
+    OutOfMemory,
+    /// A reply that no request leads to.
+    OutOfStep,
+    /// Replies with other sessions than those asked for.
+    Mistrusted,
+    /// The server is a replica.
+    NotMaster,
+    /// What came is no reply.
+    Decode(DecodeError),
+    /// The server did not accept the greeting, in its words.
+    Greeting(Box<str>),
+}
+
+impl Failure {
+    /// Whether the connection has merely ended.
+    pub fn is_end(&self) -> bool {
+        matches!(self, Failure::Closed | Failure::Io(_) | Failure::Tls(_))
+    }
+
+    /// What this means for the lookups that wait.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Failure::Local | Failure::Connect(_) => Outcome::Down,
+            Failure::ConnectTimeout | Failure::HandshakeTimeout | Failure::Silent(_) => {
+                Outcome::Timeout
+            }
+            _ => Outcome::Error,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Local => f.write_str("no connection or socket left"),
+            Failure::Connect(errno) => write!(f, "connect() failed ({})", Errno(*errno)),
+            Failure::ConnectTimeout => f.write_str("connect() timed out"),
+            Failure::Handshake(error) => write!(f, "SSL handshake failed: {error}"),
+            Failure::HandshakeTimeout => f.write_str("SSL handshake timed out"),
+            Failure::Silent(ms) => write!(f, "no answer within {ms} ms"),
+            Failure::Closed => f.write_str("server closed connection"),
+            Failure::Io(errno) => write!(f, "connection failed ({})", Errno(*errno)),
+            Failure::Tls(text) => f.write_str(text),
+            Failure::OutOfMemory => f.write_str("no memory"),
+            Failure::OutOfStep => f.write_str("reply to no request"),
+            Failure::Mistrusted => f.write_str("reply with another session"),
+            Failure::NotMaster => f.write_str("server is not the master"),
+            Failure::Decode(error) => error.fmt(f),
+            Failure::Greeting(text) => write!(f, "server refused: \"{text}\""),
+        }
+    }
+}
+
+/// An errno in nginx's form, `number: text`.
+struct Errno(i32);
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let error = std::io::Error::from_raw_os_error(self.0);
+        let text = std::string::ToString::to_string(&error);
+        let text = text.split(" (os error").next().unwrap_or_default();
+        write!(f, "{}: {text}", self.0)
+    }
+}
