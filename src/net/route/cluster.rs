@@ -1,0 +1,195 @@
+//! A Redis Cluster.
+
+use core::mem;
+use core::net::IpAddr;
+use std::rc::{Rc, Weak};
+use std::string::{String, ToString};
+use std::vec::Vec;
+
+use session_core::codec::Redirect;
+use session_core::resp;
+use session_core::throttle::Throttle;
+use session_core::topology::{SlotMap, hash_slot};
+
+use super::{Found, Links};
+use crate::ffi::clock;
+use crate::ffi::link::Address;
+use crate::ffi::log::Log;
+use crate::net::peer::{Peer, Replies, Reply};
+use crate::{debug, log_at};
+
+/// A map of the slots is trusted for so long, in milliseconds, where nothing says that it is wrong.
+const MAP_AGE: u64 = 60_000;
+/// How many nodes that are not in the map are connected to.
+const MAX_GUESTS: usize = 64;
+
+/// The masters of a Redis Cluster.
+pub struct Cluster {
+    links: Links,
+    replies: Weak<dyn Replies>,
+    /// The servers of the configuration.
+    pub(super) seeds: Vec<Rc<Peer>>,
+    map: Option<SlotMap>,
+    /// The nodes of the map, in its order.
+    pub(super) nodes: Vec<Rc<Peer>>,
+    /// Nodes that others have named, and the map has not.
+    pub(super) guests: Vec<Rc<Peer>>,
+    /// Nodes that are not needed any more and have something to answer still.
+    pub(super) retired: Vec<Rc<Peer>>,
+    /// When the map was learned.
+    learned: u64,
+    /// Whose turn it is to be asked.
+    turn: usize,
+    trouble: Throttle,
+}
+
+impl Cluster {
+    /// A cluster that knows its first servers.
+    pub fn new(links: Links, seeds: Vec<Rc<Peer>>, replies: Weak<dyn Replies>) -> Self {
+        Cluster {
+            links,
+            replies,
+            seeds,
+            map: None,
+            nodes: Vec::new(),
+            guests: Vec::new(),
+            retired: Vec::new(),
+            learned: 0,
+            turn: 0,
+            trouble: Throttle::new(),
+        }
+    }
+
+    pub fn find(&mut self, key: &[u8]) -> Found {
+        let Some(map) = &self.map else {
+            let seed = self.seeds.iter().find(|seed| seed.is_usable());
+            return seed.map_or(Found::Nobody, |seed| Found::Guess(Rc::clone(seed)));
+        };
+        let node = map.index(hash_slot(key)).and_then(|n| self.nodes.get(n));
+        match node.filter(|node| node.is_usable()) {
+            Some(node) if clock::now_ms().saturating_sub(self.learned) > MAP_AGE => {
+                Found::Guess(Rc::clone(node))
+            }
+            Some(node) => Found::Peer(Rc::clone(node)),
+            None => Found::Nobody,
+        }
+    }
+
+    pub fn ask(&mut self) -> bool {
+        let count = self.nodes.len().saturating_add(self.seeds.len());
+        let all = self.nodes.iter().chain(&self.seeds);
+        let in_turn = all.clone().chain(all).skip(self.turn.checked_rem(count).unwrap_or(0));
+        let asked = in_turn
+            .take(count)
+            .any(|peer| peer.is_usable() && peer.query(resp::cluster_slots).is_ok());
+        self.turn = self.turn.wrapping_add(1);
+        asked
+    }
+
+    pub fn learned(&mut self, peer: &Peer, reply: &Reply<'_>) {
+        self.retired.retain(|peer| !peer.retire());
+        let map = match reply {
+            Reply::Array(reply) => SlotMap::parse(reply),
+            // The peer has said it, or is down.
+            _ => return,
+        };
+        let map = match map {
+            // A node that is new to the cluster, or was put out of it, knows nobody.
+            Ok(map) if map.nodes().is_empty() => return,
+            Ok(map) => map,
+            Err(error) => {
+                if let Some(times) = self.trouble.pass(clock::now_ms()) {
+                    log_at!(
+                        Log::cycle(),
+                        Error,
+                        "{peer}: invalid reply to CLUSTER SLOTS: {error} ({times} times)"
+                    );
+                }
+                return;
+            }
+        };
+        let nodes: Option<Vec<Rc<Peer>>> = map
+            .nodes()
+            .iter()
+            .map(|node| {
+                let host = if node.host.is_empty() { host_of(peer) } else { node.host.clone() };
+                self.node(&host, node.ip, node.port)
+            })
+            .collect();
+        let Some(nodes) = nodes else {
+            if let Some(times) = self.trouble.pass(clock::now_ms()) {
+                log_at!(
+                    Log::cycle(),
+                    Error,
+                    "{peer}: CLUSTER SLOTS names nodes without an IP address ({times} times)"
+                );
+            }
+            return;
+        };
+        debug!(Log::cycle(), "SSL session backend {peer}: {} masters", nodes.len());
+        let gone = mem::replace(&mut self.nodes, nodes);
+        let guests = mem::take(&mut self.guests);
+        for peer in gone.into_iter().chain(guests) {
+            let stays = self.nodes.iter().chain(&self.seeds).any(|other| Rc::ptr_eq(other, &peer));
+            if !stays && !peer.retire() {
+                self.retired.push(peer);
+            }
+        }
+        self.map = Some(map);
+        self.learned = clock::now_ms();
+    }
+
+    /// The peer of a node: one that is there already, or a new one.
+    fn node(&self, host: &str, address: Option<IpAddr>, port: u16) -> Option<Rc<Peer>> {
+        let ip = address.or_else(|| host.parse().ok())?;
+        let address = Address::from_ip(ip, port);
+        let known = self
+            .nodes
+            .iter()
+            .chain(&self.seeds)
+            .chain(&self.guests)
+            .find(|peer| peer.address().is_some_and(|known| known == address));
+        if let Some(known) = known {
+            return Some(Rc::clone(known));
+        }
+        Some(self.links.found(host, address, &self.replies))
+    }
+
+    pub fn redirected(&mut self, from: &Peer, to: &Redirect<'_>) -> Option<Rc<Peer>> {
+        let host = if to.host.is_empty() { host_of(from) } else { to.host.to_string() };
+        let known = self.map.as_ref().and_then(|map| {
+            map.nodes().iter().position(|node| node.host == host && node.port == to.port)
+        });
+        let peer = match known.and_then(|n| self.nodes.get(n)) {
+            Some(peer) => Some(Rc::clone(peer)),
+            None => self.node(&host, None, to.port),
+        };
+        let Some(peer) = peer else {
+            if let Some(times) = self.trouble.pass(clock::now_ms()) {
+                log_at!(
+                    Log::cycle(),
+                    Error,
+                    "{from} sends to \"{host}\", whose address is not known ({times} times)"
+                );
+            }
+            return None;
+        };
+        // One that the map does not have is not put into it on the word of another.
+        if let (false, Some(map), Some(_)) = (to.ask, &mut self.map, known) {
+            let _ = map.moved(to.slot, &host, to.port);
+        }
+        let mut known = self.nodes.iter().chain(&self.seeds).chain(&self.guests);
+        if !known.any(|known| Rc::ptr_eq(known, &peer)) {
+            if self.guests.len() >= MAX_GUESTS {
+                return None;
+            }
+            self.guests.push(Rc::clone(&peer));
+        }
+        Some(peer)
+    }
+}
+
+/// The IP address that a peer is connected to, in words.
+fn host_of(peer: &Peer) -> String {
+    peer.address().as_ref().and_then(Address::ip).map(|ip| ip.to_string()).unwrap_or_default()
+}

@@ -1,0 +1,206 @@
+//! Which server has an entry.
+
+use core::{mem, ptr, slice};
+use std::boxed::Box;
+use std::rc::{Rc, Weak};
+use std::string::String;
+use std::vec::Vec;
+
+use session_core::breaker;
+use session_core::codec::{Codec, Redirect};
+
+use super::peer::{Limits, Peer, Replies, Reply, Server, Tls};
+use crate::ffi::client::{TlsClient, TlsName};
+use crate::ffi::link::Address;
+
+mod cluster;
+mod sentinel;
+mod servers;
+
+pub use cluster::Cluster;
+pub use sentinel::Sentinel;
+pub use servers::{Member, Servers};
+
+/// Where the servers are known from.
+pub enum Route {
+    /// From the configuration; the key decides.
+    Servers(Servers),
+    /// From a Redis Cluster.
+    Cluster(Cluster),
+    /// From Redis Sentinels.
+    Sentinel(Sentinel),
+}
+
+/// The server of an entry.
+pub enum Found {
+    /// It is this one.
+    Peer(Rc<Peer>),
+    /// It may be this one, which will know better. More should be found out.
+    Guess(Rc<Peer>),
+    /// It is not there. More should be found out.
+    Nobody,
+}
+
+impl Route {
+    /// The server of an entry.
+    pub fn find(&mut self, key: &[u8]) -> Found {
+        match self {
+            Route::Servers(servers) => servers.find(key),
+            Route::Cluster(cluster) => cluster.find(key),
+            Route::Sentinel(sentinel) => sentinel.find(),
+        }
+    }
+
+    /// Whether there is anybody to ask about the servers.
+    pub fn can_ask(&self) -> bool {
+        !matches!(self, Route::Servers(_))
+    }
+
+    /// Asks about the servers. Whether the question is under way; its answer goes to
+    /// [`Route::learned`].
+    pub fn ask(&mut self) -> bool {
+        match self {
+            Route::Servers(_) => false,
+            Route::Cluster(cluster) => cluster.ask(),
+            Route::Sentinel(sentinel) => sentinel.ask(),
+        }
+    }
+
+    /// What became of a question about the servers.
+    pub fn learned(&mut self, peer: &Peer, reply: &Reply<'_>) {
+        match self {
+            Route::Servers(_) => {}
+            Route::Cluster(cluster) => cluster.learned(peer, reply),
+            Route::Sentinel(sentinel) => sentinel.learned(peer, reply),
+        }
+    }
+
+    /// The server that another one sends us to.
+    pub fn redirected(&mut self, from: &Peer, to: &Redirect<'_>) -> Option<Rc<Peer>> {
+        match self {
+            Route::Cluster(cluster) => cluster.redirected(from, to),
+            Route::Servers(_) | Route::Sentinel(_) => None,
+        }
+    }
+
+    /// Whether these words of a server mean that it is not the one to be asked any more.
+    pub fn is_news(&self, peer: &Peer, text: &[u8]) -> bool {
+        match self {
+            Route::Servers(_) => false,
+            Route::Cluster(_) => text.starts_with(b"CLUSTERDOWN"),
+            Route::Sentinel(_) => {
+                let demoted = text.starts_with(b"READONLY") || text.starts_with(b"MASTERDOWN");
+                if demoted {
+                    peer.demoted();
+                }
+                demoted
+            }
+        }
+    }
+
+    /// Puts a server in the place of another one, whose connection is closed when it has answered
+    /// what it was asked.
+    pub fn replace(&mut self, old: &Peer, new: Rc<Peer>) {
+        let nobody: &mut [Rc<Peer>] = &mut [];
+        let (known, others, retired, in_use) = match self {
+            Route::Servers(Servers { peers, backups, retired, .. }) => {
+                (peers, backups.as_mut_slice(), retired, [].as_slice())
+            }
+            // A node of the map stays where the map says it is.
+            Route::Cluster(Cluster { seeds, nodes, retired, .. }) => {
+                (seeds, nobody, retired, nodes.as_slice())
+            }
+            Route::Sentinel(Sentinel { sentinels, retired, .. }) => {
+                (sentinels, nobody, retired, [].as_slice())
+            }
+        };
+        retired.retain(|peer| !peer.retire());
+        for place in known.iter_mut().chain(others) {
+            if ptr::eq(Rc::as_ptr(place), old) {
+                let old = mem::replace(place, Rc::clone(&new));
+                let stays = in_use.iter().any(|peer| Rc::ptr_eq(peer, &old));
+                if !stays && !old.retire() {
+                    retired.push(old);
+                }
+            }
+        }
+    }
+
+    /// The server, if there is only one.
+    pub fn only(&self) -> Option<&Rc<Peer>> {
+        match self {
+            Route::Servers(servers) if servers.backups.is_empty() => match &*servers.peers {
+                [peer] => Some(peer),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// All servers that may have a connection.
+    pub fn peers(&self) -> impl Iterator<Item = &Rc<Peer>> {
+        let none: &[Rc<Peer>] = &[];
+        let (known, found, guests, retired) = match self {
+            Route::Servers(Servers { peers, backups, retired, .. }) => {
+                (peers, backups.as_slice(), none, retired.as_slice())
+            }
+            Route::Cluster(Cluster { seeds, nodes, guests, retired, .. }) => {
+                (seeds, nodes.as_slice(), guests.as_slice(), retired.as_slice())
+            }
+            Route::Sentinel(Sentinel { sentinels, master, retired, .. }) => {
+                let master = master.as_ref().map(|master| &master.peer);
+                (sentinels, master.map_or(none, slice::from_ref), none, retired.as_slice())
+            }
+        };
+        known.iter().chain(found).chain(guests).chain(retired)
+    }
+}
+
+/// How servers are connected to.
+#[derive(Clone)]
+pub struct Links {
+    /// What they speak.
+    pub codec: Rc<dyn Codec>,
+    /// Limits of each.
+    pub limits: Limits,
+    /// How connections are secured.
+    pub tls: Option<TlsSettings>,
+    /// When a server that was found at run time counts as down.
+    pub breaker: breaker::Config,
+}
+
+/// How connections are secured.
+#[derive(Clone)]
+pub struct TlsSettings {
+    /// What is common to all servers.
+    pub client: Rc<TlsClient>,
+    /// The name of all servers, where it was given; else each has its own.
+    pub name: Option<String>,
+    /// Whether the name is sent.
+    pub sni: bool,
+}
+
+impl Links {
+    /// A peer for a server of the configuration.
+    pub fn peer(
+        &self,
+        host: &str,
+        addresses: Vec<Address>,
+        name: Option<(Box<str>, u16)>,
+        breaker: breaker::Config,
+        replies: &Weak<dyn Replies>,
+    ) -> Rc<Peer> {
+        let tls = self.tls.as_ref().map(|tls| Tls {
+            client: Rc::clone(&tls.client),
+            name: TlsName::new(tls.name.as_deref().unwrap_or(host), tls.sni),
+        });
+        let server = Server { addresses, name, tls, breaker };
+        let codec = Rc::clone(&self.codec);
+        Peer::new(server, codec, self.limits.clone(), Weak::clone(replies))
+    }
+
+    /// A peer for a server that was found at run time.
+    fn found(&self, host: &str, address: Address, replies: &Weak<dyn Replies>) -> Rc<Peer> {
+        self.peer(host, Vec::from([address]), None, self.breaker, replies)
+    }
+}

@@ -1,0 +1,139 @@
+//! The master that Redis Sentinels name.
+
+use core::net::IpAddr;
+use std::rc::{Rc, Weak};
+use std::string::{String, ToString};
+use std::vec::Vec;
+
+use session_core::resp;
+use session_core::throttle::Throttle;
+use session_core::topology::parse_master_address;
+
+use super::{Found, Links};
+use crate::ffi::clock;
+use crate::ffi::link::Address;
+use crate::ffi::log::Log;
+use crate::log_at;
+use crate::net::peer::{Peer, Replies, Reply};
+
+/// A master is trusted for so long, in milliseconds: it takes its Sentinels seconds to tell it
+/// that it is one no more.
+const MASTER_AGE: u64 = 1000;
+
+/// The master that Redis Sentinels watch.
+pub struct Sentinel {
+    links: Links,
+    replies: Weak<dyn Replies>,
+    /// The name that the Sentinels have for it.
+    name: Vec<u8>,
+    pub(super) sentinels: Vec<Rc<Peer>>,
+    pub(super) master: Option<Master>,
+    /// When the master was learned.
+    learned: u64,
+    /// Former masters that have something to answer still.
+    pub(super) retired: Vec<Rc<Peer>>,
+    /// Whose turn it is to be asked.
+    turn: usize,
+    unknown: Throttle,
+}
+
+pub(super) struct Master {
+    host: String,
+    port: u16,
+    pub(super) peer: Rc<Peer>,
+}
+
+impl Sentinel {
+    /// The master of that name.
+    pub fn new(
+        links: Links,
+        name: Vec<u8>,
+        sentinels: Vec<Rc<Peer>>,
+        replies: Weak<dyn Replies>,
+    ) -> Self {
+        Sentinel {
+            links,
+            replies,
+            name,
+            sentinels,
+            master: None,
+            learned: 0,
+            retired: Vec::new(),
+            turn: 0,
+            unknown: Throttle::new(),
+        }
+    }
+
+    pub fn find(&self) -> Found {
+        match self.master.as_ref().filter(|master| master.peer.is_usable()) {
+            Some(master) if clock::now_ms().saturating_sub(self.learned) > MASTER_AGE => {
+                Found::Guess(Rc::clone(&master.peer))
+            }
+            Some(master) => Found::Peer(Rc::clone(&master.peer)),
+            None => Found::Nobody,
+        }
+    }
+
+    /// Asks the Sentinel that was asked last, as long as the master it has named is one: others
+    /// may not know yet.
+    pub fn ask(&mut self) -> bool {
+        if !self.master.as_ref().is_some_and(|master| master.peer.is_usable()) {
+            self.turn = self.turn.wrapping_add(1);
+        }
+        let count = self.sentinels.len();
+        let name = self.name.as_slice();
+        let first = self.turn.checked_rem(count).unwrap_or(0);
+        let mut in_turn = self.sentinels.iter().enumerate().cycle().skip(first).take(count);
+        let asked = in_turn.find(|(_, peer)| {
+            peer.is_usable() && peer.query(|out| resp::master_address(name, out)).is_ok()
+        });
+        if let Some((turn, _)) = asked {
+            self.turn = turn;
+        }
+        asked.is_some()
+    }
+
+    pub fn learned(&mut self, peer: &Peer, reply: &Reply<'_>) {
+        self.retired.retain(|peer| !peer.retire());
+        let address = match reply {
+            Reply::Array(reply) => parse_master_address(reply),
+            Reply::Missing => None,
+            // The peer has said it, or is down.
+            _ => {
+                self.turn = self.turn.wrapping_add(1);
+                return;
+            }
+        };
+        let name = String::from_utf8_lossy(&self.name);
+        let found = match address.map(|(host, port)| (host, host.parse::<IpAddr>(), port)) {
+            Some((host, Ok(ip), port)) => Ok((host.to_string(), port, Address::from_ip(ip, port))),
+            Some(_) => Err("has a name in place of an IP address"),
+            None => Err("knows no address"),
+        };
+        let (host, port, address) = match found {
+            Ok(found) => found,
+            Err(trouble) => {
+                self.turn = self.turn.wrapping_add(1);
+                if let Some(times) = self.unknown.pass(clock::now_ms()) {
+                    log_at!(
+                        Log::cycle(),
+                        Error,
+                        "{peer} {trouble} of master \"{name}\" ({times} times)"
+                    );
+                }
+                return;
+            }
+        };
+        self.learned = clock::now_ms();
+        if self.master.as_ref().is_some_and(|known| known.host == host && known.port == port) {
+            return;
+        }
+        let peer = self.links.found(&host, address, &self.replies);
+        log_at!(Log::cycle(), Notice, "master \"{name}\" is {peer}");
+        if let Some(former) = self.master.replace(Master { host, port, peer }) {
+            if !former.peer.retire() {
+                self.retired.push(former.peer);
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Servers of the configuration.
+
+use core::alloc::Layout;
+use std::alloc::handle_alloc_error;
+use std::rc::Rc;
+use std::string::String;
+use std::vec::Vec;
+
+use session_core::rendezvous::Ring;
+
+use super::Found;
+use crate::net::peer::Peer;
+
+/// Servers of which the key chooses one, by weighted rendezvous hashing.
+pub struct Servers {
+    ring: Ring,
+    pub(super) peers: Vec<Rc<Peer>>,
+    backup_ring: Ring,
+    pub(super) backups: Vec<Rc<Peer>>,
+    /// Those that have moved and have something to answer still.
+    pub(super) retired: Vec<Rc<Peer>>,
+}
+
+/// A server with what decides about its share.
+pub struct Member {
+    /// Its name, the same on all machines.
+    pub name: String,
+    /// Its share.
+    pub weight: u32,
+    /// Whether it is only asked when no other is usable.
+    pub backup: bool,
+    /// Its connection.
+    pub peer: Rc<Peer>,
+}
+
+impl Servers {
+    /// The servers given.
+    pub fn new(members: Vec<Member>) -> Self {
+        let (backups, servers): (Vec<_>, Vec<_>) =
+            members.into_iter().partition(|member| member.backup);
+        let ring = |members: &[Member]| {
+            // What a configuration asks for once is asked for plainly.
+            Ring::new(members.iter().map(|member| (member.name.as_bytes(), member.weight)))
+                .unwrap_or_else(|_| handle_alloc_error(Layout::new::<Ring>()))
+        };
+        let peers = |members: Vec<Member>| members.into_iter().map(|member| member.peer).collect();
+        Servers {
+            ring: ring(&servers),
+            peers: peers(servers),
+            backup_ring: ring(&backups),
+            backups: peers(backups),
+            retired: Vec::new(),
+        }
+    }
+
+    pub fn find(&self, key: &[u8]) -> Found {
+        if let ([peer], []) = (self.peers.as_slice(), self.backups.as_slice()) {
+            return Found::Peer(Rc::clone(peer));
+        }
+        let pick = |ring: &Ring, peers: &[Rc<Peer>]| {
+            let usable = |n| peers.get(n).is_some_and(|peer: &Rc<Peer>| peer.is_usable());
+            ring.pick(key, usable).and_then(|n| peers.get(n)).map(Rc::clone)
+        };
+        pick(&self.ring, &self.peers)
+            .or_else(|| pick(&self.backup_ring, &self.backups))
+            .map_or(Found::Nobody, Found::Peer)
+    }
+}
