@@ -41,7 +41,7 @@ const QUEUE: usize = 4096;
 const SENTINEL_PORT: u16 = 26379;
 
 /// The directives of the block.
-pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 32]> = Commands::new([
+pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 30]> = Commands::new([
     directive::<Server>(BLOCK_CONF | NGX_CONF_1MORE),
     value(c"protocol", Slot::Str, mem::offset_of!(Backend, protocol)),
     flag(c"cluster", mem::offset_of!(Backend, cluster)),
@@ -81,8 +81,6 @@ pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 32]> = Commands::new([
         mem::offset_of!(Backend, tls.conf_commands),
     ),
     flag(c"ssl_session_reuse", mem::offset_of!(Backend, tls.session_reuse)),
-    ngx_command_t::empty(),
-    ngx_command_t::empty(),
     ngx_command_t::empty(),
 ]);
 
@@ -212,21 +210,25 @@ impl Backend {
 
     /// What is wrong with the block as a whole.
     fn problem(&self) -> Option<String> {
-        let text = |value: &Str| value.get().is_some();
-        let sentinel = text(&self.sentinel);
-        let cluster = self.cluster.or(false);
-        let database = self.database.or(0) != 0;
+        self.protocol_problem()
+            .or_else(|| self.words_problem())
+            .or_else(|| self.limits_problem())
+            .or_else(|| self.servers_problem())
+    }
 
+    /// What does not go with what the servers speak, and how they are found.
+    fn protocol_problem(&self) -> Option<String> {
+        let has_database = self.database.or(0) != 0;
         match self.protocol.get() {
             None | Some(b"redis") => {}
             Some(b"memcached") => {
                 let of_redis = [
-                    ("cluster", cluster),
-                    ("sentinel", sentinel),
-                    ("username", text(&self.username)),
-                    ("password_file", text(&self.password_file)),
-                    ("client_name", text(&self.client_name)),
-                    ("database", database),
+                    ("cluster", self.cluster.or(false)),
+                    ("sentinel", self.sentinel.is_set()),
+                    ("username", self.username.is_set()),
+                    ("password_file", self.password_file.is_set()),
+                    ("client_name", self.client_name.is_set()),
+                    ("database", has_database),
                 ];
                 if let Some((directive, _)) = of_redis.iter().find(|(_, set)| *set) {
                     return Some(std::format!(
@@ -239,12 +241,15 @@ impl Backend {
             }
             Some(_) => return Some("\"protocol\" is neither \"redis\" nor \"memcached\"".into()),
         }
-        if cluster && sentinel {
-            return Some("\"cluster\" and \"sentinel\" exclude each other".into());
+        match (self.cluster.or(false), self.sentinel.is_set()) {
+            (true, true) => Some("\"cluster\" and \"sentinel\" exclude each other".into()),
+            (true, false) if has_database => Some("\"database\" must be 0 with \"cluster\"".into()),
+            _ => None,
         }
-        if cluster && database {
-            return Some("\"database\" must be 0 with \"cluster\"".into());
-        }
+    }
+
+    /// Directives that are empty, or of no effect without others.
+    fn words_problem(&self) -> Option<String> {
         let empty = [
             ("sentinel", &self.sentinel),
             ("username", &self.username),
@@ -254,8 +259,19 @@ impl Backend {
         if let Some((directive, _)) = empty.iter().find(|(_, value)| value.get() == Some(b"")) {
             return Some(std::format!("\"{directive}\" is empty"));
         }
-        if u32::try_from(self.database.or(0)).is_err() {
-            return Some("\"database\" is too large".into());
+        let needs = [
+            ("username", &self.username, "password_file", &self.password_file),
+            (
+                "sentinel_username",
+                &self.sentinel_username,
+                "sentinel_password_file",
+                &self.sentinel_password_file,
+            ),
+            ("sentinel_password_file", &self.sentinel_password_file, "sentinel", &self.sentinel),
+        ];
+        let lacks = needs.iter().find(|(_, value, _, needed)| value.is_set() && !needed.is_set());
+        if let Some((directive, _, needed, _)) = lacks {
+            return Some(std::format!("\"{directive}\" without \"{needed}\""));
         }
         if !self.ssl.is_set() {
             let of_tls = self.ssl_name.get().map(|_| "ssl_name").or(self.tls.any());
@@ -263,32 +279,18 @@ impl Backend {
                 return Some(std::format!("\"{directive}\" without \"ssl on\""));
             }
         }
-        let needs = [
-            ("username", &self.username, "password_file", text(&self.password_file)),
-            (
-                "sentinel_username",
-                &self.sentinel_username,
-                "sentinel_password_file",
-                text(&self.sentinel_password_file),
-            ),
-            ("sentinel_password_file", &self.sentinel_password_file, "sentinel", sentinel),
-        ];
-        for (directive, value, needed, is_set) in needs {
-            if text(value) && !is_set {
-                return Some(std::format!("\"{directive}\" without \"{needed}\""));
-            }
-        }
-        if self
-            .client_name
-            .get()
-            .is_some_and(|name| !name.iter().all(|c| (b'!'..=b'~').contains(c)))
-        {
+        let printable = |name: &[u8]| name.iter().all(|c| (b'!'..=b'~').contains(c));
+        if !self.client_name.get().is_none_or(printable) {
             return Some("\"client_name\" has characters that Redis does not take".into());
         }
-
-        if self.ssl_name().is_some_and(|name| !TlsName::is_valid(&name)) {
+        if !self.ssl_name().is_none_or(|name| TlsName::is_valid(&name)) {
             return Some("invalid \"ssl_name\"".into());
         }
+        None
+    }
+
+    /// Numbers that are out of range.
+    fn limits_problem(&self) -> Option<String> {
         let limits = self.limits();
         let zero = [
             ("connect_timeout", limits.connect_timeout),
@@ -299,20 +301,28 @@ impl Backend {
         if let Some((directive, _)) = zero.iter().find(|(_, value)| *value == 0) {
             return Some(std::format!("\"{directive}\" must not be 0"));
         }
+        if u32::try_from(self.database.or(0)).is_err() {
+            return Some("\"database\" is too large".into());
+        }
         if self.prefix().len() > MAX_PREFIX {
             return Some(std::format!("\"key_prefix\" is longer than {MAX_PREFIX} bytes"));
         }
-        self.servers_problem(if cluster { Some("cluster") } else { sentinel.then_some("sentinel") })
+        None
     }
 
-    /// What is wrong with the servers, given what else finds servers.
-    fn servers_problem(&self, finder: Option<&str>) -> Option<String> {
+    /// What is wrong with the servers.
+    fn servers_problem(&self) -> Option<String> {
         if self.servers.is_empty() {
             return Some("no \"server\"".into());
         }
         if !self.servers.iter().any(|server| !server.down && !server.backup) {
             return Some("no \"server\" that is neither \"down\" nor \"backup\"".into());
         }
+        let finder = match (self.cluster.or(false), self.sentinel.is_set()) {
+            (true, _) => Some("cluster"),
+            (false, true) => Some("sentinel"),
+            (false, false) => None,
+        };
         if let Some(finder) = finder {
             let choosing = |server: &ServerLine| server.weight.is_some() || server.backup;
             if self.servers.iter().any(choosing) {

@@ -127,9 +127,14 @@ impl Str {
     /// Not set.
     pub const UNSET: Self = Str(ngx_str_t::empty());
 
+    /// Whether it is set.
+    pub fn is_set(&self) -> bool {
+        !self.0.data.is_null()
+    }
+
     /// The string, if it is set.
     pub fn get(&self) -> Option<&[u8]> {
-        (!self.0.data.is_null()).then(|| self.0.as_bytes())
+        self.is_set().then(|| self.0.as_bytes())
     }
 
     /// nginx's string, if it is set and not empty. A null byte comes behind it.
