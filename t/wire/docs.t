@@ -74,6 +74,13 @@ subtest 'every default is what the code has' => sub {
         is scalar @found, 1, "$pattern is there once" or return '';
         return $found[0] =~ tr/_//dr;
     };
+    # The same wherever it is asked for.
+    my $each = sub {
+        my ($in, $pattern) = @_;
+        my %found = map { $_ => 1 } $in =~ /$pattern/g;
+        is scalar keys %found, 1, "$pattern is the same everywhere" or return '';
+        return (keys %found)[0];
+    };
     my $time = sub { my ($ms) = @_; return $ms =~ /^(\d+)000$/ ? "$1s" : "${ms}ms" };
     my $flag = sub { $_[0] eq 'true' ? 'on' : 'off' };
     my ($fails, $window) = $breaker =~ /const DEFAULT: Self = Config \{ max_fails: (\d+), fail_timeout: ([\d_]+) \}/;
@@ -82,8 +89,8 @@ subtest 'every default is what the code has' => sub {
         protocol    => $one->($conf, qr/^\s+None \| Some\(b"(\w+)"\) =>/m),
         key_prefix  => $one->($conf, qr/^const KEY_PREFIX: &\[u8\] = b"(.*)";/m),
         queue       => $one->($conf, qr/^const QUEUE: usize = (\d+);/m),
-        database    => $one->($conf, qr/let database = self\.database\.or\((\d)\)/),
-        cluster     => $flag->($one->($conf, qr/let cluster = self\.cluster\.or\((\w+)\);\n\s+let database/)),
+        database    => $each->($conf, qr/self\.database\.or\((\d)\)/),
+        cluster     => $flag->($each->($conf, qr/self\.cluster\.or\((\w+)\)/)),
         ssl         => $flag->($one->($conf, qr/match self\.ssl\.or\((\w+)\)/)),
         ssl_verify  => $flag->($one->($client, qr/verify: conf\.verify\.or\((\w+)\)/)),
         ssl_session_reuse => $flag->($one->($client, qr/conf\.session_reuse\.or\((\w+)\)/)),

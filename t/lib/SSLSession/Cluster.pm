@@ -178,16 +178,26 @@ sub open_slot {
 # These keys of the slot, or all.
 sub migrate {
     my ($self, $to, $slot, @keys) = @_;
-    my $from = $self->node_of_slot($slot);
+    return $self->_migrate($self->node_of_slot($slot), $to, $slot, @keys);
+}
+
+sub _migrate {
+    my ($self, $from, $to, $slot, @keys) = @_;
     @keys = @{ $from->cmd(qw(CLUSTER GETKEYSINSLOT), $slot, 1_000_000) } if !@keys;
     $from->cmd('MIGRATE', '127.0.0.1', $self->port($to), '', 0, 5000, qw(AUTH2 fixture), '', 'KEYS', @keys) if @keys;
     return $self;
 }
 
+# The last one. A key that was written there meanwhile goes along.
 sub close_slot {
     my ($self, $to, $slot) = @_;
+    my $from   = $self->node_of_slot($slot);
     my @others = grep { $_ != $to } $self->masters;
-    $_->cmd(qw(CLUSTER SETSLOT), $slot, 'NODE', $to->{id}) for $to, @others;
+    $to->cmd(qw(CLUSTER SETSLOT), $slot, 'NODE', $to->{id});
+    wait_until {
+        $self->_migrate($from, $to, $slot);
+        eval { $_->cmd(qw(CLUSTER SETSLOT), $slot, 'NODE', $to->{id}) for @others; 1 };
+    } 10, "slot $slot to be empty";
     return $self;
 }
 
