@@ -18,6 +18,7 @@ use session_core::outcome::Outcome;
 use session_core::slots::{Slots, Token};
 use zeroize::Zeroizing;
 
+use super::buffer;
 use super::peer::{Command, Peer, Refused, Replies, Reply, Request};
 use super::route::{Found, Route};
 use crate::ffi::clock;
@@ -98,6 +99,7 @@ impl Hasher for Hashed {
 /// A request that is under way.
 struct Pending {
     key: CacheKey,
+    /// Of the key, where others may join; else of no meaning.
     hash: u64,
     what: What,
     /// When a lookup has to be over.
@@ -132,9 +134,6 @@ impl What {
         matches!(self, What::Get | What::Take | What::Claim(_))
     }
 }
-
-/// Those who wait for one lookup.
-type Crowd = (Option<Waiter>, Vec<Waiter>);
 
 impl Backend {
     /// A backend whose servers `route` makes and chooses. `moves`: its entries may move between
@@ -198,18 +197,16 @@ impl Backend {
     /// Looks an entry up and removes it, so that nobody else gets it.
     pub fn take(&self, key: &CacheKey, waiter: Waiter) -> Result<(), Refused> {
         let mut state = self.state.try_borrow_mut().map_err(|_| Refused)?;
-        self.begin(&mut state, key, self.hash(key), What::Take, Some(waiter)).map(|_| ())
+        self.begin(&mut state, key, 0, What::Take, Some(waiter)).map(|_| ())
     }
 
     /// Stores an entry.
     pub fn store(&self, key: &CacheKey, value: &[u8], expiry: Expiry) -> Result<(), Refused> {
         let mut state = self.state.try_borrow_mut().map_err(|_| Refused)?;
         if !self.moves {
-            return self.send(&mut state, key, Command::Set { value, expiry }, None);
+            return self.send(&mut state, key, Command::Set { value, expiry });
         }
-        let mut kept = Zeroizing::new(Vec::new());
-        kept.try_reserve_exact(value.len()).map_err(|_| Refused)?;
-        kept.extend_from_slice(value);
+        let kept = buffer::copy(value).map_err(|OutOfMemory| Refused)?;
         self.begin(&mut state, key, 0, What::Set(kept, expiry), None).map(|_| ())
     }
 
@@ -217,7 +214,7 @@ impl Backend {
     pub fn remove(&self, key: &CacheKey) -> Result<(), Refused> {
         let mut state = self.state.try_borrow_mut().map_err(|_| Refused)?;
         if !self.moves {
-            return self.send(&mut state, key, Command::Delete, None);
+            return self.send(&mut state, key, Command::Delete);
         }
         self.begin(&mut state, key, 0, What::Delete, None).map(|_| ())
     }
@@ -284,15 +281,9 @@ impl Backend {
     }
 
     /// Sends a request whose outcome is nobody's business.
-    fn send(
-        &self,
-        state: &mut State,
-        key: &CacheKey,
-        command: Command<'_>,
-        waiter: Option<Token>,
-    ) -> Result<(), Refused> {
+    fn send(&self, state: &mut State, key: &CacheKey, command: Command<'_>) -> Result<(), Refused> {
         let peer = self.find(state, key).ok_or(Refused)?;
-        peer.send(&Request { key: key.as_bytes(), command, asking: false }, waiter)
+        peer.send(&Request { key: key.as_bytes(), command, asking: false }, None)
     }
 
     /// The server of an entry.
@@ -327,10 +318,10 @@ impl Backend {
     }
 
     /// Tells those who wait, with nothing borrowed.
-    fn tell(&self, (waiter, joined): Crowd, outcome: Outcome, value: &[u8]) {
+    fn tell(&self, pending: Pending, outcome: Outcome, value: &[u8]) {
         let Some(answers) = self.answers.get().and_then(Weak::upgrade) else { return };
         let mut first = true;
-        for waiter in waiter.into_iter().chain(joined) {
+        for waiter in pending.waiter.into_iter().chain(pending.joined) {
             first &= !answers.answered(waiter, outcome, value, first);
         }
     }
@@ -340,7 +331,7 @@ impl Backend {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
         let Some(pending) = self.end(&mut state, token) else { return };
         drop(state);
-        self.tell((pending.waiter, pending.joined), outcome, value);
+        self.tell(pending, outcome, value);
     }
 
     /// Notes that a lookup ends at its own deadline, whatever its peer has still to say.
@@ -356,10 +347,7 @@ impl Backend {
         let mut state = self.state.try_borrow_mut().map_err(|_| Outcome::Error)?;
         let state = &mut *state;
         let Some(pending) = state.pending.get_mut(token) else { return Ok(()) };
-        let mut kept = Zeroizing::new(Vec::new());
-        kept.try_reserve_exact(value.len()).map_err(|_| Outcome::Error)?;
-        kept.extend_from_slice(value);
-        pending.what = What::Claim(kept);
+        pending.what = What::Claim(buffer::copy(value).map_err(|OutOfMemory| Outcome::Error)?);
         let deadline = pending.deadline;
         let key = pending.key.clone();
         self.watch(state, token, deadline).map_err(|_| Outcome::Error)?;

@@ -2,10 +2,19 @@
 
 use std::vec::Vec;
 
-use zeroize::Zeroize;
+use session_core::codec::OutOfMemory;
+use zeroize::{Zeroize, Zeroizing};
 
 /// A buffer that has grown beyond this is freed when it is empty, in bytes.
 pub const KEPT: usize = 64 * 1024;
+
+/// A copy that is wiped when it is dropped.
+pub fn copy(bytes: &[u8]) -> Result<Zeroizing<Vec<u8>>, OutOfMemory> {
+    let mut copy = Zeroizing::new(Vec::new());
+    copy.try_reserve_exact(bytes.len()).map_err(|_| OutOfMemory)?;
+    copy.extend_from_slice(bytes);
+    Ok(copy)
+}
 
 /// Removes the first `n` bytes.
 pub fn shift(buf: &mut Vec<u8>, n: usize) {

@@ -318,11 +318,7 @@ impl Peer {
             (Command::Claim(_), Some(waiter)) => Kind::Claim(waiter),
             _ => Kind::Update(waiter),
         };
-        let timeout = match kind {
-            Kind::Update(_) => self.limits.store_timeout,
-            _ => self.limits.fetch_timeout,
-        };
-        self.request(kind, timeout, asking, |codec, out| match command {
+        self.request(kind, asking, |codec, out| match command {
             Command::Get => codec.get(key, out),
             Command::Take => codec.take(key, out),
             Command::Claim(claim) => codec.claim(key, claim, out),
@@ -336,7 +332,7 @@ impl Peer {
         &self,
         encode: impl FnOnce(&mut Vec<u8>) -> Result<(), OutOfMemory>,
     ) -> Result<(), Refused> {
-        self.request(Kind::Query, self.limits.fetch_timeout, false, |_, out| encode(out))
+        self.request(Kind::Query, false, |_, out| encode(out))
     }
 
     /// An answer was for another request than it seemed. Once, that is an entry in the wrong
@@ -378,7 +374,6 @@ impl Peer {
     fn request(
         &self,
         kind: Kind<Token>,
-        timeout: u64,
         asking: bool,
         encode: impl FnOnce(&dyn Codec, &mut Vec<u8>) -> Result<(), OutOfMemory>,
     ) -> Result<(), Refused> {
@@ -413,6 +408,10 @@ impl Peer {
         if asking {
             state.inflight.push(Kind::Update(None), now, self.limits.store_timeout);
         }
+        let timeout = match kind {
+            Kind::Greeting(_) | Kind::Update(_) => self.limits.store_timeout,
+            Kind::Fetch(_) | Kind::Claim(_) | Kind::Query => self.limits.fetch_timeout,
+        };
         state.inflight.push(kind, now, timeout);
         self.arm(&mut state);
         if state.phase == Phase::Ready {
@@ -717,8 +716,9 @@ impl Peer {
                 }
                 (Answer::Refused(text), _) => {
                     self.refused(&mut state.refused, now, &Said(text));
-                    // Behind the type of the reply.
-                    value = at.saturating_add(1)..at.saturating_add(text.len()).saturating_add(1);
+                    // A line, and its CRLF.
+                    let end = at.saturating_add(used.saturating_sub(2));
+                    value = end.saturating_sub(text.len())..end;
                     End::Refused
                 }
                 _ => return Err(Failure::OutOfStep),
@@ -754,12 +754,8 @@ impl Peer {
 
     /// Keeps the session that the server has given the connection, for the next one.
     fn keep_session(&self, state: &mut State) {
-        if self.tls.is_none() {
-            return;
-        }
-        let session = state.link.as_ref().and_then(Link::take_session);
-        if let (Some(session), Some(address)) = (session, self.address()) {
-            state.session = Some((address, session));
+        if let Some(session) = state.link.as_ref().and_then(Link::take_session) {
+            state.session = self.address().map(|address| (address, session));
         }
     }
 
