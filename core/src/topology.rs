@@ -126,23 +126,13 @@ impl SlotMap {
         self.nodes.get(self.index(slot)?)
     }
 
-    /// Notes what a `MOVED` says: the slot's node, and its place. Nothing changes on an error.
-    ///
-    /// The host may be empty, for the one of the node that said it; among several nodes of unknown
-    /// host with the same port it is then the first one, which the next parsed map puts right.
-    pub fn moved(&mut self, slot: u16, host: &str, port: u16) -> Result<usize, TopologyError> {
-        resp::parse_slot(usize::from(slot)).ok_or(TopologyError::Slots)?;
-        resp::parse_port(usize::from(port)).ok_or(TopologyError::Port)?;
-        let host = resp::parse_host(host.as_bytes()).ok_or(TopologyError::Host)?;
-        self.make_room()?;
-        let known = self.nodes.iter().position(|node| node.port == port && node.host == host);
-        let index = match known {
-            Some(index) => index,
-            None => self.add(host, host.parse().ok(), port)?,
-        };
-        let owner = u16::try_from(index).map_err(|_| TopologyError::TooManyNodes)?;
-        *self.owners.get_mut(usize::from(slot)).ok_or(TopologyError::Slots)? = owner;
-        Ok(index)
+    /// Notes that a slot is with another node of the map, by its index. Of no effect where there is
+    /// no such slot or node.
+    pub fn assign(&mut self, slot: u16, node: usize) {
+        let owner = u16::try_from(node).ok().filter(|_| node < self.nodes.len());
+        if let (Some(owner), Some(place)) = (owner, self.owners.get_mut(usize::from(slot))) {
+            *place = owner;
+        }
     }
 
     /// Reads the first and the last slot of a range, its master and its replicas.
@@ -521,59 +511,31 @@ mod tests {
             }
             reply
         };
-        let mut map = SlotMap::parse(&reply(MAX_NODES)).unwrap();
+        let map = SlotMap::parse(&reply(MAX_NODES)).unwrap();
         assert_eq!(map.nodes().len(), MAX_NODES);
         assert_eq!(map.node(1023).unwrap().port, 1024);
         assert_eq!(error(&reply(MAX_NODES + 1)), TopologyError::TooManyNodes);
-
-        assert_eq!(map.moved(0, "b", 1), Err(TopologyError::TooManyNodes));
-        assert_eq!(map.index(0), Some(0));
-        assert_eq!(map.moved(0, "a", 2), Ok(1));
     }
 
     #[test]
-    fn a_moved_slot_goes_to_its_new_node_alone() {
+    fn a_slot_goes_to_another_node_alone() {
         let mut map = SlotMap::parse(TWO_MASTERS).unwrap();
-        assert_eq!(map.moved(0, "::1", 21712), Ok(1));
-        assert_eq!(map.moved(1, "node3.example.com", 21713), Ok(2));
-        assert_eq!(map.moved(150, "10.0.0.1", 21713), Ok(3));
-        assert_eq!(map.moved(151, "", 21713), Ok(4));
-        assert_eq!(map.moved(152, "", 21713), Ok(4));
-        let places: Vec<_> = [0, 1, 2, 150, 151, 152, 153].map(|slot| map.index(slot)).into();
-        assert_eq!(places, [Some(1), Some(2), Some(0), Some(3), Some(4), Some(4), None]);
-        assert_eq!(
-            map.nodes()[2..],
-            [
-                node("node3.example.com", None, 21713),
-                node("10.0.0.1", Some("10.0.0.1"), 21713),
-                node("", None, 21713)
-            ]
-        );
+        map.assign(0, 1);
+        let places: Vec<_> = [0, 1, 2].map(|slot| map.index(slot)).into();
+        assert_eq!(places, [Some(1), Some(0), Some(0)]);
+        assert_eq!(map.nodes().len(), 2);
     }
 
     #[test]
-    fn a_map_can_begin_with_a_moved_slot() {
-        let mut map = SlotMap::default();
-        assert_eq!(map.moved(12182, "::1", 21712), Ok(0));
-        assert_eq!(map.node(12182), Some(&node("::1", Some("::1"), 21712)));
-        assert_eq!(map.node(12183), None);
-    }
-
-    #[test]
-    fn a_moved_slot_keeps_the_address_that_is_known_for_the_name() {
-        let mut map = SlotMap::parse(NAMED).unwrap();
-        assert_eq!(map.moved(1, "node1.example.com", 21711), Ok(0));
-        assert_eq!(map.nodes().len(), 1);
-    }
-
-    #[test]
-    fn a_move_to_nowhere_changes_nothing() {
+    fn a_slot_goes_to_no_node_that_is_not_there() {
         let mut map = SlotMap::parse(ALONE).unwrap();
-        assert_eq!(map.moved(16384, "a", 1), Err(TopologyError::Slots));
-        assert_eq!(map.moved(1, "a", 0), Err(TopologyError::Port));
-        assert_eq!(map.moved(1, "unix:/tmp/s", 1), Err(TopologyError::Host));
-        assert_eq!(map.nodes().len(), 1);
+        map.assign(1, 1);
+        map.assign(1, usize::MAX);
+        map.assign(16384, 0);
         assert_eq!(map.index(1), Some(0));
+        let mut nobody = SlotMap::default();
+        nobody.assign(0, 0);
+        assert_eq!(nobody.index(0), None);
     }
 
     #[test]

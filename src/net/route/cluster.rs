@@ -11,7 +11,7 @@ use session_core::resp;
 use session_core::throttle::Throttle;
 use session_core::topology::{SlotMap, hash_slot};
 
-use super::{Found, Links};
+use super::{Found, Links, Retired};
 use crate::ffi::clock;
 use crate::ffi::link::Address;
 use crate::ffi::log::Log;
@@ -35,7 +35,7 @@ pub struct Cluster {
     /// Nodes that others have named, and the map has not.
     pub(super) guests: Vec<Rc<Peer>>,
     /// Nodes that are not needed any more and have something to answer still.
-    pub(super) retired: Vec<Rc<Peer>>,
+    pub(super) retired: Retired,
     /// When the map was learned.
     learned: u64,
     /// Whose turn it is to be asked.
@@ -53,7 +53,7 @@ impl Cluster {
             map: None,
             nodes: Vec::new(),
             guests: Vec::new(),
-            retired: Vec::new(),
+            retired: Retired::default(),
             learned: 0,
             turn: 0,
             trouble: Throttle::new(),
@@ -87,7 +87,7 @@ impl Cluster {
     }
 
     pub fn learned(&mut self, peer: &Peer, reply: &Reply<'_>) {
-        self.retired.retain(|peer| !peer.retire());
+        self.retired.sweep();
         let map = match reply {
             Reply::Array(reply) => SlotMap::parse(reply),
             // The peer has said it, or is down.
@@ -131,8 +131,8 @@ impl Cluster {
         let guests = mem::take(&mut self.guests);
         for peer in gone.into_iter().chain(guests) {
             let stays = self.nodes.iter().chain(&self.seeds).any(|other| Rc::ptr_eq(other, &peer));
-            if !stays && !peer.retire() {
-                self.retired.push(peer);
+            if !stays {
+                self.retired.add(peer);
             }
         }
         self.map = Some(map);
@@ -175,8 +175,8 @@ impl Cluster {
             return None;
         };
         // One that the map does not have is not put into it on the word of another.
-        if let (false, Some(map), Some(_)) = (to.ask, &mut self.map, known) {
-            let _ = map.moved(to.slot, &host, to.port);
+        if let (false, Some(map), Some(node)) = (to.ask, &mut self.map, known) {
+            map.assign(to.slot, node);
         }
         let mut known = self.nodes.iter().chain(&self.seeds).chain(&self.guests);
         if !known.any(|known| Rc::ptr_eq(known, &peer)) {

@@ -114,13 +114,13 @@ impl Route {
                 (sentinels, nobody, retired, [].as_slice())
             }
         };
-        retired.retain(|peer| !peer.retire());
+        retired.sweep();
         for place in known.iter_mut().chain(others) {
             if ptr::eq(Rc::as_ptr(place), old) {
                 let old = mem::replace(place, Rc::clone(&new));
                 let stays = in_use.iter().any(|peer| Rc::ptr_eq(peer, &old));
-                if !stays && !old.retire() {
-                    retired.push(old);
+                if !stays {
+                    retired.add(old);
                 }
             }
         }
@@ -142,17 +142,35 @@ impl Route {
         let none: &[Rc<Peer>] = &[];
         let (known, found, guests, retired) = match self {
             Route::Servers(Servers { peers, backups, retired, .. }) => {
-                (peers, backups.as_slice(), none, retired.as_slice())
+                (peers, backups.as_slice(), none, retired.0.as_slice())
             }
             Route::Cluster(Cluster { seeds, nodes, guests, retired, .. }) => {
-                (seeds, nodes.as_slice(), guests.as_slice(), retired.as_slice())
+                (seeds, nodes.as_slice(), guests.as_slice(), retired.0.as_slice())
             }
             Route::Sentinel(Sentinel { sentinels, master, retired, .. }) => {
                 let master = master.as_ref().map(|master| &master.peer);
-                (sentinels, master.map_or(none, slice::from_ref), none, retired.as_slice())
+                (sentinels, master.map_or(none, slice::from_ref), none, retired.0.as_slice())
             }
         };
         known.iter().chain(found).chain(guests).chain(retired)
+    }
+}
+
+/// Servers that are not needed any more and have something to answer still.
+#[derive(Default)]
+pub(super) struct Retired(Vec<Rc<Peer>>);
+
+impl Retired {
+    /// Closes the connection to a server, once it has answered what it was asked.
+    fn add(&mut self, peer: Rc<Peer>) {
+        if !peer.retire() {
+            self.0.push(peer);
+        }
+    }
+
+    /// Forgets those that have.
+    fn sweep(&mut self) {
+        self.0.retain(|peer| !peer.retire());
     }
 }
 

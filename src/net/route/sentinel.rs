@@ -9,7 +9,7 @@ use session_core::resp;
 use session_core::throttle::Throttle;
 use session_core::topology::parse_master_address;
 
-use super::{Found, Links};
+use super::{Found, Links, Retired};
 use crate::ffi::clock;
 use crate::ffi::link::Address;
 use crate::ffi::log::Log;
@@ -31,7 +31,7 @@ pub struct Sentinel {
     /// When the master was learned.
     learned: u64,
     /// Former masters that have something to answer still.
-    pub(super) retired: Vec<Rc<Peer>>,
+    pub(super) retired: Retired,
     /// Whose turn it is to be asked.
     turn: usize,
     unknown: Throttle,
@@ -58,7 +58,7 @@ impl Sentinel {
             sentinels,
             master: None,
             learned: 0,
-            retired: Vec::new(),
+            retired: Retired::default(),
             turn: 0,
             unknown: Throttle::new(),
         }
@@ -94,7 +94,7 @@ impl Sentinel {
     }
 
     pub fn learned(&mut self, peer: &Peer, reply: &Reply<'_>) {
-        self.retired.retain(|peer| !peer.retire());
+        self.retired.sweep();
         let address = match reply {
             Reply::Array(reply) => parse_master_address(reply),
             Reply::Missing => None,
@@ -131,9 +131,7 @@ impl Sentinel {
         let peer = self.links.found(&host, address, &self.replies);
         log_at!(Log::cycle(), Notice, "master \"{name}\" is {peer}");
         if let Some(former) = self.master.replace(Master { host, port, peer }) {
-            if !former.peer.retire() {
-                self.retired.push(former.peer);
-            }
+            self.retired.add(former.peer);
         }
     }
 }

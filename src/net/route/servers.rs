@@ -8,7 +8,7 @@ use std::vec::Vec;
 
 use session_core::rendezvous::Ring;
 
-use super::Found;
+use super::{Found, Retired};
 use crate::net::peer::Peer;
 
 /// Servers of which the key chooses one, by weighted rendezvous hashing.
@@ -18,7 +18,7 @@ pub struct Servers {
     backup_ring: Ring,
     pub(super) backups: Vec<Rc<Peer>>,
     /// Those that have moved and have something to answer still.
-    pub(super) retired: Vec<Rc<Peer>>,
+    pub(super) retired: Retired,
 }
 
 /// A server with what decides about its share.
@@ -49,7 +49,7 @@ impl Servers {
             peers: peers(servers),
             backup_ring: ring(&backups),
             backups: peers(backups),
-            retired: Vec::new(),
+            retired: Retired::default(),
         }
     }
 
