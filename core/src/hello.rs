@@ -8,6 +8,8 @@
 
 use core::fmt;
 
+use subtle::ConstantTimeEq;
+
 /// The most `pre_shared_key` identities kept of one ClientHello. Clients offer one or two; OpenSSL
 /// asks its cache for each until one is found.
 pub const MAX_IDENTITIES: usize = 4;
@@ -490,8 +492,7 @@ impl SessionId {
 
 impl PartialEq for SessionId {
     fn eq(&self, other: &Self) -> bool {
-        let lengths = self.length ^ other.length;
-        self.bytes.iter().zip(&other.bytes).fold(lengths, |diff, (a, b)| diff | (a ^ b)) == 0
+        (self.length.ct_eq(&other.length) & self.bytes.ct_eq(&other.bytes)).into()
     }
 }
 

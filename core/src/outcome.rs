@@ -15,7 +15,9 @@ pub enum Outcome {
     Error,
     /// The backend was not asked: it is known to be down, or too much is waiting for it.
     Down,
-    /// There is an entry, but it is not a session, or not the one that was asked for.
+    /// The session ID is none that we have issued: nobody was asked.
+    Forged,
+    /// There is an entry, but it does not open, is not a session, or not the one that was asked for.
     Corrupt,
 }
 
@@ -28,6 +30,7 @@ impl Outcome {
             Outcome::Timeout => "TIMEOUT",
             Outcome::Error => "ERROR",
             Outcome::Down => "DOWN",
+            Outcome::Forged => "FORGED",
             Outcome::Corrupt => "CORRUPT",
         }
     }

@@ -1,0 +1,48 @@
+//! What is needed of a cryptographic library.
+
+/// Length of a MAC by HMAC-SHA256, in bytes, and so of the keys that are derived by it.
+pub const MAC_LEN: usize = 32;
+/// Length of a nonce of AES-GCM, in bytes.
+pub const NONCE_LEN: usize = 12;
+/// Length of a tag of AES-GCM, in bytes.
+pub const TAG_LEN: usize = 16;
+
+/// The library has refused. It has no memory, or no randomness, or does not have the algorithm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failed;
+
+/// The algorithms, as a library has them.
+pub trait Crypto {
+    /// A key of HMAC-SHA256, ready for use.
+    type Key;
+
+    /// Makes a key ready for use.
+    fn key(&self, secret: &[u8]) -> Result<Self::Key, Failed>;
+
+    /// HMAC-SHA256 (RFC 2104) of `label`, and `data` after it.
+    fn mac(&self, key: &Self::Key, label: &[u8], data: &[u8]) -> Result<[u8; MAC_LEN], Failed>;
+
+    /// Fills `out` with bytes that nobody can predict.
+    fn random(&self, out: &mut [u8]) -> Result<(), Failed>;
+
+    /// Encrypts `data` in place with AES-256-GCM (NIST SP 800-38D). The tag covers `aad`, one part
+    /// after the other, too.
+    fn encrypt(
+        &self,
+        key: &[u8; MAC_LEN],
+        nonce: &[u8; NONCE_LEN],
+        aad: [&[u8]; 2],
+        data: &mut [u8],
+    ) -> Result<[u8; TAG_LEN], Failed>;
+
+    /// Undoes [`Crypto::encrypt`]. Whether `tag` is right; if it is not, what is in `data` is of
+    /// no use, and the caller's to wipe.
+    fn decrypt(
+        &self,
+        key: &[u8; MAC_LEN],
+        nonce: &[u8; NONCE_LEN],
+        aad: [&[u8]; 2],
+        data: &mut [u8],
+        tag: &[u8; TAG_LEN],
+    ) -> Result<bool, Failed>;
+}

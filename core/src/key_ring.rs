@@ -1,0 +1,196 @@
+//! The keys by which session IDs are issued and known again, entries named, and sessions sealed.
+//!
+//! A session ID that was issued with a key is
+//!
+//! ```text
+//! offset  bytes
+//!      0      1  key id
+//!      1     19  random
+//!     20     12  the first bytes of HMAC-SHA256(key, "issue" ‖ the 20 bytes before)
+//! ```
+//!
+//! The key id is the first byte of HMAC-SHA256(key, "keyid"). Of the session ID follow
+//!
+//! - the name of the entry: HMAC-SHA256(key, "name" ‖ session ID),
+//! - the key of its envelope: HMAC-SHA256(key, "seal" ‖ session ID).
+//!
+//! No label is the beginning of another one, so that what one MAC is of, no other is. A ring
+//! without keys leaves all as it is: entries are named by the session IDs, sessions are not sealed.
+
+use alloc::vec::Vec;
+
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use crate::cache_key::Name;
+use crate::crypto::{Crypto, Failed, MAC_LEN};
+use crate::envelope::{self, HEADER_LEN, OpenError};
+use crate::hello::SessionId;
+
+/// Length of a key, in bytes.
+pub const KEY_LEN: usize = 32;
+
+/// Length of the session IDs that are issued, in bytes: the longest that there are.
+pub const ID_LEN: usize = 32;
+
+/// Key id and randomness, in bytes: what the tag of a session ID is of.
+const BODY_LEN: usize = 20;
+
+const KEY_ID: &[u8] = b"keyid";
+const ISSUE: &[u8] = b"issue";
+const NAME: &[u8] = b"name";
+const SEAL: &[u8] = b"seal";
+
+/// Keys. The first one issues session IDs, and all know theirs again.
+pub struct KeyRing<C: Crypto> {
+    crypto: C,
+    keys: Vec<Key<C::Key>>,
+}
+
+struct Key<K> {
+    id: u8,
+    mac: K,
+}
+
+/// A session ID that is ours, and where its session is.
+#[derive(Clone)]
+pub struct Entry {
+    id: SessionId,
+    name: Name,
+    /// The place of the key that has issued the ID; none without keys.
+    key: Option<usize>,
+}
+
+impl Entry {
+    /// The session ID.
+    pub fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    /// The name of the entry, in every tier.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+}
+
+impl<C: Crypto> KeyRing<C> {
+    /// A ring without keys.
+    pub const fn new(crypto: C) -> Self {
+        KeyRing { crypto, keys: Vec::new() }
+    }
+
+    /// Adds a key, after those that are there.
+    pub fn add(&mut self, secret: &[u8; KEY_LEN]) -> Result<(), Failed> {
+        let mac = self.crypto.key(secret)?;
+        let [id, ..] = self.crypto.mac(&mac, KEY_ID, b"")?;
+        self.keys.try_reserve(1).map_err(|_| Failed)?;
+        self.keys.push(Key { id, mac });
+        Ok(())
+    }
+
+    /// Whether there are keys.
+    pub fn has_keys(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
+    /// By how many bytes an entry is longer than its session.
+    pub fn overhead(&self) -> usize {
+        if self.has_keys() { envelope::OVERHEAD } else { 0 }
+    }
+
+    /// Issues a session ID. Only with keys.
+    pub fn issue(&self) -> Result<[u8; ID_LEN], Failed> {
+        let key = self.keys.first().ok_or(Failed)?;
+        let mut id = [0; ID_LEN];
+        if let Some((body, tag)) = id.split_first_chunk_mut::<BODY_LEN>() {
+            let [key_id, random @ ..] = body;
+            *key_id = key.id;
+            self.crypto.random(random)?;
+            let mac = self.crypto.mac(&key.mac, ISSUE, body)?;
+            tag.iter_mut().zip(mac).for_each(|(to, from)| *to = from);
+        }
+        Ok(id)
+    }
+
+    /// The entry of a session ID that was offered; none if it is not one that we have issued.
+    pub fn known(&self, id: &SessionId) -> Result<Option<Entry>, Failed> {
+        if !self.has_keys() {
+            return Ok(Some(Entry { id: *id, name: Name::of_id(id), key: None }));
+        }
+        // Different keys may have one key id.
+        for (place, key) in self.keys.iter().enumerate() {
+            if self.has_issued(key, id)? {
+                return self.entry(id, place, key).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The entry of a session ID that has been issued just now.
+    pub fn issued(&self, id: &SessionId) -> Result<Entry, Failed> {
+        match self.keys.first() {
+            Some(key) => self.entry(id, 0, key),
+            None => Ok(Entry { id: *id, name: Name::of_id(id), key: None }),
+        }
+    }
+
+    fn has_issued(&self, key: &Key<C::Key>, id: &SessionId) -> Result<bool, Failed> {
+        let Ok(id) = <&[u8; ID_LEN]>::try_from(id.as_bytes()) else { return Ok(false) };
+        let Some((body, tag)) = id.split_first_chunk::<BODY_LEN>() else { return Ok(false) };
+        // The key id is no secret.
+        if body.first() != Some(&key.id) {
+            return Ok(false);
+        }
+        let mac = self.crypto.mac(&key.mac, ISSUE, body)?;
+        let mac = mac.get(..tag.len()).unwrap_or_default();
+        Ok(mac.ct_eq(tag).into())
+    }
+
+    fn entry(&self, id: &SessionId, place: usize, key: &Key<C::Key>) -> Result<Entry, Failed> {
+        let name = Name::of_mac(self.crypto.mac(&key.mac, NAME, id.as_bytes())?);
+        Ok(Entry { id: *id, name, key: Some(place) })
+    }
+
+    /// Makes room for what [`KeyRing::seal`] puts before the session, in an empty buffer.
+    pub fn begin(&self, buf: &mut Vec<u8>) -> Result<(), Failed> {
+        if self.has_keys() {
+            buf.try_reserve(HEADER_LEN).map_err(|_| Failed)?;
+            buf.resize(HEADER_LEN, 0);
+        }
+        Ok(())
+    }
+
+    /// Makes an entry of a session in DER that was appended to a buffer of [`KeyRing::begin`]. On
+    /// failure the buffer is empty.
+    pub fn seal(&self, entry: &Entry, buf: &mut Vec<u8>) -> Result<(), Failed> {
+        let Some(key) = self.key_of(entry) else { return Ok(()) };
+        let sealing_key = self.sealing_key(key, entry)?;
+        envelope::seal(&self.crypto, key.id, &sealing_key, entry.id.as_bytes(), buf)
+    }
+
+    /// The session in DER that is in an entry. It may lie in `out`, which is empty, and the
+    /// caller's to wipe.
+    pub fn open<'a>(
+        &self,
+        entry: &Entry,
+        value: &'a [u8],
+        out: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], OpenError> {
+        let Some(key) = self.key_of(entry) else { return Ok(value) };
+        let sealing_key = self.sealing_key(key, entry).map_err(|Failed| OpenError::Failed)?;
+        envelope::open(&self.crypto, key.id, &sealing_key, entry.id.as_bytes(), value, out)?;
+        Ok(out)
+    }
+
+    fn key_of(&self, entry: &Entry) -> Option<&Key<C::Key>> {
+        self.keys.get(entry.key?)
+    }
+
+    fn sealing_key(
+        &self,
+        key: &Key<C::Key>,
+        entry: &Entry,
+    ) -> Result<Zeroizing<[u8; MAC_LEN]>, Failed> {
+        self.crypto.mac(&key.mac, SEAL, entry.id.as_bytes()).map(Zeroizing::new)
+    }
+}
