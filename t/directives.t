@@ -52,6 +52,9 @@ add_block_preprocessor(sub {
     $ENV{"TEST_NGINX_${_}_PORT"} = free_port() for qw(TLS TLS2 TLS3);
     $block->set_value(config  => '')      if !defined $block->config;
     $block->set_value(request => 'GET /') if !defined $block->request;
+    if (!defined $block->keyless) {
+        $block->set_value(http_config => '    ssl_session_key ' . session_key() . ";\n" . ($block->http_config // ''));
+    }
     # What nginx says is in its log, too.
     $block->set_value(suppress_stderr => 1) if grep { defined $block->$_ } @levels;
     if (defined $block->emerg) {

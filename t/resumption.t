@@ -51,6 +51,7 @@ add_block_preprocessor(sub {
 
     # The timeouts are no subject here: none must pass on a busy machine.
     $block->set_value(http_config => <<"CONF");
+    ssl_session_key ${\ session_key() };
     ssl_session_backend store {
         server          127.0.0.1:\$TEST_NGINX_REDIS_PORT;
         connect_timeout 10s;

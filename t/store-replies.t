@@ -34,6 +34,7 @@ add_block_preprocessor(sub {
     $block->set_value(SKIP => 1) if $ENV{TEST_NGINX_CHECK_LEAK} && $block->name !~ /: nil$/;
     my $timeout = $block->timeout_ms // 10_000;
     $block->set_value(http_config => <<"CONF");
+    ssl_session_key ${\ session_key() };
     ssl_session_backend store {
         server          127.0.0.1:\$TEST_NGINX_STORE_PORT;
         connect_timeout 10s;

@@ -15,6 +15,7 @@ pub mod cache_key;
 pub mod codec;
 pub mod crypto;
 pub mod envelope;
+pub mod epoch;
 pub mod hello;
 pub mod inflight;
 pub mod key_ring;

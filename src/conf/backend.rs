@@ -22,7 +22,7 @@ use crate::ffi::conf::{
 };
 use crate::ffi::link::Address;
 use crate::ffi::module::{BLOCK_CONF, Commands};
-use crate::handshake::MAX_SESSION;
+use crate::handshake::MAX_ENTRY;
 use crate::net::backend::Backend as Servers;
 use crate::net::peer::{Limits, Peer, Replies};
 use crate::net::route::{Cluster, Links, Member, Route, Sentinel, Servers as Choice, TlsSettings};
@@ -369,7 +369,7 @@ impl Backend {
     fn settings(self, cf: &mut Conf, name: &str) -> Result<Settings, Refusal> {
         let owned = |value: &Str| value.get().map(<[u8]>::to_vec);
         let secret = |cf: &mut Conf, file: &Str| {
-            file.get().map(|file| cf.secret_file(&String::from_utf8_lossy(file))).transpose()
+            file.get().map(|file| cf.password_file(&String::from_utf8_lossy(file))).transpose()
         };
         let cluster = self.cluster.or(false);
         let sentinel = owned(&self.sentinel);
@@ -550,7 +550,7 @@ fn default_limits() -> Limits {
         fetch_timeout: FETCH_TIMEOUT,
         store_timeout: STORE_TIMEOUT,
         queue: QUEUE,
-        max_value: MAX_SESSION,
+        max_value: MAX_ENTRY,
         redirects: false,
     }
 }

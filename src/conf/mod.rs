@@ -1,6 +1,7 @@
 //! The directives, and what they make of the policy.
 
 use core::ffi::CStr;
+use core::{fmt, mem};
 use std::rc::{Rc, Weak};
 use std::string::{String, ToString};
 use std::vec::Vec;
@@ -8,13 +9,14 @@ use std::vec::Vec;
 use nginx_sys::{
     NGX_CONF_1MORE, NGX_CONF_BLOCK, NGX_CONF_TAKE1, NGX_HTTP_MAIN_CONF, ngx_command_t,
 };
+use session_core::cache_key::MAX_TEXT;
 use session_core::target::{Redacted, Target, TargetError};
 
 use crate::ffi::conf::{Conf, DUPLICATE, Directive, Place, Refusal, directive};
 use crate::ffi::log::Level;
 use crate::ffi::module::Commands;
 use crate::ffi::tls::Hooked;
-use crate::handshake::Policy;
+use crate::handshake::{Policy, Rules, Watch};
 use crate::net::backend::{Answers, Backend as Servers};
 use crate::status::variables;
 use crate::tier::Tier;
@@ -22,18 +24,24 @@ use crate::tier::remote::Remote;
 use crate::tier::shared::Shared;
 
 mod backend;
+mod keys;
 
 pub use backend::BACKEND_COMMANDS;
 use backend::{Backend, Settings};
+use keys::{Keys, SslSessionKey};
 
 /// The parameter of `ssl_session_fetch` that makes tickets good for one handshake.
 const SINGLE_USE: &str = "single_use";
+/// The parameter of `ssl_session_store` that leaves out sessions of clients with certificates.
+const NO_CLIENT_CERT: &str = "no_client_cert";
 
 /// The directives of `http{}`.
-pub static COMMANDS: Commands<[ngx_command_t; 4]> = Commands::new([
+pub static COMMANDS: Commands<[ngx_command_t; 6]> = Commands::new([
     directive::<SslSessionFetch>(NGX_HTTP_MAIN_CONF | NGX_CONF_1MORE),
     directive::<SslSessionStore>(NGX_HTTP_MAIN_CONF | NGX_CONF_1MORE),
     directive::<SslSessionBackend>(NGX_HTTP_MAIN_CONF | NGX_CONF_BLOCK | NGX_CONF_TAKE1),
+    directive::<SslSessionKey>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
+    directive::<SslSessionEpoch>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
     ngx_command_t::empty(),
 ]);
 
@@ -46,8 +54,13 @@ pub struct MainConf {
     fetch: Option<Targets>,
     store: Option<Targets>,
     backends: Vec<(String, Settings)>,
+    keys: Keys,
+    /// The name of the epoch's entry, and where the directive stands.
+    epoch: Option<(String, Place)>,
     /// Whether a ticket of TLS 1.3 is good for one handshake only.
     single_use: bool,
+    /// Whether sessions of clients that have shown a certificate are left out.
+    no_client_cert: bool,
     /// Tiers by the text of their targets; one that is both fetched from and stored in is one.
     tiers: Vec<(String, Rc<dyn Tier>)>,
     /// The servers of those tiers.
@@ -79,20 +92,9 @@ impl Directive for SslSessionFetch {
             return Err(DUPLICATE);
         }
         let words: Vec<String> = cf.words().skip(1).map(ToString::to_string).collect();
-        let targets = match words.split_last() {
-            Some((last, targets)) if last == SINGLE_USE && !targets.is_empty() => {
-                conf.single_use = true;
-                targets
-            }
-            _ => &words,
-        };
-        let targets = conf.targets(cf, "ssl_session_fetch", targets)?;
-        if conf.single_use && targets.targets.is_empty() {
-            return Err(cf.refuse(format_args!(
-                "\"off\" goes with no other parameter in \"ssl_session_fetch\""
-            )));
-        }
+        let (targets, single_use) = conf.targets(cf, "ssl_session_fetch", &words, SINGLE_USE)?;
         conf.fetch = Some(targets);
+        conf.single_use = single_use;
         Ok(())
     }
 }
@@ -108,7 +110,32 @@ impl Directive for SslSessionStore {
             return Err(DUPLICATE);
         }
         let words: Vec<String> = cf.words().skip(1).map(ToString::to_string).collect();
-        conf.store = Some(conf.targets(cf, "ssl_session_store", &words)?);
+        let (targets, left_out) = conf.targets(cf, "ssl_session_store", &words, NO_CLIENT_CERT)?;
+        conf.store = Some(targets);
+        conf.no_client_cert = left_out;
+        Ok(())
+    }
+}
+
+struct SslSessionEpoch;
+
+impl Directive for SslSessionEpoch {
+    type Conf = MainConf;
+    const NAME: &'static CStr = c"ssl_session_epoch";
+
+    fn set(cf: &mut Conf, conf: &mut MainConf) -> Result<(), Refusal> {
+        if conf.epoch.is_some() {
+            return Err(DUPLICATE);
+        }
+        let name = word(cf);
+        let readable = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
+        if name.is_empty() || name.len() > MAX_TEXT || !name.bytes().all(readable) {
+            return Err(cf.refuse(format_args!(
+                "invalid name \"{name}\" in \"ssl_session_epoch\": it must be 1 to {MAX_TEXT} \
+                 letters, digits and \"._-\""
+            )));
+        }
+        conf.epoch = Some((name, cf.place()));
         Ok(())
     }
 }
@@ -120,9 +147,9 @@ impl Directive for SslSessionBackend {
     const NAME: &'static CStr = c"ssl_session_backend";
 
     fn set(cf: &mut Conf, conf: &mut MainConf) -> Result<(), Refusal> {
-        let name = cf.words().nth(1).unwrap_or_default().to_string();
+        let name = word(cf);
         let shown = Redacted(&name);
-        if !matches!(Target::parse(&name), Ok(Target::Backend(_))) || name == SINGLE_USE {
+        if !matches!(Target::parse(&name), Ok(Target::Backend(_))) || is_parameter(&name) {
             return Err(cf.refuse(format_args!("invalid SSL session backend name \"{shown}\"")));
         }
         if conf.backends.iter().any(|(known, _)| *known == name) {
@@ -135,13 +162,18 @@ impl Directive for SslSessionBackend {
 }
 
 impl MainConf {
-    /// Reads the targets of a directive.
+    /// Reads the targets of a directive, and whether its parameter comes last.
     fn targets(
         &mut self,
         cf: &mut Conf,
         name: &'static str,
         words: &[String],
-    ) -> Result<Targets, Refusal> {
+        parameter: &str,
+    ) -> Result<(Targets, bool), Refusal> {
+        let (words, has_parameter) = match words.split_last() {
+            Some((last, words)) if last == parameter && !words.is_empty() => (words, true),
+            _ => (words, false),
+        };
         let mut targets: Vec<Use> = Vec::new();
         for (n, word) in words.iter().enumerate() {
             if words.iter().take(n).any(|earlier| earlier == word) {
@@ -149,15 +181,17 @@ impl MainConf {
                 return Err(cf.refuse(format_args!("duplicate target \"{word}\" in \"{name}\"")));
             }
             match Target::parse(word) {
-                Ok(Target::Off) if words.len() == 1 => {}
+                Ok(Target::Off) if words.len() == 1 && !has_parameter => {}
                 Ok(Target::Off) => {
+                    let other = if words.len() == 1 { "parameter" } else { "target" };
                     return Err(
-                        cf.refuse(format_args!("\"off\" goes with no other target in \"{name}\""))
+                        cf.refuse(format_args!("\"off\" goes with no other {other} in \"{name}\""))
                     );
                 }
-                Ok(Target::Backend(SINGLE_USE)) => {
+                Ok(Target::Backend(word)) if is_parameter(word) => {
+                    let place = if word == SINGLE_USE { "fetch" } else { "store" };
                     return Err(cf.refuse(format_args!(
-                        "\"{SINGLE_USE}\" is allowed at the end of \"ssl_session_fetch\" only"
+                        "\"{word}\" is allowed at the end of \"ssl_session_{place}\" only"
                     )));
                 }
                 Ok(Target::Backend(backend)) => targets.push(Use::Backend(backend.to_string())),
@@ -165,7 +199,7 @@ impl MainConf {
                 Err(error) => return Err(invalid(cf, word, name, error)),
             }
         }
-        Ok(Targets { directive: name, place: cf.place(), targets })
+        Ok((Targets { directive: name, place: cf.place(), targets }, has_parameter))
     }
 
     /// The tier of a target that is complete in itself.
@@ -221,6 +255,18 @@ impl MainConf {
                 })?,
             });
         }
+        let remote = tiers.iter().find(|tier: &&Rc<dyn Tier>| !tier.is_local());
+        if let (Some(tier), Keys::Unset) = (remote, &self.keys) {
+            let name = tier.name();
+            cf.say_at(
+                Level::Emerg,
+                &place,
+                format_args!(
+                    "no \"ssl_session_key\" to seal sessions with for \"{name}\" in \"{directive}\""
+                ),
+            );
+            return Err(Refusal::Said);
+        }
         Ok(tiers)
     }
 
@@ -250,10 +296,21 @@ impl MainConf {
         let fetch = self.resolve(cf, fetch)?;
         let store = self.store.take();
         let store = self.resolve(cf, store)?;
-        let policy = Rc::new(Policy::new(fetch, self.single_use, store));
-        if policy.is_idle() {
+        if fetch.is_empty() && store.is_empty() {
             return Ok(());
         }
+        self.warn_of_open_store(cf, fetch.iter().chain(&store));
+        let epoch = self.watch(cf, &fetch)?;
+        let fresh = self.single_use.then_some(SINGLE_USE);
+        let fresh = fresh.or(epoch.as_ref().map(|_| "ssl_session_epoch"));
+        let policy = Rc::new(Policy::new(Rules {
+            fetch,
+            single_use: self.single_use,
+            store,
+            client_certificates: !self.no_client_cert,
+            ring: mem::take(&mut self.keys).into_ring(cf)?,
+            epoch,
+        }));
         let answers: Weak<dyn Answers> = Rc::downgrade(&(Rc::clone(&policy) as Rc<dyn Answers>));
         let resolver = cf.resolver();
         for servers in &self.servers {
@@ -263,8 +320,8 @@ impl MainConf {
             servers.set_answers(answers.clone());
         }
         let servers = cf.servers();
-        if self.single_use {
-            // OpenSSL would look there first, and find what was taken.
+        if let Some(fresh) = fresh {
+            // OpenSSL would look there first, and find what was taken or withdrawn.
             let caches: Vec<bool> =
                 servers.iter().map(|server| server.context.forget_own_cache()).collect();
             if let Some((_, first)) = caches.iter().zip(&servers).find(|(had, _)| **had) {
@@ -272,7 +329,7 @@ impl MainConf {
                     Level::Warn,
                     &first.place,
                     format_args!(
-                        "\"ssl_session_cache builtin\" is not used, as \"{SINGLE_USE}\" is set"
+                        "\"ssl_session_cache builtin\" is not used, as \"{fresh}\" is set"
                     ),
                 );
             }
@@ -307,6 +364,41 @@ impl MainConf {
         Ok(())
     }
 
+    /// Says aloud that sessions are stored where others can read them.
+    fn warn_of_open_store<'a>(&self, cf: &mut Conf, tiers: impl Iterator<Item = &'a Rc<dyn Tier>>) {
+        let Keys::Off = self.keys else { return };
+        let mut remote = tiers.filter(|tier| !tier.is_local());
+        if let Some(first) = remote.next() {
+            cf.say(
+                Level::Warn,
+                format_args!(
+                    "\"ssl_session_key\" is off: whoever can read \"{}\" can decrypt the \
+                     connections of the sessions in it",
+                    first.name()
+                ),
+            );
+        }
+    }
+
+    /// Who watches the epoch: it is kept in the last tier that other machines share.
+    fn watch(&mut self, cf: &Conf, fetch: &[Rc<dyn Tier>]) -> Result<Option<Watch>, Refusal> {
+        let Some((name, place)) = self.epoch.take() else { return Ok(None) };
+        let refuse = |text: fmt::Arguments<'_>| {
+            cf.say_at(Level::Emerg, &place, format_args!("\"ssl_session_epoch\" {text}"));
+            Err(Refusal::Said)
+        };
+        // Without keys clients choose names of entries.
+        let Keys::Files(_) = self.keys else {
+            return refuse(format_args!("without \"ssl_session_key\""));
+        };
+        match fetch.iter().rev().find(|tier| !tier.is_local()) {
+            Some(tier) => Ok(Some(Watch::new(name, Rc::clone(tier)))),
+            None => refuse(format_args!(
+                "without a target of \"ssl_session_fetch\" that other machines share"
+            )),
+        }
+    }
+
     /// The worker exits.
     pub fn close(&self) {
         if let Some(policy) = &self.policy {
@@ -318,6 +410,15 @@ impl MainConf {
     pub fn prepare(cf: &mut Conf) -> Result<(), Refusal> {
         variables::add(cf)
     }
+}
+
+/// The one word after the name of a directive.
+fn word(cf: &Conf) -> String {
+    cf.words().nth(1).unwrap_or_default().to_string()
+}
+
+fn is_parameter(word: &str) -> bool {
+    [SINGLE_USE, NO_CLIENT_CERT].contains(&word)
 }
 
 fn invalid(cf: &mut Conf, word: &str, directive: &str, error: TargetError) -> Refusal {

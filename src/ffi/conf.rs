@@ -34,8 +34,8 @@ use super::zone::Zone;
 
 /// The smallest shared zone, in pages, as nginx's own modules have it.
 const MIN_ZONE_PAGES: usize = 8;
-/// The longest secret in a file, in bytes.
-const MAX_SECRET: usize = 4096;
+/// The longest password in a file, in bytes.
+const MAX_PASSWORD: usize = 4096;
 /// Default of `resolver_timeout` (ngx_http_core_merge_loc_conf()), in milliseconds.
 const RESOLVER_TIMEOUT: ngx_msec_t = 30000;
 
@@ -479,41 +479,63 @@ impl Conf {
         })
     }
 
-    /// Reads a secret from a file, which is named relative to the configuration. The line end
+    /// Reads a password from a file, which is named relative to the configuration. The line end
     /// behind it does not belong to it.
-    pub fn secret_file(&mut self, path: &str) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+    pub fn password_file(&mut self, path: &str) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+        let path = self.full_name(path)?;
+        let mut secret = self.secret_file(&path, MAX_PASSWORD.saturating_add(b"\r\n".len()))?;
+        let end = secret.strip_suffix(b"\n").map(|rest| rest.strip_suffix(b"\r").unwrap_or(rest));
+        let len = end.map_or(secret.len(), <[u8]>::len);
+        secret.truncate(len);
+        match len {
+            0 => Err(self.refuse(format_args!("\"{path}\" is empty"))),
+            1..=MAX_PASSWORD => Ok(secret),
+            _ => Err(self.refuse(format_args!("\"{path}\" is longer than {MAX_PASSWORD} bytes"))),
+        }
+    }
+
+    /// Reads a key from a file of just its length, which is named relative to the configuration.
+    pub fn key_file<const N: usize>(&mut self, path: &str) -> Result<Zeroizing<[u8; N]>, Refusal> {
+        let path = self.full_name(path)?;
+        let read = self.secret_file(&path, N)?;
+        let mut key = Zeroizing::new([0; N]);
+        if read.len() != N {
+            return Err(self.refuse(format_args!("\"{path}\" must be {N} bytes")));
+        }
+        key.copy_from_slice(&read);
+        Ok(key)
+    }
+
+    /// A file's name in full, if it is relative to the configuration.
+    fn full_name(&mut self, path: &str) -> Result<String, Refusal> {
         // SAFETY: the name is copied to the pool, with the null byte that nginx wants behind it.
-        let path = unsafe {
+        unsafe {
             let terminated = [path.as_bytes(), b"\0"].concat();
             let mut name = ngx_str_t::from_bytes(self.0.pool, &terminated).ok_or(Refusal::Said)?;
             name.len = name.len.saturating_sub(1);
             if ngx_conf_full_name(self.0.cycle, &raw mut name, 1) != NGX_OK as ngx_int_t {
                 return Err(Refusal::Said);
             }
-            String::from_utf8_lossy(name.as_bytes()).into_owned()
-        };
-        let file = File::open(&path).map_err(|error| self.failed("open()", &path, &error))?;
+            Ok(String::from_utf8_lossy(name.as_bytes()).into_owned())
+        }
+    }
+
+    /// Reads a secret from a file: all of it, or `max` bytes and one more.
+    fn secret_file(&mut self, path: &str, max: usize) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+        let file = File::open(path).map_err(|error| self.failed("open()", path, &error))?;
         match file.metadata() {
             Ok(data) if data.mode() & libc::S_IROTH != 0 => {
                 self.say(Level::Warn, format_args!("\"{path}\" can be read by everybody"));
             }
             Ok(_) => {}
-            Err(error) => return Err(self.failed("fstat()", &path, &error)),
+            Err(error) => return Err(self.failed("fstat()", path, &error)),
         }
         // The buffer never fills, so that no part of the secret is left behind by growing.
-        let max = MAX_SECRET.saturating_add(b"\r\n".len());
         let mut secret = Zeroizing::new(Vec::with_capacity(max.saturating_mul(2)));
         file.take(max.saturating_add(1) as u64)
             .read_to_end(&mut secret)
-            .map_err(|error| self.failed("read()", &path, &error))?;
-        let end = secret.strip_suffix(b"\n").map(|rest| rest.strip_suffix(b"\r").unwrap_or(rest));
-        let len = end.map_or(secret.len(), <[u8]>::len);
-        secret.truncate(len);
-        match len {
-            0 => Err(self.refuse(format_args!("\"{path}\" is empty"))),
-            1..=MAX_SECRET => Ok(secret),
-            _ => Err(self.refuse(format_args!("\"{path}\" is longer than {MAX_SECRET} bytes"))),
-        }
+            .map_err(|error| self.failed("read()", path, &error))?;
+        Ok(secret)
     }
 
     fn failed(&mut self, call: &str, path: &str, error: &io::Error) -> Refusal {

@@ -14,6 +14,7 @@
 pub mod client;
 pub mod clock;
 pub mod conf;
+pub mod crypto;
 pub mod event;
 pub mod link;
 pub mod log;

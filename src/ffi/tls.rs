@@ -12,28 +12,31 @@ use std::vec::Vec;
 
 use foreign_types::{ForeignType, ForeignTypeRef, foreign_type};
 use nginx_sys::{
-    BIO, BIO_CTRL_DUP, BIO_CTRL_PENDING, BIO_CTRL_POP, BIO_CTRL_PUSH, BIO_FLAGS_READ,
-    BIO_FLAGS_RWS, BIO_FLAGS_SHOULD_RETRY, BIO_METHOD, BIO_TYPE_FILTER, BIO_clear_flags, BIO_ctrl,
-    BIO_free, BIO_get_data, BIO_get_retry_reason, BIO_meth_new, BIO_meth_set_create,
-    BIO_meth_set_ctrl, BIO_meth_set_destroy, BIO_meth_set_read, BIO_meth_set_write, BIO_new,
-    BIO_read, BIO_set_data, BIO_set_flags, BIO_set_init, BIO_set_retry_reason, BIO_test_flags,
-    BIO_up_ref, BIO_write, CRYPTO_EX_INDEX_SSL, CRYPTO_EX_INDEX_SSL_CTX, CRYPTO_get_ex_new_index,
-    ERR_pop_to_mark, ERR_set_mark, NGX_ALIGNMENT, OSSL_HANDSHAKE_STATE_TLS_ST_OK, SSL,
-    SSL_CB_ACCEPT_LOOP, SSL_CB_HANDSHAKE_DONE, SSL_CB_HANDSHAKE_START,
-    SSL_CTRL_GET_MAX_PROTO_VERSION, SSL_CTRL_GET_SESS_CACHE_MODE, SSL_CTRL_SET_SESS_CACHE_MODE,
-    SSL_CTX, SSL_CTX_ctrl, SSL_CTX_free, SSL_CTX_get_ex_data, SSL_CTX_get_info_callback,
-    SSL_CTX_get_options, SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb,
-    SSL_CTX_sess_get_remove_cb, SSL_CTX_sess_set_get_cb, SSL_CTX_sess_set_new_cb,
-    SSL_CTX_sess_set_remove_cb, SSL_CTX_set_ex_data, SSL_CTX_set_info_callback, SSL_CTX_up_ref,
-    SSL_SESS_CACHE_NO_INTERNAL_LOOKUP, SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER,
-    SSL_SESSION, SSL_SESSION_free, SSL_SESSION_get_id, SSL_SESSION_get_time,
-    SSL_SESSION_get_timeout, SSL_ctrl, SSL_get_SSL_CTX, SSL_get_ex_data, SSL_get_options,
+    ASN1_TIME_diff, BIO, BIO_CTRL_DUP, BIO_CTRL_PENDING, BIO_CTRL_POP, BIO_CTRL_PUSH,
+    BIO_FLAGS_READ, BIO_FLAGS_RWS, BIO_FLAGS_SHOULD_RETRY, BIO_METHOD, BIO_TYPE_FILTER,
+    BIO_clear_flags, BIO_ctrl, BIO_free, BIO_get_data, BIO_get_retry_reason, BIO_meth_new,
+    BIO_meth_set_create, BIO_meth_set_ctrl, BIO_meth_set_destroy, BIO_meth_set_read,
+    BIO_meth_set_write, BIO_new, BIO_read, BIO_set_data, BIO_set_flags, BIO_set_init,
+    BIO_set_retry_reason, BIO_test_flags, BIO_up_ref, BIO_write, CRYPTO_EX_INDEX_SSL,
+    CRYPTO_EX_INDEX_SSL_CTX, CRYPTO_get_ex_new_index, ERR_pop_to_mark, ERR_set_mark, NGX_ALIGNMENT,
+    OSSL_HANDSHAKE_STATE_TLS_ST_OK, RAND_bytes, SSL, SSL_CB_ACCEPT_LOOP, SSL_CB_HANDSHAKE_DONE,
+    SSL_CB_HANDSHAKE_START, SSL_CTRL_GET_MAX_PROTO_VERSION, SSL_CTRL_GET_SESS_CACHE_MODE,
+    SSL_CTRL_SET_SESS_CACHE_MODE, SSL_CTX, SSL_CTX_ctrl, SSL_CTX_free, SSL_CTX_get_ex_data,
+    SSL_CTX_get_info_callback, SSL_CTX_get_options, SSL_CTX_sess_get_get_cb,
+    SSL_CTX_sess_get_new_cb, SSL_CTX_sess_get_remove_cb, SSL_CTX_sess_set_get_cb,
+    SSL_CTX_sess_set_new_cb, SSL_CTX_sess_set_remove_cb, SSL_CTX_set_allow_early_data_cb,
+    SSL_CTX_set_ex_data, SSL_CTX_set_generate_session_id, SSL_CTX_set_info_callback,
+    SSL_CTX_up_ref, SSL_SESS_CACHE_NO_INTERNAL_LOOKUP, SSL_SESS_CACHE_NO_INTERNAL_STORE,
+    SSL_SESS_CACHE_SERVER, SSL_SESSION, SSL_SESSION_free, SSL_SESSION_get_id,
+    SSL_SESSION_get_protocol_version, SSL_SESSION_get_time, SSL_SESSION_get_timeout,
+    SSL_SESSION_get0_peer, SSL_ctrl, SSL_get_SSL_CTX, SSL_get_ex_data, SSL_get_options,
     SSL_get_rbio, SSL_get_state, SSL_is_server, SSL_set_ex_data, SSL_set0_rbio, SSL_version,
-    TLS1_3_VERSION, d2i_SSL_SESSION, i2d_SSL_SESSION, ngx_connection_t, ngx_err_t, ngx_errno,
-    ngx_pool_cleanup_add, ngx_post_event, ngx_posted_events, ngx_set_errno,
+    TLS1_3_VERSION, X509_get0_notAfter, d2i_SSL_SESSION, i2d_SSL_SESSION, ngx_connection_t,
+    ngx_err_t, ngx_errno, ngx_pool_cleanup_add, ngx_post_event, ngx_posted_events, ngx_set_errno,
     ngx_ssl_connection_index,
 };
 use session_core::codec::OutOfMemory;
+use session_core::key_ring::ID_LEN;
 use session_core::slots::{Slots, Token};
 
 use super::log::Log;
@@ -68,17 +71,38 @@ pub trait Handler: Sized + 'static {
     fn handshake_done(&self, attached: &Attached<Self>);
 
     /// OpenSSL asks for the session of `id`.
-    fn session(self: &Rc<Self>, connection: &Connection, id: &[u8]) -> Option<Session>;
+    fn session(self: &Rc<Self>, connection: &Connection, id: &[u8]) -> Found;
 
-    /// Whether nobody else is asked for a session of this connection that [`Handler::session`]
-    /// did not have.
-    fn is_only_source(&self, connection: &Connection) -> bool;
+    /// Whether a session that somebody else had may be resumed.
+    fn allows(&self, session: &SessionRef) -> bool;
+
+    /// Whether [`Handler::issue_id`] is asked for the IDs of new sessions.
+    fn issues_ids(&self) -> bool;
+
+    /// The ID of a new session; OpenSSL makes one by itself if there is none.
+    fn issue_id(&self) -> Option<[u8; ID_LEN]>;
+
+    /// Whether [`Handler::allows_early_data`] is asked.
+    fn restricts_early_data(&self) -> bool;
+
+    /// Whether the early data (RFC 8446 §4.2.10) of a handshake that resumes is accepted.
+    fn allows_early_data(&self, connection: &Connection) -> bool;
 
     /// A session was made that can be resumed later.
     fn session_made(&self, connection: &Connection, session: &SessionRef);
 
     /// A session must not be resumed any more.
     fn session_removed(&self, session: &SessionRef);
+}
+
+/// What is known of a session that OpenSSL asks for.
+pub enum Found {
+    /// It is here.
+    Session(Session),
+    /// It is not here; others may be asked.
+    NotHere,
+    /// Nobody else is to be asked.
+    Nowhere,
 }
 
 /// What the filter has for OpenSSL.
@@ -151,13 +175,52 @@ impl SessionRef {
         }
     }
 
-    /// When the session ends, in seconds since the epoch.
-    pub fn expires(&self) -> i64 {
+    /// When the session was made, in seconds since the epoch.
+    pub fn made(&self) -> i64 {
         // SAFETY: the session is valid.
-        unsafe {
-            let made = SSL_SESSION_get_time(self.as_ptr());
-            made.saturating_add(SSL_SESSION_get_timeout(self.as_ptr()))
-        }
+        unsafe { SSL_SESSION_get_time(self.as_ptr()) }
+    }
+
+    /// The last second in which the session is good, since the epoch: that of its own life, or of
+    /// its client's certificate. `now` is the current one.
+    pub fn expires(&self, now: i64) -> i64 {
+        // SAFETY: the session is valid.
+        let timeout = unsafe { SSL_SESSION_get_timeout(self.as_ptr()) };
+        let own = self.made().saturating_add(timeout);
+        self.certificate_left().map_or(own, |left| own.min(now.saturating_add(left)))
+    }
+
+    /// Whether the client has shown a certificate.
+    pub fn has_certificate(&self) -> bool {
+        // SAFETY: SSL_SESSION_get0_peer(3) lends, or returns null.
+        unsafe { !SSL_SESSION_get0_peer(self.as_ptr()).is_null() }
+    }
+
+    /// How many seconds are left of the life of the client's certificate, if there is one. A time
+    /// that cannot be read has passed.
+    fn certificate_left(&self) -> Option<i64> {
+        let (mut days, mut seconds) = (0, 0);
+        // SAFETY: SSL_SESSION_get0_peer(3) and X509_get0_notAfter(3) lend what is valid as long
+        // as the session; without a first time ASN1_TIME_diff(3) takes the current one.
+        let known = unsafe {
+            let certificate = SSL_SESSION_get0_peer(self.as_ptr());
+            if certificate.is_null() {
+                return None;
+            }
+            let end = X509_get0_notAfter(certificate);
+            ERR_set_mark();
+            let known = ASN1_TIME_diff(&raw mut days, &raw mut seconds, ptr::null(), end);
+            ERR_pop_to_mark();
+            known
+        };
+        let left = i64::from(days).saturating_mul(24 * 60 * 60).saturating_add(seconds.into());
+        Some(if known == 1 { left } else { -1 })
+    }
+
+    /// The version of TLS, as on the wire.
+    pub fn protocol(&self) -> c_int {
+        // SAFETY: the session is valid.
+        unsafe { SSL_SESSION_get_protocol_version(self.as_ptr()) }
     }
 
     /// Appends the session in DER, if it is no longer than `max` bytes.
@@ -305,7 +368,13 @@ impl<H: Handler> Hooked<H> {
                 return Err(HookError);
             }
             SSL_CTX_set_info_callback(ctx.as_ptr(), Some(info::<H>));
+            if handler.restricts_early_data() {
+                SSL_CTX_set_allow_early_data_cb(ctx.as_ptr(), Some(early_data::<H>), no_data());
+            }
             if hooks.resumes {
+                if handler.issues_ids() {
+                    SSL_CTX_set_generate_session_id(ctx.as_ptr(), Some(generate::<H>));
+                }
                 SSL_CTX_sess_set_new_cb(ctx.as_ptr(), Some(new::<H>));
                 SSL_CTX_sess_set_get_cb(ctx.as_ptr(), Some(get::<H>));
                 SSL_CTX_sess_set_remove_cb(ctx.as_ptr(), Some(remove::<H>));
@@ -322,6 +391,9 @@ impl<H: Handler> Drop for Hooks<H> {
         // SAFETY: the context is counted up, so it is valid until the last line.
         unsafe {
             SSL_CTX_set_info_callback(ctx, self.info);
+            // OpenSSL does not tell what was there before; nginx sets neither.
+            SSL_CTX_set_generate_session_id(ctx, None);
+            SSL_CTX_set_allow_early_data_cb(ctx, None, no_data());
             SSL_CTX_sess_set_new_cb(ctx, self.new);
             SSL_CTX_sess_set_get_cb(ctx, self.get);
             SSL_CTX_sess_set_remove_cb(ctx, self.remove);
@@ -441,8 +513,13 @@ impl Connection {
 
     /// Whether TLS 1.3 was negotiated.
     pub fn is_tls13(&self) -> bool {
+        self.protocol() == TLS1_3_VERSION as c_int
+    }
+
+    /// The version of TLS that was negotiated, as on the wire.
+    pub fn protocol(&self) -> c_int {
         // SAFETY: the SSL object is valid.
-        unsafe { SSL_version(self.ssl.as_ptr()) == TLS1_3_VERSION as c_int }
+        unsafe { SSL_version(self.ssl.as_ptr()) }
     }
 
     /// Whether stateless tickets are on.
@@ -774,14 +851,59 @@ unsafe extern "C" fn get<H: Handler>(
         let Some(connection) = Connection::of(ssl) else { return ptr::null_mut() };
         let Some(hooks) = session_hooks::<H>(connection.c) else { return ptr::null_mut() };
         let bytes = core::slice::from_raw_parts(id, usize::try_from(len).unwrap_or(0));
-        if let Some(session) = hooks.handler.session(&connection, bytes) {
-            return session.into_ptr();
-        }
-        match hooks.get {
-            Some(kept) if !hooks.handler.is_only_source(&connection) => kept(ssl, id, len, copy),
-            _ => ptr::null_mut(),
+        match (hooks.handler.session(&connection, bytes), hooks.get) {
+            (Found::Session(session), _) => session.into_ptr(),
+            (Found::NotHere, Some(kept)) => {
+                let session = kept(ssl, id, len, copy);
+                if session.is_null() || hooks.handler.allows(SessionRef::from_ptr(session)) {
+                    return session;
+                }
+                if *copy == 0 {
+                    SSL_SESSION_free(session);
+                }
+                ptr::null_mut()
+            }
+            (Found::NotHere | Found::Nowhere, _) => ptr::null_mut(),
         }
     }
+}
+
+unsafe extern "C" fn generate<H: Handler>(
+    ssl: *mut SSL,
+    id: *mut c_uchar,
+    len: *mut c_uint,
+) -> c_int {
+    // SAFETY: SSL_CTX_set_generate_session_id(3): room for *len bytes, all of which are used.
+    unsafe {
+        let room = core::slice::from_raw_parts_mut(id, *len as usize);
+        let issued = Connection::of(ssl)
+            .and_then(|connection| session_hooks::<H>(connection.c))
+            .and_then(|hooks| hooks.handler.issue_id());
+        match issued {
+            Some(issued) if issued.len() == room.len() => {
+                room.copy_from_slice(&issued);
+                1
+            }
+            // Nobody can find such a session later, but the handshake goes on.
+            _ => RAND_bytes(id, c_int::try_from(room.len()).unwrap_or(0)),
+        }
+    }
+}
+
+unsafe extern "C" fn early_data<H: Handler>(ssl: *mut SSL, _: *mut c_void) -> c_int {
+    // SAFETY: SSL_CTX_set_allow_early_data_cb(3).
+    let allowed = unsafe {
+        Connection::of(ssl).is_some_and(|connection| {
+            session_hooks::<H>(connection.c)
+                .is_some_and(|hooks| hooks.handler.allows_early_data(&connection))
+        })
+    };
+    allowed.into()
+}
+
+/// Our callbacks find what they need by the connection.
+const fn no_data() -> *mut c_void {
+    ptr::null_mut()
 }
 
 unsafe extern "C" fn new<H: Handler>(ssl: *mut SSL, session: *mut SSL_SESSION) -> c_int {

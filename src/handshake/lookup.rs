@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::vec::Vec;
 
 use session_core::hello::SessionId;
+use session_core::key_ring::Entry;
 use session_core::outcome::Outcome;
 use zeroize::Zeroizing;
 
@@ -12,7 +13,7 @@ use crate::tier::Tier;
 
 /// One session ID on its way through the tiers.
 pub struct Lookup {
-    id: SessionId,
+    entry: Entry,
     /// Whether the entry is taken out of the last tier; then no other tier is asked or told.
     take: bool,
     /// The tier that is asked, or that had the entry, or the number of tiers.
@@ -38,9 +39,9 @@ pub enum Step {
 
 impl Lookup {
     /// A lookup that has asked nobody yet.
-    pub fn new(id: SessionId) -> Self {
+    pub fn new(entry: Entry) -> Self {
         Lookup {
-            id,
+            entry,
             take: false,
             tier: 0,
             outcome: Outcome::Miss,
@@ -52,13 +53,18 @@ impl Lookup {
     }
 
     /// A lookup that takes the entry out of the last of so many tiers.
-    pub fn take(id: SessionId, tiers: usize) -> Self {
-        Lookup { take: true, tier: tiers.saturating_sub(1), refill: false, ..Lookup::new(id) }
+    pub fn take(entry: Entry, tiers: usize) -> Self {
+        Lookup { take: true, tier: tiers.saturating_sub(1), refill: false, ..Lookup::new(entry) }
     }
 
     /// The session ID.
     pub fn id(&self) -> &SessionId {
-        &self.id
+        self.entry.id()
+    }
+
+    /// Whose session it looks for.
+    pub fn entry(&self) -> &Entry {
+        &self.entry
     }
 
     /// Whether the entry was taken out of its tier.
@@ -86,7 +92,7 @@ impl Lookup {
         (!self.is_hit()).then_some(self.tier)
     }
 
-    /// The entry.
+    /// The entry as the tier has it.
     pub fn value(&self) -> &[u8] {
         &self.value
     }
@@ -108,9 +114,9 @@ impl Lookup {
     }
 
     /// The entry has turned out to be of no use.
-    pub fn spoil(&mut self) {
-        self.outcome = Outcome::Corrupt;
-        self.corrupt = Some(self.tier);
+    pub fn spoil(&mut self, outcome: Outcome) {
+        self.outcome = outcome;
+        self.corrupt = (outcome == Outcome::Corrupt).then_some(self.tier);
         self.value = Zeroizing::new(Vec::new());
     }
 
@@ -163,14 +169,15 @@ impl Lookup {
 
     fn now(&mut self, tier: &dyn Tier) -> Option<Outcome> {
         if self.take {
-            tier.take_now(&self.id, &mut self.value)
+            tier.take_now(self.entry.name(), &mut self.value)
         } else {
-            tier.fetch_now(&self.id, &mut self.value)
+            tier.fetch_now(self.entry.name(), &mut self.value)
         }
     }
 
     fn ask(&self, tier: &dyn Tier, waiter: Waiter) -> Result<(), Outcome> {
-        if self.take { tier.take(&self.id, waiter) } else { tier.fetch(&self.id, waiter) }
+        let name = self.entry.name();
+        if self.take { tier.take(name, waiter) } else { tier.fetch(name, waiter) }
     }
 
     /// Counts the outcome of the current tier in. Whether that ends the lookup.

@@ -5,106 +5,138 @@ use core::cell::RefCell;
 use std::rc::Rc;
 use std::vec::Vec;
 
+use session_core::crypto::Failed;
+use session_core::envelope::{OVERHEAD, OpenError};
 use session_core::hello::{ServerPolicy, SessionId};
+use session_core::key_ring::{Entry, ID_LEN, KeyRing};
 use session_core::outcome::Outcome;
 use session_core::throttle::Throttle;
 use zeroize::Zeroize;
 
 use crate::ffi::clock;
+use crate::ffi::crypto::Evp;
 use crate::ffi::log::Log;
 use crate::ffi::tls::{
-    Attached, Connection, DerError, Handler, Read, Session, SessionRef, Sink, Socket, Waiters,
+    Attached, Connection, DerError, Found, Handler, Read, Session, SessionRef, Sink, Socket,
+    Waiters,
 };
 use crate::net::backend::{Answers, Waiter};
 use crate::tier::Tier;
 use crate::{debug, log_at};
 
+mod epoch;
 mod lookup;
+mod reject;
 mod suspend;
 
+pub use epoch::Watch;
+use reject::Reject;
 pub use suspend::{Report, State};
 
 /// The longest session that is stored or taken from a store, in bytes of DER. nginx's own cache
 /// has 8192; sessions with a client's certificate chain take a few kilobytes.
 pub const MAX_SESSION: usize = 16 * 1024;
+/// The longest entry, in bytes.
+pub const MAX_ENTRY: usize = MAX_SESSION + OVERHEAD;
+
+/// What the configuration says about sessions.
+pub struct Rules {
+    /// Where sessions are looked up, in this order.
+    pub fetch: Vec<Rc<dyn Tier>>,
+    /// Whether a ticket of TLS 1.3 is good for one handshake only: it is taken out of the last
+    /// tier of `fetch`. Those before it may have copies, and are not asked.
+    pub single_use: bool,
+    /// Where they are stored: in all of these.
+    pub store: Vec<Rc<dyn Tier>>,
+    /// Whether those of clients that have shown a certificate are stored, too.
+    pub client_certificates: bool,
+    /// What they are sealed with.
+    pub ring: KeyRing<Evp>,
+    /// Which are withdrawn.
+    pub epoch: Option<Watch>,
+}
 
 /// What is done about sessions, for all servers of a configuration.
 pub struct Policy {
-    /// Where sessions are looked up, in this order.
-    fetch: Vec<Rc<dyn Tier>>,
-    /// Whether a ticket of TLS 1.3 is good for one handshake only.
-    single_use: bool,
-    /// Where they are stored.
-    store: Vec<Rc<dyn Tier>>,
+    rules: Rules,
     /// Whether a lookup may have to wait. Otherwise OpenSSL's question is answered when it comes,
     /// and nothing has to be read ahead of it.
     suspends: bool,
     waiters: Waiters<Policy>,
-    /// A session in DER, for as long as it takes to store it.
+    /// A session in DER, for as long as it takes to store or decode it.
     scratch: RefCell<Vec<u8>>,
     too_large: RefCell<Throttle>,
     corrupt: RefCell<Throttle>,
+    failed: RefCell<Throttle>,
 }
 
 impl Policy {
-    /// Looks up in the tiers of `fetch`, in order, and stores in all of `store`. With `single_use`
-    /// sessions of TLS 1.3 are taken out of the last tier of `fetch`; those before it may have
-    /// copies, and are not asked.
-    pub fn new(fetch: Vec<Rc<dyn Tier>>, single_use: bool, store: Vec<Rc<dyn Tier>>) -> Self {
+    /// Carries out `rules`.
+    pub fn new(rules: Rules) -> Self {
         Policy {
-            suspends: fetch.iter().any(|tier| !tier.is_local()),
-            fetch,
-            single_use,
-            store,
+            suspends: rules.fetch.iter().any(|tier| !tier.is_local()),
+            rules,
             waiters: Waiters::new(),
             scratch: RefCell::new(Vec::new()),
             too_large: RefCell::new(Throttle::new()),
             corrupt: RefCell::new(Throttle::new()),
+            failed: RefCell::new(Throttle::new()),
         }
-    }
-
-    /// Whether there is nothing to do in any handshake.
-    pub fn is_idle(&self) -> bool {
-        self.fetch.is_empty() && self.store.is_empty()
     }
 
     /// The name of a tier of lookups.
     pub fn tier_name(&self, tier: usize) -> Option<&str> {
-        self.fetch.get(tier).map(|tier| tier.name())
+        self.rules.fetch.get(tier).map(|tier| tier.name())
     }
 
     /// The worker exits.
     pub fn close(&self) {
-        for tier in self.fetch.iter().chain(&self.store) {
+        for tier in self.rules.fetch.iter().chain(&self.rules.store) {
             tier.close();
         }
     }
 
     /// Whether a session of this connection is good for one handshake only.
     fn takes(&self, connection: &Connection) -> bool {
-        self.single_use && connection.is_tls13()
+        self.rules.single_use && connection.is_tls13()
     }
 
-    fn lookup(&self, id: SessionId, take: bool) -> lookup::Lookup {
-        if take { lookup::Lookup::take(id, self.fetch.len()) } else { lookup::Lookup::new(id) }
+    /// A lookup of a session ID that was offered. `Err` is the outcome of one that is none.
+    fn lookup(&self, id: &SessionId, take: bool) -> Result<lookup::Lookup, Outcome> {
+        match self.rules.ring.known(id) {
+            Ok(Some(entry)) if take => Ok(lookup::Lookup::take(entry, self.rules.fetch.len())),
+            Ok(Some(entry)) => Ok(lookup::Lookup::new(entry)),
+            Ok(None) => Err(Outcome::Forged),
+            Err(Failed) => {
+                self.crypto_failed();
+                Err(Outcome::Error)
+            }
+        }
     }
 
     /// Looks for a session that no lookup was made for: the ClientHello could not be read ahead
-    /// of OpenSSL, or it has changed after a HelloRetryRequest, or all tiers are local.
-    fn session_at_hand(
-        self: &Rc<Self>,
-        connection: &Connection,
-        id: &SessionId,
-    ) -> Option<Session> {
-        if self.fetch.is_empty() {
-            return None;
+    /// of OpenSSL, or it has changed after a HelloRetryRequest, or all tiers are local, or the ID
+    /// is forged.
+    fn session_at_hand(self: &Rc<Self>, connection: &Connection, id: &SessionId) -> Found {
+        if self.rules.fetch.is_empty() {
+            return Found::NotHere;
         }
         let attached = match connection.attached::<Policy>() {
             Some(attached) => attached,
-            None => connection.attach(self, State::new()).ok()?,
+            None => match connection.attach(self, State::new()) {
+                Ok(attached) => attached,
+                Err(_) => return self.not_here(connection),
+            },
         };
-        let mut lookup = self.lookup(*id, self.takes(connection));
-        let found = lookup.run_local(&self.fetch);
+        let mut lookup = match self.lookup(id, self.takes(connection)) {
+            Ok(lookup) => lookup,
+            Err(outcome) => {
+                attached.state().report_now(outcome, None);
+                debug!(connection.log(), "SSL session fetch {:08x}: {outcome}", id.short_hash());
+                return Found::Nowhere;
+            }
+        };
+        let found = lookup.run_local(&self.rules.fetch);
         let outcome = lookup.outcome();
         let report = attached.state().report_now(outcome, lookup.tier());
         debug!(
@@ -118,48 +150,124 @@ impl Policy {
             // It is nowhere else now, and OpenSSL asks again after a HelloRetryRequest.
             attached.state().put_lookup(lookup);
         }
-        session
+        session.map_or_else(|| self.not_here(connection), Found::Session)
     }
 
-    /// Makes a session of what a lookup has found. An entry that is not the session asked for is
-    /// removed.
+    /// A cache of nginx's own may have what was taken here.
+    fn not_here(&self, connection: &Connection) -> Found {
+        if self.takes(connection) { Found::Nowhere } else { Found::NotHere }
+    }
+
+    /// Makes a session of what a lookup has found. An entry that is of no use is removed.
     fn open(&self, attached: &Attached<Policy>, lookup: &mut lookup::Lookup) -> Option<Session> {
-        let id = *lookup.id();
-        let decoded = Session::from_der(lookup.value());
-        let is_session = decoded.is_some();
-        let Some(session) = decoded.filter(|s| SessionId::new(s.id()) == Some(id)) else {
-            let tier = lookup.tier().filter(|_| lookup.is_first());
-            if let Some(tier) = tier.and_then(|tier| self.fetch.get(tier)) {
-                self.discard(attached, &id, &**tier);
-                if is_session {
-                    tier.mistrust(&id);
+        let outcome = match self.decode(&attached.connection(), lookup) {
+            Ok(session) if self.allows(&session) => {
+                if let Some(nearer) = lookup.take_refill().and_then(|n| self.rules.fetch.get(..n)) {
+                    let expires = session.expires(clock::unix_time());
+                    for tier in nearer {
+                        tier.store(lookup.entry().name(), lookup.value(), expires);
+                    }
                 }
+                return Some(session);
             }
-            attached.state().report_outcome(Outcome::Corrupt);
-            lookup.spoil();
-            return None;
+            Ok(_) => {
+                debug!(attached.log(), "SSL session {:08x} is withdrawn", lookup.id().short_hash());
+                if let Some(tier) = self.owner(lookup) {
+                    tier.remove(lookup.entry().name());
+                }
+                Outcome::Miss
+            }
+            Err(Reject::Envelope(OpenError::Failed)) => {
+                self.crypto_failed();
+                Outcome::Error
+            }
+            Err(reject) => {
+                if let Some(tier) = self.owner(lookup) {
+                    self.discard(attached, lookup.entry(), tier, reject);
+                }
+                Outcome::Corrupt
+            }
         };
-        if let Some(nearer) = lookup.take_refill().and_then(|tier| self.fetch.get(..tier)) {
-            for tier in nearer {
-                tier.store(&id, lookup.value(), session.expires());
-            }
+        attached.state().report_outcome(outcome);
+        lookup.spoil(outcome);
+        None
+    }
+
+    /// The tier that has to hear of the entry, if it is for this lookup to tell.
+    fn owner(&self, lookup: &lookup::Lookup) -> Option<&dyn Tier> {
+        let tier = lookup.tier().filter(|_| lookup.is_first())?;
+        self.rules.fetch.get(tier).map(|tier| &**tier)
+    }
+
+    /// Opens and decodes an entry, and checks that it is what was asked for.
+    fn decode(&self, connection: &Connection, lookup: &lookup::Lookup) -> Result<Session, Reject> {
+        let mut scratch =
+            self.scratch.try_borrow_mut().map_err(|_| Reject::Envelope(OpenError::Failed))?;
+        let opened = self.rules.ring.open(lookup.entry(), lookup.value(), &mut scratch);
+        let decoded = opened.map(Session::from_der);
+        wipe(&mut scratch);
+        let session = decoded.map_err(Reject::Envelope)?.ok_or(Reject::NotSession)?;
+        if SessionId::new(session.id()).as_ref() != Some(lookup.id()) {
+            return Err(Reject::OtherSession);
         }
-        Some(session)
+        if session.protocol() != connection.protocol() {
+            return Err(Reject::Protocol);
+        }
+        let now = clock::unix_time();
+        if session.expires(now) < now {
+            return Err(Reject::Expired);
+        }
+        Ok(session)
     }
 
     /// Removes an entry that is of no use.
-    fn discard(&self, attached: &Attached<Policy>, id: &SessionId, tier: &dyn Tier) {
-        tier.remove(id);
+    fn discard(&self, attached: &Attached<Policy>, entry: &Entry, tier: &dyn Tier, reject: Reject) {
+        tier.remove(entry.name());
+        if reject.is_stray() {
+            tier.mistrust(entry.name());
+        }
         if let Some(times) = pass(&self.corrupt) {
             log_at!(
                 attached.log(),
                 Error,
-                "corrupt SSL session {:08x} in \"{}\", {times} times",
-                id.short_hash(),
+                "corrupt SSL session {:08x} in \"{}\", {times} times: {reject}",
+                entry.id().short_hash(),
                 tier.name()
             );
         }
     }
+
+    /// Makes an entry of a session, in an empty buffer.
+    fn sealed(
+        &self,
+        session: &SessionRef,
+        id: &SessionId,
+        buf: &mut Vec<u8>,
+    ) -> Result<Entry, DerError> {
+        let ring = &self.rules.ring;
+        let failed = |Failed| {
+            self.crypto_failed();
+            DerError::OutOfMemory
+        };
+        let entry = ring.issued(id).map_err(failed)?;
+        ring.begin(buf).map_err(failed)?;
+        session.to_der(buf, MAX_SESSION)?;
+        ring.seal(&entry, buf).map_err(failed)?;
+        Ok(entry)
+    }
+
+    fn crypto_failed(&self) {
+        if let Some(times) = pass(&self.failed) {
+            log_at!(Log::cycle(), Alert, "sealing of SSL sessions failed, {times} times");
+        }
+    }
+}
+
+/// Wipes what was in a buffer, and not its whole capacity, which one large session would make
+/// long.
+fn wipe(buf: &mut Vec<u8>) {
+    buf.as_mut_slice().zeroize();
+    buf.clear();
 }
 
 impl Handler for Policy {
@@ -198,51 +306,74 @@ impl Handler for Policy {
         attached.state().release();
     }
 
-    fn session(self: &Rc<Self>, connection: &Connection, id: &[u8]) -> Option<Session> {
-        let id = SessionId::new(id)?;
+    fn session(self: &Rc<Self>, connection: &Connection, id: &[u8]) -> Found {
+        let Some(id) = SessionId::new(id) else { return Found::NotHere };
         let attached = connection.attached::<Policy>();
         let lookup = attached.and_then(|attached| attached.state().take_lookup(&id));
         // What was read as a session ID must not pass for a ticket that was taken.
-        let mut lookup = match lookup.filter(|one| one.is_take() || !self.takes(connection)) {
-            Some(lookup) => lookup,
-            None => return self.session_at_hand(connection, &id),
+        let lookup = lookup.filter(|one| one.is_take() || !self.takes(connection));
+        let (Some(attached), Some(mut lookup)) = (attached, lookup) else {
+            return self.session_at_hand(connection, &id);
         };
-        let attached = attached?;
         let session = if lookup.is_hit() { self.open(attached, &mut lookup) } else { None };
         // OpenSSL asks again after a HelloRetryRequest.
         attached.state().put_lookup(lookup);
-        session
+        session.map_or_else(|| self.not_here(connection), Found::Session)
     }
 
-    fn is_only_source(&self, connection: &Connection) -> bool {
-        self.takes(connection)
+    fn allows(&self, session: &SessionRef) -> bool {
+        !self.rules.epoch.as_ref().is_some_and(|epoch| epoch.withdraws(session))
+    }
+
+    fn issues_ids(&self) -> bool {
+        self.rules.ring.has_keys()
+    }
+
+    fn issue_id(&self) -> Option<[u8; ID_LEN]> {
+        let issued = self.rules.ring.issue();
+        if issued.is_err() {
+            self.crypto_failed();
+        }
+        issued.ok()
+    }
+
+    fn restricts_early_data(&self) -> bool {
+        self.rules.single_use
+    }
+
+    fn allows_early_data(&self, connection: &Connection) -> bool {
+        connection.attached::<Policy>().is_some_and(|attached| attached.state().has_taken())
     }
 
     fn session_made(&self, connection: &Connection, session: &SessionRef) {
-        if self.store.is_empty() {
+        if self.rules.store.is_empty() {
             return;
         }
         // The session of a stateless ticket is with the client.
         if connection.is_tls13() && connection.has_tickets() {
             return;
         }
-        let Some(id) = SessionId::new(session.id()) else { return };
-        let now = clock::unix_time();
-        if session.expires() <= now {
+        if !self.rules.client_certificates && session.has_certificate() {
             return;
         }
-        let Ok(mut der) = self.scratch.try_borrow_mut() else { return };
-        match session.to_der(&mut der, MAX_SESSION) {
-            Ok(()) => {
+        let Some(id) = SessionId::new(session.id()) else { return };
+        let now = clock::unix_time();
+        let expires = session.expires(now);
+        if expires <= now {
+            return;
+        }
+        let Ok(mut buf) = self.scratch.try_borrow_mut() else { return };
+        match self.sealed(session, &id, &mut buf) {
+            Ok(entry) => {
                 debug!(
                     connection.log(),
                     "SSL session store {:08x}: {} bytes for {} s",
                     id.short_hash(),
-                    der.len(),
-                    session.expires().saturating_sub(now)
+                    buf.len(),
+                    expires.saturating_sub(now)
                 );
-                for tier in &self.store {
-                    tier.store(&id, &der, session.expires());
+                for tier in &self.rules.store {
+                    tier.store(entry.name(), &buf, expires);
                 }
             }
             Err(DerError::TooLarge(len)) => {
@@ -258,16 +389,15 @@ impl Handler for Policy {
             // The client has its session; only others cannot resume it.
             Err(DerError::OutOfMemory) => {}
         }
-        // Not the whole capacity, which one large session would make long.
-        der.as_mut_slice().zeroize();
-        der.clear();
+        wipe(&mut buf);
     }
 
     fn session_removed(&self, session: &SessionRef) {
         let Some(id) = SessionId::new(session.id()) else { return };
+        let Ok(Some(entry)) = self.rules.ring.known(&id) else { return };
         debug!(Log::cycle(), "SSL session remove {:08x}", id.short_hash());
-        for tier in &self.store {
-            tier.remove(&id);
+        for tier in &self.rules.store {
+            tier.remove(entry.name());
         }
     }
 }

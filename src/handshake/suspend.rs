@@ -14,7 +14,7 @@ use session_core::hello::{HelloReader, Progress, SessionId, wanted_ids};
 use session_core::outcome::Outcome;
 
 use super::lookup::{Lookup, Step};
-use super::{Policy, server_policy};
+use super::{Policy, Reject, server_policy};
 use crate::debug;
 use crate::ffi::tls::{Attached, Ending, Read, Sink, Socket, SocketRead};
 use crate::log_at;
@@ -33,6 +33,9 @@ const MAX_READING: usize = 64 * 1024;
 /// that nginx allows, and what records add to it.
 const MAX_WAITING: usize = MAX_READING + 24 * 1024;
 
+/// In place of the number of a lookup: the question about the epoch.
+const EPOCH: usize = usize::MAX;
+
 /// What is known about one handshake.
 pub struct State(RefCell<Inner>);
 
@@ -46,7 +49,9 @@ struct Inner {
     ending: Option<Ending>,
     reader: HelloReader,
     lookups: Vec<Lookup>,
-    /// How many of them wait.
+    /// What became of those that were no lookups.
+    refused: Option<Outcome>,
+    /// For how many answers it waits.
     waiting: usize,
     started: Option<Instant>,
     report: Report,
@@ -85,6 +90,7 @@ impl State {
             ending: None,
             reader: HelloReader::new(),
             lookups: Vec::new(),
+            refused: None,
             waiting: 0,
             started: None,
             report: Report::default(),
@@ -132,6 +138,12 @@ impl State {
         if let Ok(mut inner) = self.0.try_borrow_mut() {
             inner.lookups = Vec::new();
         }
+    }
+
+    /// Whether a session was taken out of its tier, so that nobody else has it.
+    pub fn has_taken(&self) -> bool {
+        let taken = |lookup: &Lookup| lookup.is_take() && lookup.is_hit();
+        self.0.try_borrow().is_ok_and(|inner| inner.lookups.iter().any(taken))
     }
 
     /// The lookup of `id`, until it is put back.
@@ -187,20 +199,21 @@ impl State {
         if inner.phase != Phase::AwaitAnswers {
             return;
         }
+        if waiter.index == EPOCH {
+            if let Some(epoch) = policy.rules.epoch.as_ref().filter(|_| first) {
+                epoch.answered(outcome, value);
+            }
+            return inner.ended(attached);
+        }
         let Some(lookup) = inner.lookups.get_mut(waiter.index) else { return };
         if outcome == Outcome::Corrupt && first {
-            if let Some(tier) = lookup.asked().and_then(|tier| policy.fetch.get(tier)) {
-                policy.discard(attached, lookup.id(), &**tier);
+            if let Some(tier) = lookup.asked().and_then(|tier| policy.rules.fetch.get(tier)) {
+                policy.discard(attached, lookup.entry(), &**tier, Reject::TooLarge);
             }
         }
         lookup.set_first(first);
-        if lookup.answered(&policy.fetch, waiter, outcome, value) == Step::Waits {
-            return;
-        }
-        inner.waiting = inner.waiting.saturating_sub(1);
-        if inner.waiting == 0 {
-            inner.finish(attached);
-            attached.resume();
+        if lookup.answered(&policy.rules.fetch, waiter, outcome, value) == Step::Ended {
+            inner.ended(attached);
         }
     }
 }
@@ -232,7 +245,7 @@ impl Inner {
                 Progress::Complete(hello) => {
                     let server = server_policy(&attached.connection());
                     let ids = wanted_ids(&hello, &server);
-                    let take = policy.single_use && hello.offers_tls13 && server.tls13;
+                    let take = policy.rules.single_use && hello.offers_tls13 && server.tls13;
                     // OpenSSL uses one ticket; to take another would waste it.
                     let ids = if take { ids.as_slice().get(..1) } else { Some(ids.as_slice()) };
                     self.look_up(policy, attached, ids.unwrap_or_default(), take);
@@ -333,16 +346,35 @@ impl Inner {
         self.started = Some(Instant::now());
         self.phase = Phase::AwaitAnswers;
         self.waiting = 0;
-        for (index, id) in ids.iter().enumerate() {
+        for id in ids {
             debug!(attached.log(), "SSL session fetch {:08x}", id.short_hash());
-            let mut lookup = policy.lookup(*id, take);
-            if lookup.run(&policy.fetch, Waiter { token, index }) == Step::Waits {
+            match policy.lookup(id, take) {
+                Ok(lookup) => self.lookups.push(lookup),
+                Err(outcome) => {
+                    self.refused = Some(self.refused.map_or(outcome, |one| one.or(outcome)));
+                }
+            }
+        }
+        // First, so that the server which has the session may have told of the epoch before.
+        if let Some(epoch) = policy.rules.epoch.as_ref().filter(|_| !self.lookups.is_empty()) {
+            self.waiting = epoch.ask(Waiter { token, index: EPOCH }).into();
+        }
+        for (index, lookup) in self.lookups.iter_mut().enumerate() {
+            if lookup.run(&policy.rules.fetch, Waiter { token, index }) == Step::Waits {
                 self.waiting = self.waiting.saturating_add(1);
             }
-            self.lookups.push(lookup);
         }
         if self.waiting == 0 {
             self.finish(attached);
+        }
+    }
+
+    /// One of those that wait has ended.
+    fn ended(&mut self, attached: &Attached<Policy>) {
+        self.waiting = self.waiting.saturating_sub(1);
+        if self.waiting == 0 {
+            self.finish(attached);
+            attached.resume();
         }
     }
 
@@ -350,7 +382,8 @@ impl Inner {
     fn finish(&mut self, attached: &Attached<Policy>) {
         attached.forget();
         self.phase = Phase::AwaitReader;
-        let outcome = self.lookups.iter().map(Lookup::outcome).reduce(Outcome::or);
+        let outcomes = self.lookups.iter().map(Lookup::outcome);
+        let outcome = self.refused.into_iter().chain(outcomes).reduce(Outcome::or);
         self.report = Report {
             outcome,
             time: self.started.map(|started| started.elapsed()).unwrap_or_default(),

@@ -2,7 +2,7 @@
 
 use std::vec::Vec;
 
-use session_core::hello::SessionId;
+use session_core::cache_key::Name;
 use session_core::outcome::Outcome;
 
 use crate::net::backend::Waiter;
@@ -20,28 +20,32 @@ pub trait Tier {
 
     /// The outcome of a lookup that takes no time, with the entry in `value` if it is a hit.
     /// `None` if the tier is not local.
-    fn fetch_now(&self, id: &SessionId, value: &mut Vec<u8>) -> Option<Outcome>;
+    fn fetch_now(&self, name: &Name, value: &mut Vec<u8>) -> Option<Outcome>;
 
     /// Begins a lookup. `Err` is the outcome of one that ends at once; otherwise the waiter is
     /// told, later.
-    fn fetch(&self, id: &SessionId, waiter: Waiter) -> Result<(), Outcome>;
+    fn fetch(&self, name: &Name, waiter: Waiter) -> Result<(), Outcome>;
 
     /// The same as [`Tier::fetch_now`] for an entry that nobody else shall get: it is removed in
     /// the same step.
-    fn take_now(&self, id: &SessionId, value: &mut Vec<u8>) -> Option<Outcome>;
+    fn take_now(&self, name: &Name, value: &mut Vec<u8>) -> Option<Outcome>;
 
     /// The same as [`Tier::fetch`] for an entry that nobody else shall get. A hit is one entry for
     /// one waiter, whoever else asks.
-    fn take(&self, id: &SessionId, waiter: Waiter) -> Result<(), Outcome>;
+    fn take(&self, name: &Name, waiter: Waiter) -> Result<(), Outcome>;
 
     /// Stores an entry until `expires`, in seconds since the epoch. A loss is logged.
-    fn store(&self, id: &SessionId, value: &[u8], expires: i64);
+    fn store(&self, name: &Name, value: &[u8], expires: i64);
 
     /// Removes an entry.
-    fn remove(&self, id: &SessionId);
+    fn remove(&self, name: &Name);
+
+    /// Begins a lookup of an entry that is no session, as in [`Tier::fetch`], by a name that may be
+    /// read.
+    fn fetch_text(&self, text: &str, waiter: Waiter) -> Result<(), Outcome>;
 
     /// The tier has given another session than the one asked for.
-    fn mistrust(&self, id: &SessionId);
+    fn mistrust(&self, name: &Name);
 
     /// The worker exits.
     fn close(&self);

@@ -5,9 +5,8 @@ use std::rc::Rc;
 use std::string::String;
 use std::vec::Vec;
 
-use session_core::cache_key::CacheKey;
+use session_core::cache_key::{CacheKey, Name};
 use session_core::codec::Expiry;
-use session_core::hello::SessionId;
 use session_core::outcome::Outcome;
 use session_core::throttle::Throttle;
 
@@ -42,26 +41,26 @@ impl Tier for Remote {
         false
     }
 
-    fn fetch_now(&self, _: &SessionId, _: &mut Vec<u8>) -> Option<Outcome> {
+    fn fetch_now(&self, _: &Name, _: &mut Vec<u8>) -> Option<Outcome> {
         None
     }
 
-    fn fetch(&self, id: &SessionId, waiter: Waiter) -> Result<(), Outcome> {
-        let key = CacheKey::new(&self.prefix, id).ok_or(Outcome::Error)?;
+    fn fetch(&self, name: &Name, waiter: Waiter) -> Result<(), Outcome> {
+        let key = CacheKey::new(&self.prefix, name).ok_or(Outcome::Error)?;
         self.backend.fetch(&key, waiter).map_err(|_| Outcome::Down)
     }
 
-    fn take_now(&self, _: &SessionId, _: &mut Vec<u8>) -> Option<Outcome> {
+    fn take_now(&self, _: &Name, _: &mut Vec<u8>) -> Option<Outcome> {
         None
     }
 
-    fn take(&self, id: &SessionId, waiter: Waiter) -> Result<(), Outcome> {
-        let key = CacheKey::new(&self.prefix, id).ok_or(Outcome::Error)?;
+    fn take(&self, name: &Name, waiter: Waiter) -> Result<(), Outcome> {
+        let key = CacheKey::new(&self.prefix, name).ok_or(Outcome::Error)?;
         self.backend.take(&key, waiter).map_err(|_| Outcome::Down)
     }
 
-    fn store(&self, id: &SessionId, value: &[u8], expires: i64) {
-        let Some(key) = CacheKey::new(&self.prefix, id) else { return };
+    fn store(&self, name: &Name, value: &[u8], expires: i64) {
+        let Some(key) = CacheKey::new(&self.prefix, name) else { return };
         let ttl = expires.saturating_sub(clock::unix_time());
         let Some(ttl) = u32::try_from(ttl).ok().filter(|&ttl| ttl > 0) else { return };
         if self.backend.store(&key, value, Expiry { ttl, at: expires }).is_ok() {
@@ -78,15 +77,20 @@ impl Tier for Remote {
         }
     }
 
-    fn remove(&self, id: &SessionId) {
-        if let Some(key) = CacheKey::new(&self.prefix, id) {
+    fn remove(&self, name: &Name) {
+        if let Some(key) = CacheKey::new(&self.prefix, name) {
             // An entry that cannot be removed expires; nothing else depends on it.
             let _ = self.backend.remove(&key);
         }
     }
 
-    fn mistrust(&self, id: &SessionId) {
-        if let Some(key) = CacheKey::new(&self.prefix, id) {
+    fn fetch_text(&self, text: &str, waiter: Waiter) -> Result<(), Outcome> {
+        let key = CacheKey::verbatim(&self.prefix, text.as_bytes()).ok_or(Outcome::Error)?;
+        self.backend.fetch(&key, waiter).map_err(|_| Outcome::Down)
+    }
+
+    fn mistrust(&self, name: &Name) {
+        if let Some(key) = CacheKey::new(&self.prefix, name) {
             self.backend.mistrust(&key);
         }
     }

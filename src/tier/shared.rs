@@ -4,7 +4,7 @@ use core::cell::RefCell;
 use std::string::String;
 use std::vec::Vec;
 
-use session_core::hello::SessionId;
+use session_core::cache_key::Name;
 use session_core::outcome::Outcome;
 use session_core::throttle::Throttle;
 
@@ -38,35 +38,34 @@ impl Tier for Shared {
         true
     }
 
-    fn fetch_now(&self, id: &SessionId, value: &mut Vec<u8>) -> Option<Outcome> {
-        let found = self.zone.get(id.as_bytes(), clock::unix_time(), value);
+    fn fetch_now(&self, name: &Name, value: &mut Vec<u8>) -> Option<Outcome> {
+        let found = self.zone.get(name.as_bytes(), clock::unix_time(), value);
         Some(if found { Outcome::Hit } else { Outcome::Miss })
     }
 
-    fn fetch(&self, _: &SessionId, _: Waiter) -> Result<(), Outcome> {
+    fn fetch(&self, _: &Name, _: Waiter) -> Result<(), Outcome> {
         // Not asked: fetch_now() answers.
         Err(Outcome::Miss)
     }
 
-    fn take_now(&self, id: &SessionId, value: &mut Vec<u8>) -> Option<Outcome> {
-        let found = self.zone.take(id.as_bytes(), clock::unix_time(), value);
+    fn take_now(&self, name: &Name, value: &mut Vec<u8>) -> Option<Outcome> {
+        let found = self.zone.take(name.as_bytes(), clock::unix_time(), value);
         Some(if found { Outcome::Hit } else { Outcome::Miss })
     }
 
-    fn take(&self, _: &SessionId, _: Waiter) -> Result<(), Outcome> {
+    fn take(&self, _: &Name, _: Waiter) -> Result<(), Outcome> {
         // Not asked: take_now() answers.
         Err(Outcome::Miss)
     }
 
-    fn store(&self, id: &SessionId, value: &[u8], expires: i64) {
+    fn store(&self, name: &Name, value: &[u8], expires: i64) {
         let now = clock::unix_time();
-        if self.zone.put(id.as_bytes(), value, now, expires).is_ok() {
+        if self.zone.put(name.as_bytes(), value, now, expires).is_ok() {
             return;
         }
         let times = self.full.try_borrow_mut().ok().and_then(|mut t| t.pass(clock::now_ms()));
         if let Some(times) = times {
-            let name = &self.name;
-            let len = value.len();
+            let (name, len) = (&self.name, value.len());
             log_at!(
                 Log::cycle(),
                 Warn,
@@ -75,11 +74,16 @@ impl Tier for Shared {
         }
     }
 
-    fn remove(&self, id: &SessionId) {
-        self.zone.remove(id.as_bytes());
+    fn remove(&self, name: &Name) {
+        self.zone.remove(name.as_bytes());
     }
 
-    fn mistrust(&self, _: &SessionId) {}
+    fn fetch_text(&self, _: &str, _: Waiter) -> Result<(), Outcome> {
+        // Nobody can have put it here.
+        Err(Outcome::Miss)
+    }
+
+    fn mistrust(&self, _: &Name) {}
 
     fn close(&self) {}
 }

@@ -6,7 +6,6 @@ use warnings;
 use lib 't/lib';
 use SSLSession::Fixture;
 use IO::Socket::IP;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 
 my $certs = certs();
@@ -37,7 +36,7 @@ sub visit {
     return { status => $status, tier => $tier, session => $client->session };
 }
 
-sub name { my ($session) = @_; return encode_base64url(pack 'H*', session_name($session)) }
+sub name { return substr cache_key($_[0]), length 'tls:' }
 
 # A session, once it is in the store; what a slow machine loses is made again.
 sub stored_session {

@@ -6,7 +6,6 @@ use warnings;
 use lib 't/lib';
 use SSLSession::Fixture;
 use IO::Socket::INET;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -52,12 +51,10 @@ sub visit {
     return { status => $status, time => $time, pid => $pid, session => $client->session, client => $client };
 }
 
-sub key { my ($session) = @_; return 'tls:' . encode_base64url(pack 'H*', session_name($session)) }
-
 sub stored_session {
     my ($port, $redis, %arg) = @_;
     my $session = visit($port, %arg)->{session};
-    wait_until { defined $redis->cmd('GET', key($session)) } 5, 'the session in the store';
+    wait_until { defined $redis->cmd('GET', cache_key($session)) } 5, 'the session in the store';
     return $session;
 }
 
@@ -237,7 +234,7 @@ subtest 'a store that is killed and started again on the same port is used again
     my $nginx = nginx(conf => conf($port, 'store', backend('127.0.0.1:' . $redis->port)));
     my $session = stored_session($port, $redis);
     wait_for_hit($port, $session);
-    my $value = $redis->cmd('GET', key($session));
+    my $value = $redis->cmd('GET', cache_key($session));
     my $from  = $nginx->log_pos;
     $redis->kill;
     $nginx->log_like(qr/server closed connection|recv\(\) failed/, from => $from);
@@ -247,7 +244,7 @@ subtest 'a store that is killed and started again on the same port is used again
         cmp_ok $seen->{time}, '<', $late, 'at once';
     }
     $redis->start;
-    $redis->cmd('SET', key($session), $value);
+    $redis->cmd('SET', cache_key($session), $value);
     wait_for_hit($port, $session);
     $nginx->log_like(qr/\[notice\] .* is up again/, from => $from);
     lines_are($nginx, ' is down: connect\(\) failed', 'SSL sessions not stored in', 'recv\(\) failed \(104: ');
@@ -280,7 +277,7 @@ subtest 'a reply cut anywhere does not put the next connection out of step' => s
     my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
     my $nginx = nginx(conf => conf($port, 'store', backend('127.0.0.1:' . $relay->port)));
     my $session = stored_session($port, $redis);
-    my $length  = length $redis->cmd('GET', key($session));
+    my $length  = length $redis->cmd('GET', cache_key($session));
     for my $end (1, 4, 6, 100, 6 + $length, 7 + $length) {
         wait_for_hit($port, $session);
         $relay->cut($end);

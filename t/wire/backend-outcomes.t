@@ -5,7 +5,6 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -53,13 +52,11 @@ sub visit {
     return { reused => $client->reused, status => $status, tier => $tier, time => $time, client => $client };
 }
 
-sub key { my ($session) = @_; return 'tls:' . encode_base64url(pack 'H*', session_name($session)) }
-
 # A session, once it is in the store.
 sub stored_session {
     my ($protocol) = @_;
     my $session = visit(protocol => $protocol)->{client}->session;
-    wait_until { defined $redis->cmd('GET', key($session)) } 5, 'the session in the store';
+    wait_until { defined $redis->cmd('GET', cache_key($session)) } 5, 'the session in the store';
     return $session;
 }
 
@@ -99,18 +96,18 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
 
     subtest "$protocol: an entry that is gone is a MISS" => sub {
         my $session = stored_session($protocol);
-        $redis->cmd('DEL', key($session));
+        $redis->cmd('DEL', cache_key($session));
         my $seen = visit(protocol => $protocol, session => $session);
         is $seen->{status}, 'MISS', 'outcome';
         is $seen->{reused}, 0, 'full handshake';
         is $seen->{tier}, '', 'no tier had it';
         my $new = $seen->{client}->session;
-        wait_until { $redis->cmd('GET', key($new)) } 5, 'the new session in the store';
+        wait_until { $redis->cmd('GET', cache_key($new)) } 5, 'the new session in the store';
         is visit(protocol => $protocol, session => $new)->{status}, 'HIT', 'its session is good';
     };
 
     my $other = stored_session($protocol);
-    my $value = $redis->cmd('GET', key($other));
+    my $value = $redis->cmd('GET', cache_key($other));
     my %corrupt = (
         'garbage'                       => 'no session at all',
         'an empty entry'                => '',
@@ -124,15 +121,15 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
         subtest "$protocol: $what is CORRUPT" => sub {
             my $session  = stored_session($protocol);
             my $accepted = $relay->stats->{accepted};
-            $redis->cmd('SET', key($session), $corrupt{$what});
+            $redis->cmd('SET', cache_key($session), $corrupt{$what});
             my $start = time;
             my $seen  = visit(protocol => $protocol, session => $session);
             is $seen->{status}, 'CORRUPT', 'outcome';
             is $seen->{reused}, 0, 'full handshake';
             my $new = $seen->{client}->session;
-            isnt key($new), key($session), 'a new session';
-            wait_until { $redis->cmd('EXISTS', key($new)) } 5, 'the new session in the store';
-            ok eval { wait_until { !$redis->cmd('EXISTS', key($session)) } 5 }, 'the corrupt entry is removed';
+            isnt cache_key($new), cache_key($session), 'a new session';
+            wait_until { $redis->cmd('EXISTS', cache_key($new)) } 5, 'the new session in the store';
+            ok eval { wait_until { !$redis->cmd('EXISTS', cache_key($session)) } 5 }, 'the corrupt entry is removed';
             cmp_ok time - $start, '<', 2 * patience(), 'all that in less than two seconds';
             is visit(protocol => $protocol, session => $new)->{status}, 'HIT', 'the next lookup is in step';
             is $relay->stats->{accepted}, $accepted, 'on the same connection';
@@ -141,17 +138,17 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
 
     subtest "$protocol: an entry of exactly the largest size is read" => sub {
         my $session = stored_session($protocol);
-        $redis->cmd('SET', key($session), 'x' x 16384);
+        $redis->cmd('SET', cache_key($session), 'x' x 16384);
         is visit(protocol => $protocol, session => $session)->{status}, 'CORRUPT', 'outcome';
-        wait_until { !$redis->cmd('EXISTS', key($session)) } 5, 'it was looked into and removed';
+        wait_until { !$redis->cmd('EXISTS', cache_key($session)) } 5, 'it was looked into and removed';
         ok 1, 'it was looked into and removed';
     };
 
     subtest "$protocol: an error reply is an ERROR, and the connection goes on" => sub {
         my $session  = stored_session($protocol);
         my $accepted = $relay->stats->{accepted};
-        $redis->cmd('DEL', key($session));
-        $redis->cmd('LPUSH', key($session), 'of another type');
+        $redis->cmd('DEL', cache_key($session));
+        $redis->cmd('LPUSH', cache_key($session), 'of another type');
         my $seen = visit(protocol => $protocol, session => $session);
         is $seen->{status}, 'ERROR', 'outcome';
         is $seen->{reused}, 0, 'full handshake';
@@ -231,12 +228,12 @@ subtest 'a connection that gives other sessions again and again is given up' => 
     my $from = $nginx->log_pos;
     wait_for_hits('TLSv1.2');
     my $other = stored_session('TLSv1.2');
-    my $value = $redis->cmd('GET', key($other));
+    my $value = $redis->cmd('GET', cache_key($other));
     my $accepted = $relay->stats->{accepted};
     # One line a second: the first end of a connection here may be too close to one before.
     wait_until {
         my $session = stored_session('TLSv1.2');
-        $redis->cmd('SET', key($session), $value);
+        $redis->cmd('SET', cache_key($session), $value);
         my $seen = visit(protocol => 'TLSv1.2', session => $session);
         is $seen->{reused}, 0, 'full handshake';
         $nginx->log_count(qr/\[error\] .*: reply with another session /, from => $from);
@@ -285,7 +282,7 @@ subtest 'a full queue is DOWN for what does not fit into it, with one warning a 
     # There is no room for the second ticket, nor for the first one while an answer is on its way.
     $session{'TLSv1.3'} = wait_until {
         my ($ticket) = visit(protocol => 'TLSv1.3')->{client}->sessions;
-        eval { wait_until { $redis->cmd('EXISTS', key($ticket)) } 0.5 } && $ticket;
+        eval { wait_until { $redis->cmd('EXISTS', cache_key($ticket)) } 0.5 } && $ticket;
     } 10, 'a session in the store';
     # The queue is empty when a lookup has gone through.
     wait_until { visit(protocol => 'TLSv1.2', session => $session{'TLSv1.2'})->{status} eq 'HIT' } 5, 'room in the queue';

@@ -8,7 +8,6 @@ use SSLSession::Fixture;
 use SSLSession::Process;
 use IO::Socket::INET;
 use List::Util qw(max sum);
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -53,7 +52,7 @@ sub new_session {
     my ($port, $redis) = @_;
     my $client = tls_client(port => $port, protocol => 'TLSv1.2');
     $client->request;
-    my $key = 'tls:' . encode_base64url(pack 'H*', session_name($client->session));
+    my $key = cache_key($client->session);
     wait_until { $redis->cmd('EXISTS', $key) } 5, 'the session in the store';
     return $client->session;
 }

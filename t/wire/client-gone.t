@@ -7,7 +7,6 @@ use lib 't/lib';
 use SSLSession::Fixture;
 use Test::More;
 
-use MIME::Base64 qw(encode_base64url);
 use Time::HiRes qw(time);
 
 # What nginx gives a client to send its request, in seconds.
@@ -54,7 +53,7 @@ sub offer {
     my $client = tls_client(port => $port, protocol => $protocol);
     $client->request // diag $client->error;
     my ($session) = ($client->sessions)[-1];
-    my $key = 'tls:' . encode_base64url(pack 'H*', session_name($session));
+    my $key = cache_key($session);
     wait_until { $redis->cmd('EXISTS', $key) } 10, 'store';
     return (protocol => $protocol, session => $session);
 }

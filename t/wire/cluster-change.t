@@ -8,7 +8,6 @@ use lib 't/lib';
 use SSLSession::Fixture;
 use SSLSession::Stream qw(between rate outcomes longest_gap);
 use List::Util qw(max);
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -48,7 +47,7 @@ sub stock {
             my $client   = tls_client(port => $port, protocol => $protocol);
             defined $client->request or die $client->error;
             my $session = $client->session;
-            $key{ 'tls:' . encode_base64url(pack 'H*', session_name($session)) } = [ $protocol, $session ];
+            $key{ cache_key($session) } = [ $protocol, $session ];
         }
         # The first ones may have come before there was a map, or a connection.
         my %at = map { my $n = $_; map { $_ => $n } ($one, $two, $three)[$n]->keys } 0 .. 2;

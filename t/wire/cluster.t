@@ -6,7 +6,6 @@ use warnings;
 use lib 't/lib';
 use SSLSession::Fixture;
 use List::Util qw(sum0);
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -69,7 +68,7 @@ sub made {
         my $client = client($edge, { protocol => $protocol });
         answer($client);
         my $session = $client->session;
-        +{ protocol => $protocol, session => $session, key => 'tls:' . encode_base64url(pack 'H*', session_name($session)) };
+        +{ protocol => $protocol, session => $session, key => cache_key($session) };
     } 1 .. $n;
 }
 

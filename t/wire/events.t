@@ -7,7 +7,6 @@ use lib 't/lib';
 use SSLSession::Fixture;
 use Test::More;
 
-use MIME::Base64 qw(encode_base64url);
 use Time::HiRes qw(time);
 
 # How long a handshake is held, and what the worker may use of it, in seconds. One that spins uses
@@ -62,7 +61,7 @@ CONF
             my $client = tls_client(port => $port, protocol => $_[0]);
             $client->request // diag $client->error;
             my ($der) = ($client->sessions)[-1];
-            my $key = 'tls:' . encode_base64url(pack 'H*', session_name($der));
+            my $key = cache_key($der);
             wait_until { $redis->cmd('EXISTS', $key) } 10, 'store';
             return $der;
         };

@@ -5,7 +5,6 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 
 my $certs = certs();
@@ -41,12 +40,10 @@ sub visit {
         session => $client->session };
 }
 
-sub key { my ($session) = @_; return 'tls:' . encode_base64url(pack 'H*', session_name($session)) }
-
 sub stored_session {
     my ($port, $protocol, $redis) = @_;
     my $session = visit($port, $protocol)->{session};
-    wait_until { $redis->cmd('EXISTS', key($session)) } 5, 'the session in the store';
+    wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in the store';
     return $session;
 }
 
@@ -71,7 +68,7 @@ subtest 'two servers resume the sessions of each other' => sub {
             my $seen = visit($port{$who}, $protocol, $session);
             is $seen->{reused}, 1, "$protocol: resumed at $who with what the other has given";
             $session = $seen->{session};
-            wait_until { $redis->cmd('EXISTS', key($session)) } 5, 'the session in the store';
+            wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in the store';
         }
     }
     my $session = stored_session($port{A}, 'TLSv1.2', $redis);
@@ -107,7 +104,7 @@ for my $kind (qw(redis shared)) {
             my (%hits, $misses);
             my $made    = visit($port, $protocol);
             my $session = $made->{session};
-            wait_until { $redis->cmd('EXISTS', key($session)) } 5, 'the session in the store' if $kind eq 'redis';
+            wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in the store' if $kind eq 'redis';
             wait_until {
                 # Several at once, so that each worker gets its turn.
                 my @clients = map { tls_client(port => $port, protocol => $protocol, session => $session) } 1 .. 9;

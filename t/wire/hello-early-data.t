@@ -7,8 +7,6 @@ use lib 't/lib';
 use SSLSession::Fixture;
 use Test::More;
 
-use MIME::Base64 qw(encode_base64url);
-
 my $certs = certs();
 my $redis = redis();
 my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
@@ -50,8 +48,6 @@ CONF
 
 my $nginx = nginx(conf => conf('60s'));
 
-sub key { return 'tls:' . encode_base64url(pack 'H*', session_name($_[0])) }
-
 my $sessions = 0;
 my $served;
 
@@ -71,7 +67,7 @@ sub session {
     my $client = tls_client(port => $port, protocol => 'TLSv1.3', groups => 'P-384:X25519');
     $client->request // diag $client->error;
     my ($session) = ($client->sessions)[-1];
-    wait_until { $redis->cmd('EXISTS', key($session)) } 10, 'store';
+    wait_until { $redis->cmd('EXISTS', cache_key($session)) } 10, 'store';
     return $session;
 }
 
@@ -180,7 +176,7 @@ for my $kind (@kinds) {
             is $end->(), 1, 'one lookup';
             is $client->request, "r HIT \n", 'resumed' or diag $client->error;
             ok $client->hello_retried, 'the client had to try again';
-            is_deeply +($relay->requests('GET'))[-1], [ 'GET', key($session) ], 'no second lookup';
+            is_deeply +($relay->requests('GET'))[-1], [ 'GET', cache_key($session) ], 'no second lookup';
         };
     }
 

@@ -7,8 +7,6 @@ use lib 't/lib';
 use SSLSession::Fixture;
 use Test::More;
 
-use MIME::Base64 qw(encode_base64url);
-
 my $certs = certs();
 my $redis = redis();
 my ($port, $plain_port) = (free_port(), free_port());
@@ -107,7 +105,7 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
     my $client = tls_client(port => $port, protocol => $protocol);
     $client->request;
     my ($session) = ($client->sessions)[-1];
-    my $key = 'tls:' . encode_base64url(pack 'H*', session_name($session));
+    my $key = cache_key($session);
     wait_until { $redis->cmd('EXISTS', $key) } 10, 'store';
     $hello{$protocol} = tls_client(port => $port, protocol => $protocol, unconnected => 1)->client_hello;
     $hello{"$protocol with a session"} = tls_client(port => $port, protocol => $protocol,

@@ -7,8 +7,6 @@ use lib 't/lib';
 use SSLSession::Fixture;
 use Test::More;
 
-use MIME::Base64 qw(encode_base64url);
-
 my $certs = certs();
 my $redis = redis();
 my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
@@ -46,14 +44,12 @@ my $plain_port = free_port();
 $plain_conf =~ s/ \\\$ssl_session_fetch_status| \$ssl_session_fetch_status//;
 my $plain = nginx(module => 0, conf => $plain_conf);
 
-sub key { return 'tls:' . encode_base64url(pack 'H*', session_name($_[0])) }
-
 sub session {
     my ($protocol) = @_;
     my $client = tls_client(port => $port, protocol => $protocol);
     $client->request // diag $client->error;
     my ($session) = ($client->sessions)[-1];
-    wait_until { $redis->cmd('EXISTS', key($session)) } 10, 'store';
+    wait_until { $redis->cmd('EXISTS', cache_key($session)) } 10, 'store';
     return $session;
 }
 

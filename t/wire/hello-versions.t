@@ -7,7 +7,6 @@ use lib 't/lib';
 use SSLSession::Fixture;
 use Test::More;
 
-use MIME::Base64 qw(encode_base64url);
 
 my $certs = certs();
 my $redis = redis();
@@ -54,12 +53,11 @@ CONF
 my $other = nginx(conf => $backend . servers(grep { /tickets2/ } keys %port));
 my $nginx = nginx(conf => $backend . servers(grep { !/tickets2/ } keys %port));
 
-sub key { return 'tls:' . encode_base64url(pack 'H*', session_name($_[0])) }
 sub lookups { return map { $_->[1] } $relay->requests('GET') }
 
 sub stored {
     my ($session) = @_;
-    return wait_until { $redis->cmd('EXISTS', key($session)) } 10, 'store';
+    return wait_until { $redis->cmd('EXISTS', cache_key($session)) } 10, 'store';
 }
 
 # Whatever either nginx has sent to redis is there when something later is.
@@ -96,7 +94,7 @@ for my $kind (qw(rsa ec)) {
             stored($session);
             my ($told, $lookups) = told(%arg, session => $session);
             is $told, "$protocol r HIT", 'resumed';
-            is_deeply $lookups, [ key($session) ], 'one lookup, of that session';
+            is_deeply $lookups, [ cache_key($session) ], 'one lookup, of that session';
         };
 
         subtest "$kind, $protocol, stateless tickets: not looked up" => sub {
@@ -142,7 +140,7 @@ for my $kind (qw(rsa ec)) {
         stored($session);
         my ($told, $lookups) = told(%arg, session => $session);
         is $told, 'TLSv1.2 r HIT', 'resumed by its session ID';
-        is_deeply $lookups, [ key($session) ], 'one lookup';
+        is_deeply $lookups, [ cache_key($session) ], 'one lookup';
     };
 
     subtest "$kind: a client of TLS 1.3 at a server of TLS 1.2 only" => sub {
@@ -155,7 +153,7 @@ for my $kind (qw(rsa ec)) {
         stored($session);
         ($told, $lookups) = told(%arg, session => $session);
         is $told, 'TLSv1.2 r HIT', 'resumed';
-        is_deeply $lookups, [ key($session) ], 'one lookup, of that session';
+        is_deeply $lookups, [ cache_key($session) ], 'one lookup, of that session';
     };
 
     subtest "$kind: a session of TLS 1.2, offered to a server of TLS 1.3" => sub {
@@ -165,7 +163,7 @@ for my $kind (qw(rsa ec)) {
             my ($told, $lookups, $client) = told(
                 port => $port{"$kind $server"}, min => 'TLSv1.2', max => 'TLSv1.3', session => $session);
             is $told, 'TLSv1.3 . ', "$server: full handshake of TLS 1.3";
-            is hello_key($client), key($session), 'although it was offered';
+            is hello_key($client), cache_key($session), 'although it was offered';
             is_deeply $lookups, [], 'no lookup';
         }
     };
@@ -180,8 +178,8 @@ for my $kind (qw(rsa ec)) {
         stored($session);
         ($told, $lookups, $client) = told(%arg, session => $session);
         is $told, 'TLSv1.3 r HIT', 'resumed';
-        is_deeply $lookups, [ key($session) ], 'only the ticket was looked up';
-        isnt hello_key($client), key($session), 'which is not the legacy session ID';
+        is_deeply $lookups, [ cache_key($session) ], 'only the ticket was looked up';
+        isnt hello_key($client), cache_key($session), 'which is not the legacy session ID';
     };
 
     subtest "$kind: a session of TLS 1.3, offered to a server of TLS 1.2 only" => sub {
@@ -218,5 +216,5 @@ sub hello_key {
     my ($client) = @_;
     # record (5), handshake (4), version (2), random (32)
     my ($id) = unpack 'x43 C/a', $client->client_hello;
-    return 'tls:' . encode_base64url($id);
+    return SSLSession::Sealing::cache_key($id);
 }

@@ -7,7 +7,6 @@ use lib 't/lib';
 use SSLSession::Fixture;
 use IO::Socket::INET;
 use List::Util qw(uniq);
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -59,7 +58,6 @@ sub answer {
 
 sub new_session { my $client = client(@_); answer($client); return $client->session }
 sub status      { return answer(client(@_)) }
-sub key         { return 'tls:' . encode_base64url(pack 'H*', session_name($_[0])) }
 
 # Waits for a hit with one session, or with new ones; returns the session.
 sub hit      { my @of = @_; wait_until { status(@of) eq 'HIT' } 10, 'a hit'; return $of[1] }
@@ -103,11 +101,11 @@ subtest 'two nginx share sessions' => sub {
                 my $session = good_session($from, undef, protocol => $protocol);
                 # A URL has the short timeouts that a busy machine may miss.
                 hit($to, $session, protocol => $protocol);
-                ok defined $server->get(key($session)), "$protocol: a session from " . ($server->unix // 'TCP');
+                ok defined $server->get(cache_key($session)), "$protocol: a session from " . ($server->unix // 'TCP');
             }
         }
         my $gone = good_session($edges[0]);
-        $server->cmd('md ' . key($gone));
+        $server->cmd('md ' . cache_key($gone));
         is status($edges[0], $gone), 'MISS', 'an entry that is gone is a miss';
         no_other_errors($edges[0]);
     }
@@ -120,7 +118,7 @@ subtest 'an entry lives as long as its session' => sub {
         for my $protocol (@both) {
             my $start   = time;
             my $session = new_session($edge, undef, protocol => $protocol);
-            my $key     = key($session) =~ s/^tls:/site:/r;
+            my $key     = cache_key($session) =~ s/^tls:/site:/r;
             wait_until { defined $memcached->get($key) } 5, 'the entry';
             # A point in time is in whole seconds of two clocks.
             my $least = $seconds - (time - $start) - 3;
@@ -140,7 +138,7 @@ subtest 'a session that looks like answers and requests' => sub {
     for my $protocol (@both) {
         my %arg = (protocol => $protocol, cert => "$dir/crt", key => "$dir/key");
         my $session = good_session($edge, undef, %arg);
-        like $memcached->get(key($session)), qr/\Q$cn\E/, "$protocol: it is stored as it is, and resumed";
+        like $memcached->get(cache_key($session)), qr/\Q$cn\E/, "$protocol: it is stored as it is, and resumed";
     }
     no_other_errors($edge);
 };
@@ -156,7 +154,7 @@ subtest 'what is corrupt or withdrawn is removed' => sub {
     );
     for my $what (sort keys %make) {
         my $session = good_session($edge);
-        my $key     = key($session);
+        my $key     = cache_key($session);
         $memcached->set($key, $make{$what}->($memcached->get($key)), 60);
         my $connections = $memcached->stats('total_connections');
         is status($edge, $session), 'CORRUPT', "$what: the outcome";
@@ -169,7 +167,7 @@ subtest 'what is corrupt or withdrawn is removed' => sub {
     ok $client->reused, 'a session in use';
     # It does not decrypt: OpenSSL answers with a fatal alert and drops the session.
     $client->send_raw("\x17\x03\x03\x00\x40" . 'x' x 64);
-    wait_until { !defined $memcached->get(key($session)) } 5, 'the removal';
+    wait_until { !defined $memcached->get(cache_key($session)) } 5, 'the removal';
     is status($edge, $session), 'MISS', 'is gone after a fatal alert';
     no_other_errors($edge, qr/corrupt SSL session|SSL_read\(\) failed/);
 };
@@ -217,7 +215,7 @@ subtest 'a server without memory' => sub {
     my $server = server(memory => 2, args => [qw(-M -I 512k -o slab_chunk_max=262144)]);
     refuses_stores($server, 'SERVER_ERROR out of memory storing object', sub {
         my ($edge) = @_;
-        my $size = length $server->get(key(good_session($edge)));
+        my $size = length $server->get(cache_key(good_session($edge)));
         my $fill = 0;
         for my $n ($size - 8 .. $size + 8) {
             my ($value, $out) = ('x' x $n, '');
@@ -288,7 +286,7 @@ subtest 'answers of all kinds at once, and in pieces' => sub {
     for my $chunk (undef, 100, 1) {
         my @sessions = map { good_session($edge) } @round;
         for my $i (0 .. $#round) {
-            my $key = key($sessions[$i]);
+            my $key = cache_key($sessions[$i]);
             $memcached->cmd("md $key")                              if $round[$i] eq 'MISS';
             $memcached->set($key, "\r\nEN\r\n", 60)                 if $round[$i] eq 'CORRUPT';
             $memcached->set($key, "EN\r\nHD\r\n" x 2_500, 60)       if $round[$i] eq 'large' && ($chunk // 2) > 1;
@@ -344,7 +342,7 @@ subtest 'several servers, of which one is lost' => sub {
     for my $i (0 .. 2) { $home{$_} = $i for $servers[$i]->keys }
     is scalar(uniq values %home), 3, 'all three have some';
     my %at;
-    push @{ $at{ $home{ key($_) } } }, $_ for @sessions;
+    push @{ $at{ $home{ cache_key($_) } } }, $_ for @sessions;
     my $outcomes = sub { [ uniq map { status($edge, $_) } map { @{ $at{$_} } } @_ ] };
     $servers[0]->kill;
     is_deeply $outcomes->(1, 2), ['HIT'], 'those of the others are hits';

@@ -9,7 +9,6 @@ BEGIN { $ENV{TEST_DEADLINE} ||= 900 }
 
 use lib 't/lib';
 use SSLSession::Fixture;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 
 plan skip_all => 'valgrind counts better' if $ENV{TEST_NGINX_USE_VALGRIND};
@@ -62,8 +61,6 @@ sub visit {
     return ($status, $client);
 }
 
-sub key { my ($session) = @_; return 'tls:' . encode_base64url(pack 'H*', session_name($session)) }
-
 sub session {
     my ($where, $protocol) = @_;
     my (undef, $client) = visit($where, protocol => $protocol);
@@ -102,8 +99,8 @@ for my $where (qw(remote local)) {
         subtest "$where, $protocol: misses" => sub {
             my $session = session($where, $protocol);
             if ($where eq 'remote') {
-                wait_until { $redis->cmd('EXISTS', key($session)) } 5, 'the session in the store';
-                $redis->cmd('DEL', key($session));
+                wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in the store';
+                $redis->cmd('DEL', cache_key($session));
             } else {
                 # A zone that is new is empty.
                 $nginx{local}->reload(conf("shared:$protocol:64k") . server($port{local}));
@@ -113,7 +110,7 @@ for my $where (qw(remote local)) {
         };
         subtest "$where, $protocol: hits" => sub {
             my $session = session($where, $protocol);
-            wait_until { $redis->cmd('EXISTS', key($session)) } 5, 'the session in the store' if $where eq 'remote';
+            wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in the store' if $where eq 'remote';
             if ($where eq 'local' && $protocol eq 'TLSv1.3') {
                 # Each of them leaves a ticket, for which older ones give way in time.
                 my %seen;
@@ -136,7 +133,7 @@ subtest 'clients that vanish during the lookup' => sub {
     for my $protocol (qw(TLSv1.2 TLSv1.3)) {
         my @own = map { session('remote', $protocol) } 1 .. 6;
         for my $session (@own) {
-            wait_until { $redis->cmd('EXISTS', key($session)) } 5, 'the session in the store';
+            wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in the store';
         }
         push @offers, map { { protocol => $protocol, session => $_ } } @own, ($own[0]) x 4;
     }
@@ -184,8 +181,8 @@ subtest 'half a ClientHello and the end of the connection, both at once' => sub 
 subtest 'corrupt entries' => sub {
     flat($nginx{remote}, 1 / 2, sub {
         my $session = session('remote', 'TLSv1.2');
-        wait_until { $redis->cmd('EXISTS', key($session)) } 5, 'the session in the store';
-        $redis->cmd('SET', key($session), 'x' x 1000);
+        wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in the store';
+        $redis->cmd('SET', cache_key($session), 'x' x 1000);
         my ($status) = visit('remote', protocol => 'TLSv1.2', session => $session);
         $status eq 'CORRUPT' or die "not CORRUPT but $status";
     });

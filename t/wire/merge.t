@@ -7,7 +7,6 @@ use warnings;
 use lib 't/lib';
 use SSLSession::Fixture;
 use SSLSession::Process;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -44,13 +43,11 @@ sub start {
     return ($port, $redis, $relay, $nginx);
 }
 
-sub key { my ($session) = @_; return 'tls:' . encode_base64url(pack 'H*', session_name($session)) }
-
 sub stored_session {
     my ($port, $redis, $protocol) = @_;
     my $client = tls_client(port => $port, protocol => $protocol);
     $client->request;
-    wait_until { $redis->cmd('EXISTS', key($client->session)) } 5, 'the session in the store';
+    wait_until { $redis->cmd('EXISTS', cache_key($client->session)) } 5, 'the session in the store';
     return $client->session;
 }
 
@@ -103,7 +100,7 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
     subtest "$protocol: different sessions are asked for one by one" => sub {
         my ($port, $redis, $relay, $nginx) = start();
         my @sessions = map { stored_session($port, $redis, $protocol) } 1 .. 4;
-        $redis->cmd('DEL', key($sessions[3]));
+        $redis->cmd('DEL', cache_key($sessions[3]));
         $relay->hold;
         my $from    = $nginx->log_pos;
         my @clients = begin($port, map { { protocol => $protocol, session => $_ } } (@sessions) x 3);
@@ -119,7 +116,7 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
     subtest "$protocol: a miss is a miss for all" => sub {
         my ($port, $redis, $relay, $nginx) = start();
         my $session = stored_session($port, $redis, $protocol);
-        $redis->cmd('DEL', key($session));
+        $redis->cmd('DEL', cache_key($session));
         $relay->hold;
         my $from    = $nginx->log_pos;
         my @clients = begin($port, ({ protocol => $protocol, session => $session }) x 10);
@@ -186,9 +183,9 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
         my ($port, $redis, $relay, $nginx) = start();
         my $session = stored_session($port, $redis, $protocol);
         my $other   = stored_session($port, $redis, $protocol);
-        for my $entry ('no session at all', $redis->cmd('GET', key($other))) {
+        for my $entry ('no session at all', $redis->cmd('GET', cache_key($other))) {
             my $dels = $redis->calls('del');
-            $redis->cmd('SET', key($session), $entry);
+            $redis->cmd('SET', cache_key($session), $entry);
             $relay->hold;
             my $from    = $nginx->log_pos;
             my $gets    = gets($relay);
@@ -198,7 +195,7 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
             my $accepted = $relay->stats->{accepted};
             $relay->release;
             is_deeply ends(@clients), { CORRUPT => 20 }, 'all make full handshakes';
-            wait_until { !$redis->cmd('EXISTS', key($session)) } 5, 'its removal';
+            wait_until { !$redis->cmd('EXISTS', cache_key($session)) } 5, 'its removal';
             # What was asked for after that is answered after that.
             is_deeply ends(begin($port, { protocol => $protocol, session => $other })), { HIT => 1, resumed => 1 }, 'the next is in step';
             is $redis->calls('del') - $dels, 1, 'the removal is asked for once, not twenty times';
@@ -224,7 +221,7 @@ subtest 'what many waited for is put into a nearer tier once' => sub {
     is_deeply ends(@clients), { HIT => 10, resumed => 10 }, 'all resume';
     is $far->calls('get'), 1, 'one GET';
     my $asked = $near->calls('get');
-    wait_until { $near->cmd('EXISTS', key($session)) } 5, 'the session in the nearer tier';
+    wait_until { $near->cmd('EXISTS', cache_key($session)) } 5, 'the session in the nearer tier';
     is_deeply ends(begin($port, { protocol => 'TLSv1.2', session => $session })), { HIT => 1, resumed => 1 }, 'the next one';
     is $near->calls('get'), $asked + 1, 'asks the nearer tier';
     is $near->calls('set'), 1, 'which was given it once';
@@ -289,7 +286,7 @@ subtest 'a store that is slow for a while costs bounded memory' => sub {
         conf => 'ssl_verify_client optional_no_ca;'));
     load($port, 1);
     my ($session) = map { $_->session } tls_client(port => $port, protocol => 'TLSv1.2', handshake => 1);
-    wait_until { $redis->cmd('EXISTS', key($session)) } 5, 'it is up to date';
+    wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'it is up to date';
     my $size = $redis->cmd('DBSIZE');
     my $rss  = $nginx->rss;
     $redis->pause;

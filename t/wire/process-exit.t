@@ -7,7 +7,6 @@ use lib 't/lib';
 use SSLSession::Fixture;
 use IO::Select;
 use IO::Socket::INET;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -43,11 +42,9 @@ sub start {
     return ($port, $redis, $relay, $nginx);
 }
 
-sub key { my ($session) = @_; return 'tls:' . encode_base64url(pack 'H*', session_name($session)) }
-
 sub in_store {
     my ($redis, @sessions) = @_;
-    return scalar grep { $redis->cmd('EXISTS', key($_)) } @sessions;
+    return scalar grep { $redis->cmd('EXISTS', cache_key($_)) } @sessions;
 }
 
 # Sessions of full handshakes, in TLS 1.3 all tickets.
@@ -173,7 +170,7 @@ for my $signal (qw(QUIT HUP)) {
         $relay->hold;
         my $hit  = tls_client(port => $port, protocol => 'TLSv1.3', session => $sessions[-1])->start;
         my $miss = tls_client(port => $port, protocol => 'TLSv1.2', session => $sessions[0]);
-        $redis->cmd('DEL', key($sessions[0]));
+        $redis->cmd('DEL', cache_key($sessions[0]));
         $miss->start;
         wait_until { $relay->requests('GET') == 2 } 5, 'their lookups';
         $tell->($nginx);

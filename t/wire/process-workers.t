@@ -5,7 +5,6 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 
 my $certs = certs();
@@ -36,8 +35,6 @@ sub visit {
     return if !defined $pid;
     return { status => $status, pid => $pid, reused => $client->reused, client => $client, session => $client->session };
 }
-
-sub key { my ($session) = @_; return 'tls:' . encode_base64url(pack 'H*', session_name($session)) }
 
 # Handshakes without end, full and resumed, in a process of its own; one line for each that failed.
 sub load {
@@ -82,7 +79,7 @@ for my $kind ('shared', 'redis', 'shared in front of redis') {
                 is $seen && $seen->{reused}, 1, "death $round, $protocol: an old session resumes";
             }
             my $new = visit($port);
-            wait_until { $redis->cmd('EXISTS', key($new->{session})) } 5, 'the session in the store' if $kind eq 'redis';
+            wait_until { $redis->cmd('EXISTS', cache_key($new->{session})) } 5, 'the session in the store' if $kind eq 'redis';
             my $seen = visit($port, session => $new->{session});
             is $seen && $seen->{status}, 'HIT', 'a new one, too';
         }

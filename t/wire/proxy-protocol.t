@@ -8,7 +8,6 @@ use SSLSession::Fixture;
 use Test::More;
 
 use IO::Socket::INET;
-use MIME::Base64 qw(encode_base64url);
 use Socket qw(inet_aton);
 
 my $certs = certs();
@@ -44,8 +43,6 @@ my %header = (
 );
 my $from = '192.0.2.1:1234';
 
-sub key { return 'tls:' . encode_base64url(pack 'H*', session_name($_[0])) }
-
 # A client that has sent header and ClientHello.
 sub client {
     my ($header, $way, %arg) = @_;
@@ -80,12 +77,12 @@ for my $version (sort keys %header) {
                 is $client->request, ".  $from\n", 'no session: full handshake' or diag $client->error;
                 is scalar($relay->requests('GET')), $before, 'no lookup';
                 my ($session) = ($client->sessions)[-1];
-                wait_until { $redis->cmd('EXISTS', key($session)) } 10, 'store';
+                wait_until { $redis->cmd('EXISTS', cache_key($session)) } 10, 'store';
 
                 $relay->hold;
                 $client = client($header{$version}, $way, %arg, session => $session);
                 wait_until { $relay->requests('GET') == $before + 1 } 10, 'lookup';
-                is_deeply +($relay->requests('GET'))[-1], [ 'GET', key($session) ], 'its session is looked up';
+                is_deeply +($relay->requests('GET'))[-1], [ 'GET', cache_key($session) ], 'its session is looked up';
                 $relay->release;
                 is $client->request, "r HIT $from\n", 'and resumed' or diag $client->error;
                 is scalar($relay->requests('GET')), $before + 1, 'one lookup';

@@ -14,7 +14,6 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -78,7 +77,6 @@ sub visit {
 }
 
 sub status { return visit(@_)->{status} }
-sub key    { return 'tls:' . encode_base64url(pack 'H*', session_name($_[0])) }
 
 # Waits until sessions are stored and found. What the first session was.
 sub resumes {
@@ -129,9 +127,9 @@ subtest 'an ACL user with the commands that are needed, and no others' => sub {
     my $edge = edge(store => (%at, username => 'nginx', password_file => password_file($acl)));
     my $all  = sub {
         my $session = resumes($edge, 'a store and a hit');
-        $redis->cmd('SET', key($session), 'corrupt');
+        $redis->cmd('SET', cache_key($session), 'corrupt');
         is status($edge, $session), 'CORRUPT', 'a lookup';
-        wait_until { !$redis->cmd('EXISTS', key($session)) } 5, 'DEL';
+        wait_until { !$redis->cmd('EXISTS', cache_key($session)) } 5, 'DEL';
         is status($edge, $session), 'MISS', 'and a removal';
     };
     $all->();
@@ -147,7 +145,7 @@ subtest 'an ACL user with the commands that are needed, and no others' => sub {
         $redis->cmd(qw(ACL SETUSER nginx), "-$command");
         my $session = visit($edge)->{session};
         # It may be that nothing is there to be removed.
-        $redis->cmd('SET', key($session), 'corrupt') if $command eq 'del';
+        $redis->cmd('SET', cache_key($session), 'corrupt') if $command eq 'del';
         status($edge, $session);
         wait_until { $refused->() } 5, 'ACL LOG';
         is_deeply [ $refused->() ], [$command], "without +$command there is something refused";
@@ -286,9 +284,9 @@ subtest 'who, by what name, where: in this order, and nothing before the answer'
         is_deeply [ map { [ @$_{qw(user name db)} ] } grep { $_->{user} eq 'ordered' } $redis->clients ],
             [ [ 'ordered', @name ? 'edge-1' : '', 5 ] ], "$way: CLIENT LIST";
         $redis->cmd(qw(SELECT 5));
-        is $redis->cmd('EXISTS', key($session)), 1, "$way: the session is in that database";
+        is $redis->cmd('EXISTS', cache_key($session)), 1, "$way: the session is in that database";
         $redis->cmd(qw(SELECT 0));
-        is $redis->cmd('EXISTS', key($session)), 0, "$way: and in no other";
+        is $redis->cmd('EXISTS', cache_key($session)), 0, "$way: and in no other";
 
         # Then the same with a server that was down.
         $relay->refuse;

@@ -7,7 +7,6 @@ use warnings;
 use lib 't/lib';
 use SSLSession::Fixture;
 use IO::Socket::INET;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -52,7 +51,6 @@ sub answer {
 
 sub new_session { my $client = client(@_); answer($client); return $client->session }
 sub status      { return answer(client(@_)) }
-sub key         { return 'tls:' . encode_base64url(pack 'H*', session_name($_[0])) }
 
 # A session that is in the store, and found there.
 sub good_session {
@@ -88,7 +86,7 @@ sub refuses {
         is status($edge, $session), $arg{fetch}, 'the last lookup is as the first';
         $arg{leave}->();
         is status($edge, $session), 'HIT', 'afterwards it is a hit';
-        my @there = grep { $redis->cmd('EXISTS', key($_)) } @new;
+        my @there = grep { $redis->cmd('EXISTS', cache_key($_)) } @new;
         is scalar(@there), $arg{stores} ? 15 : 0, 'what has become of the stores';
         is link_of($redis), $link, 'the connection is the same';
         is scalar($edge->errors(except => $line)), 0, 'nothing else is in the log';
@@ -257,13 +255,13 @@ subtest 'a command that the server does not know' => sub {
     is status($edge, $session, @tls13), 'ERROR', 'refused';
     my $words = qr/refused 1 requests, the last with "ERR unknown command/;
     like $edge->log_like($words), $words, 'the log says so';
-    is index($edge->log, key($session) =~ s/^tls://r), -1, 'and does not name the session';
+    is index($edge->log, cache_key($session) =~ s/^tls://r), -1, 'and does not name the session';
 
     my $mute = redis(conf => ['rename-command SET ""']);
     $edge    = edge($mute);
     $session = new_session($edge);
     like $edge->log_like($words), $words, 'a store';
-    is index($edge->log, key($session) =~ s/^tls://r), -1, 'is not in the log either';
+    is index($edge->log, cache_key($session) =~ s/^tls://r), -1, 'is not in the log either';
 };
 
 subtest 'MOVED, by a node of a cluster that is taken for a single server' => sub {
@@ -297,7 +295,7 @@ subtest 'answers of all kinds, in one segment and in pieces' => sub {
         my @sessions = map { good_session($edge) } @round;
         my $link = link_of($redis);
         for my $i (0 .. $#round) {
-            my $key = key($sessions[$i]);
+            my $key = cache_key($sessions[$i]);
             $redis->cmd('DEL', $key) if $round[$i] =~ /MISS|ERROR/;
             $redis->cmd('LPUSH', $key, 'x') if $round[$i] eq 'ERROR';
             $redis->cmd('SET', $key, 'garbage') if $round[$i] eq 'CORRUPT';
@@ -325,7 +323,7 @@ subtest 'an entry of megabytes' => sub {
     my $edge    = edge($redis);
     my $session = good_session($edge);
     my $other   = good_session($edge);
-    $redis->cmd('SET', key($session), 'x' x 2_000_000);
+    $redis->cmd('SET', cache_key($session), 'x' x 2_000_000);
     is status($edge, $session), 'ERROR', 'is not read';
     my $line = qr/is down: reply with an invalid length$/;
     like $edge->log_like($line), $line, 'the log says why';

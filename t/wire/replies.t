@@ -6,7 +6,6 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
-use MIME::Base64 ();
 use Test::More;
 
 my $certs = certs();
@@ -91,12 +90,11 @@ sub said {
 }
 
 # The name in the store of a session that a client has.
-sub key { 'tls:' . MIME::Base64::encode_base64url(pack 'H*', session_name($_[0])) }
 
 # Waits until all sessions of a client are in the store. How many there were.
 sub stored {
     my ($client) = @_;
-    my @keys = map { key($_) } $client->protocol eq 'TLSv1.3' ? $client->sessions : $client->session;
+    my @keys = map { cache_key($_) } $client->protocol eq 'TLSv1.3' ? $client->sessions : $client->session;
     wait_until {
         my %set = map { $_->[1] => 1 } $store->requests('SET');
         !grep { !$set{$_} } @keys;
@@ -151,7 +149,7 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
                 'the log says nothing else';
             wait_until { $store->requests('DEL') > $dels } 5, 'DEL';
             my @removed = map { $_->[1] } $store->requests('DEL');
-            is_deeply [ @removed[ $dels .. $#removed ] ], [ key($session) ], 'that entry is removed';
+            is_deeply [ @removed[ $dels .. $#removed ] ], [ cache_key($session) ], 'that entry is removed';
             is stored($client), $protocol eq 'TLSv1.3' ? 2 : 1, 'the new session is stored';
             answers('as_it_is');
             is offer($protocol, $session), '. [MISS] []', 'afterwards it is missing';

@@ -10,7 +10,6 @@ use lib 't/lib';
 use SSLSession::Fixture;
 use SSLSession::Process;
 use IO::Socket::INET;
-use MIME::Base64 qw(encode_base64url);
 use Socket qw(inet_aton);
 use Test::More;
 use Time::HiRes qw(time);
@@ -100,7 +99,7 @@ sub new_session {
     my ($port) = @_;
     my $client = client($port);
     $client->request;
-    my $key = 'tls:' . encode_base64url(pack 'H*', session_name($client->session));
+    my $key = cache_key($client->session);
     wait_until { $redis->cmd('EXISTS', $key) } 5, 'the session in the store';
     return $client->session;
 }
@@ -246,7 +245,7 @@ subtest 'the name moves away from an address that hangs' => sub {
     my $session = sub {
         my $client = client($port);
         $client->request;
-        wait_until { $moved->cmd('EXISTS', 'tls:' . encode_base64url(pack 'H*', session_name($client->session))) } 5, 'the session in the store';
+        wait_until { $moved->cmd('EXISTS', cache_key($client->session)) } 5, 'the session in the store';
         return $client->session;
     };
     my @sessions = map { $session->() } 1 .. 40;

@@ -7,7 +7,6 @@ use lib 't/lib';
 use SSLSession::Fixture;
 use SSLSession::Stream qw(between rate outcomes longest_gap);
 use List::Util qw(max);
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -54,7 +53,7 @@ sub answer {
 }
 
 sub status { return answer(client(@_)) }
-sub key    { return 'tls:' . encode_base64url(pack 'H*', session_name($_[0][2])) }
+sub key    { return cache_key($_[0][2]) }
 
 # A new session, wherever it comes to be.
 sub made {

@@ -5,7 +5,6 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 
 my $certs = certs();
@@ -43,13 +42,11 @@ sub visit {
     return ($status, $client);
 }
 
-sub key { my ($session) = @_; return 'tls:' . encode_base64url(pack 'H*', session_name($session)) }
-
 # New sessions, TLS 1.2 unless told otherwise, once all of them are in the stores.
 sub sessions {
     my ($port, $stores, $n, $protocol) = @_;
     my @sessions = map { (visit($port, protocol => $protocol // 'TLSv1.2'))[1]->session } 1 .. $n;
-    wait_until { my %has = held($stores); !grep { !$has{ key($_) } } @sessions } 10, 'the sessions in the stores';
+    wait_until { my %has = held($stores); !grep { !$has{ cache_key($_) } } @sessions } 10, 'the sessions in the stores';
     return @sessions;
 }
 
@@ -76,7 +73,7 @@ sub outcomes {
 sub parted {
     my ($store, @sessions) = @_;
     my %has = held([$store]);
-    return ([ grep { $has{ key($_) } } @sessions ], [ grep { !$has{ key($_) } } @sessions ]);
+    return ([ grep { $has{ cache_key($_) } } @sessions ], [ grep { !$has{ cache_key($_) } } @sessions ]);
 }
 
 sub addresses { return map { $_->address } @_ }
@@ -167,9 +164,9 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
         is_deeply outcomes($port, $protocol, @$others), { HIT => scalar @$others }, 'all others hit';
         # One may have been made for the server that was not known to be dead.
         my %has;
-        wait_until { %has = held([ @redis[ 0, 2 ] ]); @new - 1 <= grep { $has{ key($_) } } @new } 5,
+        wait_until { %has = held([ @redis[ 0, 2 ] ]); @new - 1 <= grep { $has{ cache_key($_) } } @new } 5,
             'the new sessions on the others';
-        my @kept = grep { $has{ key($_) } } @new;
+        my @kept = grep { $has{ cache_key($_) } } @new;
         is_deeply outcomes($port, $protocol, @kept), { HIT => scalar @kept }, 'they hit while it is away';
         is $nginx->log_count(qr/\[error\] .* redis \Q${\ $redis[1]->address }\E is down: /, from => $from), 1, 'said once';
 
@@ -186,7 +183,7 @@ sub stores_in {
     my ($port, $redis) = @_;
     return wait_until {
         my $session = (visit($port))[1]->session;
-        eval { wait_until { $redis->cmd('EXISTS', key($session)) } 0.3 } && $session;
+        eval { wait_until { $redis->cmd('EXISTS', cache_key($session)) } 0.3 } && $session;
     } 15, 'a session in the store';
 }
 

@@ -5,7 +5,6 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -36,8 +35,6 @@ sub visit {
     return { status => $status, tier => $tier, time => $time, pid => $pid, reused => $client->reused,
         client => $client, session => $client->session };
 }
-
-sub key { my ($session) = @_; return 'tls:' . encode_base64url(pack 'H*', session_name($session)) }
 
 sub in_peace {
     my ($nginx, @allowed) = @_;
@@ -194,7 +191,7 @@ subtest 'in front of a store: a hit there fills the zone' => sub {
     my $other = nginx(conf => conf($elsewhere, $redis->url, 'ssl_session_timeout 100s;'));
     for my $protocol (qw(TLSv1.2 TLSv1.3)) {
         my $session = visit($elsewhere, protocol => $protocol)->{session};
-        wait_until { $redis->cmd('EXISTS', key($session)) } 5, 'the session in the store';
+        wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in the store';
         my $gets = $relay->requests('GET');
         my $seen = visit($port, protocol => $protocol, session => $session);
         is $seen->{status}, 'HIT', "$protocol: outcome";
@@ -208,11 +205,11 @@ subtest 'in front of a store: a hit there fills the zone' => sub {
             is $seen->{reused}, 1, 'resumed';
         }
         is $relay->requests('GET'), $gets + 1, 'and the store is not asked';
-        is_deeply [ grep { $_->[1] eq key($session) } $relay->requests('SET') ], [], 'nor told what it knows';
+        is_deeply [ grep { $_->[1] eq cache_key($session) } $relay->requests('SET') ], [], 'nor told what it knows';
 
         # Sessions of its own go to both.
         my $own = visit($port, protocol => $protocol)->{session};
-        wait_until { $redis->cmd('EXISTS', key($own)) } 5, 'the session in the store';
+        wait_until { $redis->cmd('EXISTS', cache_key($own)) } 5, 'the session in the store';
         is visit($elsewhere, protocol => $protocol, session => $own)->{reused}, 1, 'the other server resumes it';
         is visit($port, protocol => $protocol, session => $own)->{tier}, 'shared:tls', 'here it is at hand';
 
@@ -248,12 +245,12 @@ subtest 'a session that came from the store ends with its own time, not later' =
     my $nginx = nginx(conf => conf($port, 'shared:tls:1m store', $store, 'ssl_session_timeout 1h;'));
     my $other = nginx(conf => conf($elsewhere, 'store', $store, 'ssl_session_timeout 3s;'));
     my $session = visit($elsewhere, protocol => 'TLSv1.3')->{session};
-    wait_until { $redis->cmd('EXISTS', key($session)) } 5, 'the session in the store';
+    wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in the store';
     is visit($port, protocol => 'TLSv1.3', session => $session)->{tier}, 'store', 'from the store';
     my $seen = visit($port, protocol => 'TLSv1.3', session => $session);
     is $seen->{tier}, 'shared:tls', 'then from the zone';
     wait_until { visit($port, protocol => 'TLSv1.3', session => $session)->{status} eq 'MISS' } 10, 'its end';
-    is $redis->cmd('EXISTS', key($session)), 0, 'in both';
+    is $redis->cmd('EXISTS', cache_key($session)), 0, 'in both';
     in_peace($_) for $nginx, $other;
 };
 

@@ -5,7 +5,6 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -51,11 +50,9 @@ sub visit {
         verify => $verify, name => $name };
 }
 
-sub key { my ($session) = @_; return 'tls:' . encode_base64url(pack 'H*', session_name($session)) }
-
 sub wait_stored {
     my ($redis, @sessions) = @_;
-    wait_until { @sessions == grep { $redis->cmd('EXISTS', key($_)) } @sessions } 5, 'the sessions in the store';
+    wait_until { @sessions == grep { $redis->cmd('EXISTS', cache_key($_)) } @sessions } 5, 'the sessions in the store';
 }
 
 # When a session in DER ends, by its own fields for the time of its making and its timeout.
@@ -83,7 +80,7 @@ subtest 'stored: a full handshake of TLS 1.2, and each ticket of TLS 1.3' => sub
         my @all = $relay->requests('SET');
         is scalar(@all), $sets, $what;
         my %key = map { $_->[1] => 1 } @all;
-        ok !(grep { !$key{ key($_) } } @sessions), 'under the name the client knows it by';
+        ok !(grep { !$key{ cache_key($_) } } @sessions), 'under the name the client knows it by';
     };
     my $tls12 = visit($port, protocol => 'TLSv1.2');
     $made->(1, 'one session of TLS 1.2', $tls12->{session});
@@ -221,8 +218,8 @@ subtest 'the ttl is the remaining life of the session' => sub {
         wait_stored($redis, @sessions);
         is scalar(@sessions), 4, 'of TLS 1.2, two of TLS 1.3 and one of a resumption';
         for my $session (@sessions) {
-            my $left = ends($redis->cmd('GET', key($session))) - time;
-            my $ttl  = $redis->cmd('TTL', key($session));
+            my $left = ends($redis->cmd('GET', cache_key($session))) - time;
+            my $ttl  = $redis->cmd('TTL', cache_key($session));
             # OpenSSL asks the system for the time, nginx once in a turn of its event loop.
             cmp_ok $ttl, '<=', $timeout + patience(), "not longer than ssl_session_timeout $timeout";
             cmp_ok abs($ttl - $left), '<=', 2 * patience(), "and no other than the session's own";
@@ -235,13 +232,13 @@ subtest 'a resumed ticket that has aged: what it leads to is stored for no longe
     my ($port, $redis, $relay, $nginx) = start('ssl_session_timeout 5s;');
     my $first = visit($port, protocol => 'TLSv1.3');
     wait_stored($redis, $first->{session});
-    wait_until { $redis->cmd('TTL', key($first->{session})) <= 3 } 10, 'two seconds of its life to pass';
+    wait_until { $redis->cmd('TTL', cache_key($first->{session})) <= 3 } 10, 'two seconds of its life to pass';
     my $again = visit($port, protocol => 'TLSv1.3', session => $first->{session});
     is $again->{reused}, 1, 'resumed';
     my ($ticket) = $again->{client}->sessions;
     wait_stored($redis, $ticket);
-    my $left = ends($redis->cmd('GET', key($ticket))) - time;
-    my $ttl  = $redis->cmd('PTTL', key($ticket)) / 1000;
+    my $left = ends($redis->cmd('GET', cache_key($ticket))) - time;
+    my $ttl  = $redis->cmd('PTTL', cache_key($ticket)) / 1000;
     cmp_ok abs($ttl - $left), '<=', 1.5 * patience(), 'the ttl is what the session says';
     in_peace($nginx);
 };
@@ -254,7 +251,7 @@ subtest 'sessions with a client certificate of several KB' => sub {
         my $first = visit($port, @client);
         is $first->{verify}, 'SUCCESS', "$protocol: verified";
         wait_stored($redis, $first->{session});
-        cmp_ok length $redis->cmd('GET', key($first->{session})), '>', 3 * 1024, 'several KB in the store';
+        cmp_ok length $redis->cmd('GET', cache_key($first->{session})), '>', 3 * 1024, 'several KB in the store';
         my $again = visit($port, @client, session => $first->{session});
         is $again->{status}, 'HIT', 'outcome';
         is $again->{reused}, 1, 'resumed';
@@ -305,7 +302,7 @@ subtest 'a session that OpenSSL removes is removed from the store' => sub {
         SKIP: {
             # The session of a connection of TLS 1.3 is none of those in its tickets.
             skip 'TLS 1.2 only', 2 if $protocol ne 'TLSv1.2';
-            is_deeply [ ($relay->requests('DEL'))[-1] ], [ [ 'DEL', key($session) ] ], 'of its key';
+            is_deeply [ ($relay->requests('DEL'))[-1] ], [ [ 'DEL', cache_key($session) ] ], 'of its key';
             is visit($port, protocol => $protocol, session => $session)->{status}, 'MISS', 'it is gone';
         }
     }
@@ -316,7 +313,7 @@ subtest 'a session that OpenSSL removes is removed from the store' => sub {
     # Finished in the place of ChangeCipherSpec and Finished, but of other bytes.
     $client->send_raw("\x14\x03\x03\x00\x01\x01" . "\x16\x03\x03\x00\x28" . 'x' x 40);
     is $client->wait_closed, 'eof', 'closed after a wrong Finished';
-    wait_until { !$redis->cmd('EXISTS', key($session)) } 5, 'removal of a session resumed with a wrong Finished';
+    wait_until { !$redis->cmd('EXISTS', cache_key($session)) } 5, 'removal of a session resumed with a wrong Finished';
     ok 1, 'and the session is gone';
     in_peace($nginx, 'SSL_do_handshake|SSL_read');
 };
@@ -327,13 +324,13 @@ subtest 'an expired session of TLS 1.2 that is still in the store is removed, an
     my ($port, $redis, $relay, $nginx) = start("ssl_session_timeout ${timeout}s;");
     my $session = visit($port, protocol => 'TLSv1.2')->{session};
     wait_stored($redis, $session);
-    is $redis->cmd('PERSIST', key($session)), 1, 'the store forgets to let it expire';
-    my $ends = ends($redis->cmd('GET', key($session)));
+    is $redis->cmd('PERSIST', cache_key($session)), 1, 'the store forgets to let it expire';
+    my $ends = ends($redis->cmd('GET', cache_key($session)));
     # OpenSSL counts whole seconds, on a clock that may lag behind this one by a tick.
     wait_until { time > $ends + 2 } 10, 'its end';
     my $seen = visit($port, protocol => 'TLSv1.2', session => $session);
     is $seen->{reused}, 0, 'full handshake';
-    wait_until { !$redis->cmd('EXISTS', key($session)) } 5, 'removal';
+    wait_until { !$redis->cmd('EXISTS', cache_key($session)) } 5, 'removal';
     ok 1, 'removed';
     in_peace($nginx);
 };

@@ -7,8 +7,6 @@ use lib 't/lib';
 use SSLSession::Fixture;
 use Test::More;
 
-use MIME::Base64 qw(encode_base64url);
-
 my $certs = certs();
 my $redis = redis();
 my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
@@ -52,11 +50,9 @@ $servers
 CONF
 }
 
-sub key { return 'tls:' . encode_base64url(pack 'H*', session_name($_[0])) }
-
 sub stored {
     my (@sessions) = @_;
-    wait_until { $redis->cmd('EXISTS', map { key($_) } @sessions) == @sessions } 10, 'store';
+    wait_until { $redis->cmd('EXISTS', map { cache_key($_) } @sessions) == @sessions } 10, 'store';
 }
 
 # What redis itself has counted; a command never used has no line.
@@ -86,7 +82,7 @@ for my $kind (qw(rsa ec)) {
                     port => $port{$kind}[$node], protocol => $protocol, session => $session);
                 is $client->request, "r HIT\n", "resumed on server $node" or diag $client->error;
                 is gets(), $before + 1 + $node, 'redis was asked once';
-                is_deeply +($relay->requests('GET'))[-1], [ 'GET', key($session) ], 'for that session';
+                is_deeply +($relay->requests('GET'))[-1], [ 'GET', cache_key($session) ], 'for that session';
                 stored($client->sessions) if $protocol eq 'TLSv1.3';
             }
         };
@@ -96,7 +92,7 @@ for my $kind (qw(rsa ec)) {
             $first->request;
             my ($session) = ($first->sessions)[-1];
             stored($session);
-            $redis->cmd('DEL', key($session));
+            $redis->cmd('DEL', cache_key($session));
             my $before = gets();
             my $client = tls_client(port => $port{$kind}[1], protocol => $protocol, session => $session);
             is $client->request, ". MISS\n", 'full handshake' or diag $client->error;
@@ -140,14 +136,14 @@ SKIP: {
                     ? 'no certificate selection, no store'
                     : 'no certificate selection, the new ticket is stored';
 
-            $redis->cmd('DEL', key($session));
+            $redis->cmd('DEL', cache_key($session));
             $from   = $nginx[1]->log_pos;
             $client = tls_client(port => $port{named}[1], %name, session => $session);
             is $client->request, ". MISS\n", 'a miss' or diag $client->error;
             stored($client->sessions);
             is_deeply [ steps($nginx[1], $from) ],
                 [ qw(fetch MISS certificate), ('store') x $tickets ], 'fetch, certificate, store';
-            isnt key(($client->sessions)[-1]), key($session), 'another session';
+            isnt cache_key(($client->sessions)[-1]), cache_key($session), 'another session';
         };
     }
 }

@@ -8,7 +8,6 @@ use SSLSession::Fixture;
 use Test::More;
 
 use IO::Socket::INET;
-use MIME::Base64 qw(encode_base64url);
 use Time::HiRes qw(time);
 
 my $certs = certs();
@@ -46,7 +45,7 @@ sub session {
     my $client = tls_client(port => $tls, protocol => $protocol);
     $client->request // die $client->error;
     my ($session) = ($client->sessions)[-1];
-    my $key = 'tls:' . encode_base64url(pack 'H*', session_name($session));
+    my $key = cache_key($session);
     wait_until { $redis->cmd('EXISTS', $key) } 10, 'store';
     return { port => $tls, protocol => $protocol, session => $session };
 }
@@ -107,7 +106,7 @@ sub sent_nothing { my ($client) = @_; return !IO::Select->new($client->sock)->ca
     subtest 'answers of which each is for another one' => sub {
         my @sessions = map { session('TLSv1.2') } 1 .. 9;
         # Every third is no longer there, every other third is no session.
-        my @key   = map { 'tls:' . encode_base64url(pack 'H*', session_name($_->{session})) } @sessions;
+        my @key   = map { cache_key($_->{session}) } @sessions;
         $redis->cmd('DEL', $key[$_]) for 1, 4, 7;
         $redis->cmd('SET', $key[$_], 'x' x 150) for 2, 5, 8;
         my $from = $nginx->log_pos;

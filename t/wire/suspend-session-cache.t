@@ -7,8 +7,6 @@ use lib 't/lib';
 use SSLSession::Fixture;
 use Test::More;
 
-use MIME::Base64 qw(encode_base64url);
-
 my $certs = certs();
 my $redis = redis();
 my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
@@ -54,8 +52,6 @@ $servers
 CONF
 }
 
-sub key { return 'tls:' . encode_base64url(pack 'H*', session_name($_[0])) }
-
 sub session {
     my (%arg) = @_;
     my $client = tls_client(%arg);
@@ -67,7 +63,7 @@ for my $protocol (@protocols) {
     for my $kind (sort grep { $_ ne 'off' } keys %cache) {
         subtest "$protocol, $kind" => sub {
             my $session = session(port => $port[0]{$kind}, protocol => $protocol);
-            wait_until { $redis->cmd('EXISTS', key($session)) } 10, 'store';
+            wait_until { $redis->cmd('EXISTS', cache_key($session)) } 10, 'store';
             for my $node (0, 1) {
                 my %arg = (port => $port[$node]{$kind}, protocol => $protocol, session => $session);
                 my $before = $relay->requests('GET');
@@ -78,7 +74,7 @@ for my $protocol (@protocols) {
             # What redis has lost.
             $redis->cmd('FLUSHALL');
             my $other = session(port => $port[0]{$kind}, protocol => $protocol);
-            wait_until { $redis->cmd('EXISTS', key($other)) } 10, 'store';
+            wait_until { $redis->cmd('EXISTS', cache_key($other)) } 10, 'store';
             $redis->cmd('FLUSHALL');
             my $own = $kind =~ /builtin|shared|both/ ? 'r' : '.';
             is tls_client(port => $port[0]{$kind}, protocol => $protocol, session => $other)->request, "$own MISS\n",
@@ -92,12 +88,12 @@ for my $protocol (@protocols) {
         # Whatever was on its way to redis is there when something later is.
         for my $port (@port) {
             my $later = session(port => $port->{none}, protocol => $protocol);
-            wait_until { $redis->cmd('EXISTS', key($later)) } 10, 'store';
+            wait_until { $redis->cmd('EXISTS', cache_key($later)) } 10, 'store';
         }
         my $keys = $redis->cmd('DBSIZE');
         my $made = session(port => $port[0]{off}, protocol => $protocol);
         my $elsewhere = session(port => $port[0]{none}, protocol => $protocol);
-        wait_until { $redis->cmd('EXISTS', key($elsewhere)) } 10, 'store';
+        wait_until { $redis->cmd('EXISTS', cache_key($elsewhere)) } 10, 'store';
         is $redis->cmd('DBSIZE'), $keys + ($protocol eq 'TLSv1.3' ? 2 : 1), 'only the session made elsewhere is stored';
         my $before = $relay->requests('GET');
         is tls_client(port => $port[0]{off}, protocol => $protocol, session => $_)->request, ". \n", 'not resumed'

@@ -6,7 +6,6 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 
 my $certs = certs();
@@ -62,12 +61,10 @@ sub seen {
 
 sub outcomes { my %count; $count{ $_->{status} }++ for @_; return \%count }
 
-sub key { my ($session) = @_; return 'tls:' . encode_base64url(pack 'H*', session_name($session)) }
-
 sub stored_session {
     my ($port, $store, %arg) = @_;
     my $session = visit($port, %arg)->{session};
-    wait_until { grep { $_ eq key($session) } $store->keys } 5, 'the session in the store';
+    wait_until { grep { $_ eq cache_key($session) } $store->keys } 5, 'the session in the store';
     return $session;
 }
 
@@ -174,7 +171,7 @@ subtest 'each resumption gives a ticket for the next one' => sub {
         is $seen->{status}, 'HIT', 'hit';
         is visit($port->[ $n % 2 ], session => $session)->{status}, 'MISS', 'once';
         $session = $seen->{session};
-        wait_until { $redis->cmd('EXISTS', key($session)) } 5, 'the session in the store';
+        wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in the store';
     }
     nothing_else($_) for @$nginx;
 };
@@ -187,7 +184,7 @@ for my $kind (qw(redis shared)) {
             ? conf($port, server => '127.0.0.1:' . $redis->port, fetch => 'store single_use', store => 'store')
             : conf($port, fetch => 'shared:tls:1m single_use', store => 'shared:tls:1m'));
         my $session = visit($port)->{session};
-        wait_until { $redis->cmd('EXISTS', key($session)) } 5, 'the session in the store' if $kind eq 'redis';
+        wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in the store' if $kind eq 'redis';
         # Its key share is for a group that the server does not take.
         my $seen = visit($port, session => $session, groups => 'P-256:P-384');
         ok $seen->{client}->hello_retried, 'the client was asked for another ClientHello';
@@ -243,7 +240,7 @@ for my $cache ('shared:own:1m', 'builtin', 'builtin:100 shared:own:1m') {
         is $nginx->[0]->log_count(qr/\[warn\] .* "ssl_session_cache builtin" is not used, as "single_use" is set/, from => $from),
             $cache =~ /builtin/ ? 1 : 0, 'nginx says so';
         my $old = stored_session($port->[0], $redis, protocol => 'TLSv1.2');
-        $redis->cmd('DEL', key($old));
+        $redis->cmd('DEL', cache_key($old));
         my $client = tls_client(port => $port->[0], protocol => 'TLSv1.2', session => $old, handshake => 1);
         is $client->reused, $cache =~ /shared/ ? 1 : 0, 'a session of TLS 1.2 is resumed from a shared one';
         is_deeply [ $_->errors(warn => 1, except => qr/"ssl_session_cache builtin" is not used/) ], [], 'nothing else in the log' for @$nginx;
@@ -258,7 +255,7 @@ subtest 'a take that is not answered in time: full handshake, and the ticket is 
     my $seen = visit($port->[0], session => $session);
     is $seen->{status}, 'TIMEOUT', 'outcome';
     is $seen->{reused}, 0, 'full handshake';
-    is $redis->cmd('EXISTS', key($session)), 0, 'Redis had given it away';
+    is $redis->cmd('EXISTS', cache_key($session)), 0, 'Redis had given it away';
     $relay->release;
     wait_until { visit($port->[$_], session => $session)->{status} eq 'MISS' } 10, "server $_ to be served again" for 0, 1;
     is $redis->calls('get'), 0, 'no GET at any time';
@@ -278,6 +275,5 @@ subtest 'a take while the store is down: full handshake, and the ticket is good 
     is $seen->{status}, 'HIT', 'hit, when it is back';
     is visit($port->[0], session => $session)->{status}, 'MISS', 'once';
 };
-
 
 done_testing;

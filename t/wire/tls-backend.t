@@ -5,7 +5,6 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 
 my $certs = certs();
@@ -57,8 +56,6 @@ sub visit {
     return ($status, $client);
 }
 
-sub key { my ($session) = @_; return 'tls:' . encode_base64url(pack 'H*', session_name($session)) }
-
 # A session that is stored, in $redis (in its database $db).
 sub stored_session {
     my ($port, $redis, $db) = @_;
@@ -66,7 +63,7 @@ sub stored_session {
     my $session = $client->session;
     my $stored  = $db
         ? sub { ($redis->info("db$db") // '') =~ /keys=\d/ }
-        : sub { $redis->cmd('EXISTS', key($session)) };
+        : sub { $redis->cmd('EXISTS', cache_key($session)) };
     wait_until { $stored->() } 5, 'the session in the store';
     return $session;
 }
@@ -129,7 +126,7 @@ subtest 'two nginx share sessions through it' => sub {
         for my $from (0, 1) {
             my (undef, $client) = visit($nginx[$from][1], protocol => $protocol);
             my ($session) = $client->sessions;
-            wait_until { $redis->cmd('EXISTS', key($session)) } 5, 'the session in the store';
+            wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in the store';
             my ($status) = visit($nginx[ 1 - $from ][1], protocol => $protocol, session => $session);
             is $status, 'HIT', "$protocol, from $from to " . (1 - $from);
         }
@@ -190,11 +187,11 @@ subtest 'several replies in one TLS record, and several records at once' => sub 
             my @sessions = map {
                 my (undef, $client) = visit($port, %cert);
                 my $session = $client->session;
-                wait_until { $redis->cmd('EXISTS', key($session)) } 5, 'the session in the store';
+                wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in the store';
                 $session;
             } 1 .. 10;
             my $length = 0;
-            $length += length $redis->cmd('GET', key($_)) for @sessions;
+            $length += length $redis->cmd('GET', cache_key($_)) for @sessions;
             cmp_ok $length, '>', 20_000, 'more than a record' if $cert;
             $relay->hold;
             my @clients = map { tls_client(port => $port, protocol => 'TLSv1.2', session => $_, %cert)->start } @sessions;
@@ -350,9 +347,9 @@ for my $how (qw(quit reload)) {
             my ($worker) = $nginx->workers;
             $way eq 'busy' && $how eq 'quit' ? $nginx->signal('QUIT') : $nginx->reload;
             wait_until { grep { $_ == $worker } $nginx->old_workers } 5, 'the worker to leave';
-            ok !$redis->cmd('EXISTS', key($client->session)), "$way: not stored yet" if $way eq 'handshake';
+            ok !$redis->cmd('EXISTS', cache_key($client->session)), "$way: not stored yet" if $way eq 'handshake';
             $relay->release;
-            wait_until { $redis->cmd('EXISTS', key($client->session)) } 5, 'the session in the store';
+            wait_until { $redis->cmd('EXISTS', cache_key($client->session)) } 5, 'the session in the store';
             wait_until { !grep { $_ == $worker } $nginx->process->group } 5, 'exit of the worker';
             pass "$way: stored, then it left";
             # Which has its link ready then.

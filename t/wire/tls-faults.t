@@ -6,7 +6,6 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -48,8 +47,6 @@ sub visit {
     return ($status, $time, $client);
 }
 
-sub key { my ($session) = @_; return 'tls:' . encode_base64url(pack 'H*', session_name($session)) }
-
 sub wait_for_hit {
     my ($port, $session) = @_;
     return wait_until {
@@ -70,7 +67,7 @@ my $down   = qr/\[error\] \d+#\d+: redis \Q$server\E is down: /;
 
 my $session = do {
     my (undef, undef, $client) = visit($port);
-    wait_until { $redis->cmd('EXISTS', key($client->session)) } 5, 'the session in the store';
+    wait_until { $redis->cmd('EXISTS', cache_key($client->session)) } 5, 'the session in the store';
     $client->session;
 };
 wait_for_hit($port, $session);

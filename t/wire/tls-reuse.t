@@ -8,7 +8,6 @@ use lib 't/lib';
 use SSLSession::Fixture;
 use IO::Select;
 use IO::Socket::INET;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 
 my $certs = certs();
@@ -58,13 +57,11 @@ sub visit {
     return ($status, $client);
 }
 
-sub key { my ($session) = @_; return 'tls:' . encode_base64url(pack 'H*', session_name($session)) }
-
 sub stored_session {
     my ($port, @redis) = @_;
     my (undef, $client) = visit($port);
     my $session = $client->session;
-    wait_until { grep { $_->cmd('EXISTS', key($session)) } @redis } 5, 'the session in the store';
+    wait_until { grep { $_->cmd('EXISTS', cache_key($session)) } @redis } 5, 'the session in the store';
     return $session;
 }
 
@@ -181,7 +178,7 @@ subtest 'a session is offered to none but its own server' => sub {
         my @session;
         wait_until {
             my $session = stored_session($port, @redis);
-            $session[$_] //= $session for grep { $redis[$_]->cmd('EXISTS', key($session)) } 0, 1;
+            $session[$_] //= $session for grep { $redis[$_]->cmd('EXISTS', cache_key($session)) } 0, 1;
             $session[0] && $session[1];
         } 10, 'a session at each';
         for my $n (1 .. 2) {

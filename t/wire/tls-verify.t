@@ -5,7 +5,6 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 
 my $certs = certs();
@@ -46,8 +45,6 @@ sub visit {
     is $client->reused, $status eq 'HIT' ? 1 : 0, "$status: resumed if and only if it is a hit";
     return ($status, $client);
 }
-
-sub key { my ($session) = @_; return 'tls:' . encode_base64url(pack 'H*', session_name($session)) }
 
 # Waits until sessions are stored and found.
 sub wait_for_hit {
@@ -112,7 +109,7 @@ for my $case (@good) {
     subtest "accepted: $what" => sub {
         my $from = set_up($cert, %more);
         my (undef, $client) = visit($port);
-        wait_until { $redis->cmd('EXISTS', key($client->session)) } 5, 'the session in the store';
+        wait_until { $redis->cmd('EXISTS', cache_key($client->session)) } 5, 'the session in the store';
         is +(visit($port, session => $client->session))[0], 'HIT', 'a hit';
         is_deeply [ $nginx->errors(warn => 1, from => $from) ], [], 'nothing in the log';
     };

@@ -9,7 +9,6 @@ use SSLSession::Fixture;
 use Test::More;
 
 use IO::Socket::INET;
-use MIME::Base64 qw(encode_base64url);
 
 my $certs = certs();
 my $redis = redis();
@@ -134,7 +133,7 @@ sub both {
         my ($first, $session) = visit($port, 'names', $protocol, @$from);
         # nginx has those removed whose clients it did not let in.
         if ($first =~ / 200 / && $port == $port[1]) {
-            my $key = 'tls:' . encode_base64url(pack 'H*', session_name($session));
+            my $key = cache_key($session);
             wait_until { $redis->cmd('EXISTS', $key) } 10, 'store';
         }
         my ($second) = defined $session
@@ -180,7 +179,7 @@ for my $protocol (@protocols) {
         for my $port (@port) {
             my ($first, $session) = visit($port, 'reject', $protocol, 'first', 'none');
             if ($port == $port[1]) {
-                my $key = 'tls:' . encode_base64url(pack 'H*', session_name($session));
+                my $key = cache_key($session);
                 wait_until { $redis->cmd('EXISTS', $key) } 10, 'store';
             }
             push @said, [

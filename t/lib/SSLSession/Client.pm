@@ -242,6 +242,8 @@ sub session_name {
     return unpack 'H*', $ticket // $field{0x04}[1];
 }
 
+sub session_id { return pack 'H*', session_name($_[0]) }
+
 sub _der {
     my ($der) = @_;
     my ($tag, $length) = unpack 'CC', $der;

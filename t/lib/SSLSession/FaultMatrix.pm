@@ -11,11 +11,11 @@ use SSLSession::Certs qw(certs);
 use SSLSession::Client;
 use SSLSession::Nginx;
 use SSLSession::Relay;
+use SSLSession::Sealing qw(cache_key);
 use SSLSession::Util qw(free_port patience slurp wait_until);
 
 use Exporter qw(import);
 use List::Util qw(max);
-use MIME::Base64 qw(encode_base64url);
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -376,7 +376,7 @@ sub _stored {
         ? sub { defined $store->get($_[0]) }
         : sub { $store->cmd('EXISTS', $_[0]) };
     for my $session (@sessions) {
-        my $key = 'tls:' . encode_base64url(pack 'H*', SSLSession::Client::session_name($session));
+        my $key = cache_key(SSLSession::Client::session_id($session));
         eval { wait_until { $has->($key) } 1 } or return undef;
     }
     return [ map { [ $protocol, $_ ] } @sessions ];

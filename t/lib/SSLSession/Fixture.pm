@@ -26,6 +26,7 @@ use SSLSession::Sentinel;
 use SSLSession::Relay;
 use SSLSession::TlsRelay;
 use SSLSession::Client;
+use SSLSession::Sealing qw(session_key new_session_key issue_id seal unseal);
 
 use Exporter qw(import);
 
@@ -35,7 +36,8 @@ alarm(($ENV{TEST_DEADLINE} || 120) * patience());
 
 our @EXPORT = qw(root tmpdir new_dir free_port wait_until patience slurp spew nginx_binary
                  module_path certs nginx nginx_version event_methods conf_test redis redis_cluster
-                 redis_sentinel memcached relay fake_server tls_relay s_server s_client s_client_start tls_client refragment session_name);
+                 redis_sentinel memcached relay fake_server tls_relay s_server s_client s_client_start tls_client refragment session_name
+                 session_id cache_key session_key new_session_key issue_id seal unseal);
 
 sub nginx          { SSLSession::Nginx->new(@_) }
 sub nginx_version  { SSLSession::Nginx->version }
@@ -54,5 +56,9 @@ sub s_client_start { SSLSession::OpenSSL->start(@_) }
 sub tls_client     { SSLSession::Client->new(@_) }
 sub refragment     { SSLSession::Client::refragment(@_) }
 sub session_name   { SSLSession::Client::session_name(@_) }
+sub session_id     { SSLSession::Client::session_id(@_) }
+
+# The name of a session's entry; with the file of a key that is not nginx()'s own.
+sub cache_key { my ($session, $file) = @_; return SSLSession::Sealing::cache_key(session_id($session), $file) }
 
 1;

@@ -6,6 +6,7 @@ use strict;
 use warnings;
 
 use SSLSession::Process;
+use SSLSession::Sealing qw(session_key);
 use SSLSession::Util qw(module_path new_dir nginx_binary slurp spew wait_until);
 
 use Carp qw(croak);
@@ -18,6 +19,7 @@ my @all;
 # workers  1
 # method   'epoll', 'poll' or 'select'
 # module   0: the module is not loaded
+# key      0: there is no "ssl_session_key"; otherwise session_key(), unless conf has one
 # log      level of error_log, 'debug'
 # env      { NAME => 'value' } for the process
 # daemon   1: needed for upgrade(), as nginx does not upgrade under its first parent
@@ -55,6 +57,8 @@ sub write_conf {
     for my $module (qw(fastcgi uwsgi scgi)) {
         $temp .= "\n    ${module}_temp_path $dir/$module;" if $nginx_v !~ /--without-http_$module/;
     }
+    $conf = '    ssl_session_key ' . session_key() . ";\n$conf"
+        if $self->{module} && ($self->{key} // 1) && $conf !~ /^\s*ssl_session_key /m;
     my $events = join ' ', $use, $self->{events} // 'worker_connections 1024;';
     my $main   = $self->{main} // '';
     my $daemon = $self->{daemon} ? 'on' : 'off';

@@ -1,0 +1,121 @@
+//! The moment up to which sessions have been withdrawn, as an operator has put it into a store.
+
+/// How long an answer about it is good, in milliseconds.
+pub const GOOD_FOR: u64 = 1000;
+
+/// How far it may lie ahead of our clock, in seconds. Beyond that it is a mistake, such as
+/// milliseconds in place of seconds, after which nothing would be resumed any more.
+const MAX_AHEAD: i64 = 24 * 60 * 60;
+
+/// What is known about it. It never goes back.
+#[derive(Debug, Default)]
+pub struct Epoch {
+    at: Option<i64>,
+    heard: Option<u64>,
+}
+
+/// What an entry has told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Nothing new.
+    None,
+    /// Sessions made up to this second, since 1970, are withdrawn.
+    Withdrawn(i64),
+    /// It is no such second.
+    Invalid,
+}
+
+impl Epoch {
+    /// Nothing is known.
+    pub const fn new() -> Self {
+        Epoch { at: None, heard: None }
+    }
+
+    /// Whether the store has to be asked at `now`, in milliseconds.
+    pub fn is_due(&self, now: u64) -> bool {
+        self.heard.is_none_or(|heard| now.saturating_sub(heard) >= GOOD_FOR)
+    }
+
+    /// The question has ended at `now`, in milliseconds, whatever the answer.
+    pub fn heard(&mut self, now: u64) {
+        self.heard = Some(now);
+    }
+
+    /// Reads an entry: a number of seconds since 1970 in decimal digits. `now` is in seconds.
+    pub fn learn(&mut self, entry: &[u8], now: i64) -> News {
+        let digits = entry.trim_ascii();
+        let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+        let number = core::str::from_utf8(digits).ok().filter(|_| is_number);
+        let at = number.and_then(|number| number.parse().ok());
+        match at.filter(|&at: &i64| at <= now.saturating_add(MAX_AHEAD)) {
+            None => News::Invalid,
+            Some(at) if self.at.is_some_and(|known| at <= known) => News::None,
+            Some(at) => {
+                self.at = Some(at);
+                News::Withdrawn(at)
+            }
+        }
+    }
+
+    /// Whether a session that was made in that second is withdrawn.
+    pub fn withdraws(&self, made: i64) -> bool {
+        self.at.is_some_and(|at| made <= at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_800_000_000;
+
+    #[test]
+    fn sessions_up_to_it_are_withdrawn() {
+        let mut epoch = Epoch::new();
+        assert!(!epoch.withdraws(0));
+        assert_eq!(epoch.learn(b"1799999999", NOW), News::Withdrawn(NOW - 1));
+        assert!(epoch.withdraws(NOW - 2));
+        assert!(epoch.withdraws(NOW - 1));
+        assert!(!epoch.withdraws(NOW));
+    }
+
+    #[test]
+    fn it_never_goes_back() {
+        let mut epoch = Epoch::new();
+        assert_eq!(epoch.learn(b"1799999999\n", NOW), News::Withdrawn(NOW - 1));
+        assert_eq!(epoch.learn(b"1799999999", NOW), News::None);
+        assert_eq!(epoch.learn(b"0", NOW), News::None);
+        assert!(epoch.withdraws(NOW - 1));
+        assert_eq!(epoch.learn(b"1800000060", NOW), News::Withdrawn(NOW + 60));
+    }
+
+    #[test]
+    fn what_is_no_second_changes_nothing() {
+        let mut epoch = Epoch::new();
+        for entry in [
+            "",
+            " ",
+            "-1",
+            "+1",
+            "1.5",
+            "0x10",
+            "1800000000000",
+            "1800086401",
+            "99999999999999999999",
+        ] {
+            assert_eq!(epoch.learn(entry.as_bytes(), NOW), News::Invalid, "{entry}");
+        }
+        assert_eq!(epoch.learn(b"\xff", NOW), News::Invalid);
+        assert!(!epoch.withdraws(0));
+        assert_eq!(epoch.learn(b"1800086400", NOW), News::Withdrawn(NOW + 86400));
+    }
+
+    #[test]
+    fn it_is_asked_for_once_a_second() {
+        let mut epoch = Epoch::new();
+        assert!(epoch.is_due(0));
+        epoch.heard(5000);
+        assert!(!epoch.is_due(5999));
+        assert!(epoch.is_due(6000));
+    }
+}

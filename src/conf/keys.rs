@@ -1,0 +1,80 @@
+//! `ssl_session_key`: what sessions are sealed with.
+
+use std::vec::Vec;
+
+use core::ffi::CStr;
+
+use session_core::crypto::Failed;
+use session_core::key_ring::{KEY_LEN, KeyRing};
+use zeroize::Zeroizing;
+
+use super::MainConf;
+use crate::ffi::conf::{Conf, DUPLICATE, Directive, Refusal};
+use crate::ffi::crypto::Evp;
+
+/// What the lines say.
+#[derive(Default)]
+pub enum Keys {
+    /// Nothing.
+    #[default]
+    Unset,
+    /// That sessions are not sealed.
+    Off,
+    /// The keys of the files, in their order.
+    Files(Vec<Zeroizing<[u8; KEY_LEN]>>),
+}
+
+pub struct SslSessionKey;
+
+impl Directive for SslSessionKey {
+    type Conf = MainConf;
+    const NAME: &'static CStr = c"ssl_session_key";
+
+    fn set(cf: &mut Conf, conf: &mut MainConf) -> Result<(), Refusal> {
+        let file = super::word(cf);
+        match (&mut conf.keys, file.as_str()) {
+            (Keys::Unset, "off") => conf.keys = Keys::Off,
+            (Keys::Off, "off") => return Err(DUPLICATE),
+            (Keys::Off, _) | (_, "off") => {
+                return Err(
+                    cf.refuse(format_args!("\"off\" goes with no other \"ssl_session_key\""))
+                );
+            }
+            (Keys::Unset, _) => conf.keys = Keys::Files(Vec::from([cf.key_file(&file)?])),
+            (Keys::Files(keys), _) => {
+                let key = cf.key_file(&file)?;
+                if keys.contains(&key) {
+                    return Err(cf.refuse(format_args!(
+                        "duplicate \"ssl_session_key\": the key in \"{file}\" is already there"
+                    )));
+                }
+                // Grown by copying: what is left behind is wiped first.
+                let mut more = Vec::with_capacity(keys.len().saturating_add(1));
+                more.append(keys);
+                more.push(key);
+                *keys = more;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Keys {
+    /// The key ring. Wipes the keys that were read.
+    pub fn into_ring(self, cf: &mut Conf) -> Result<KeyRing<Evp>, Refusal> {
+        let Ok(crypto) = Evp::new() else {
+            return Err(cf.refuse(format_args!(
+                "OpenSSL has no HMAC-SHA256 or AES-256-GCM for \"ssl_session_key\""
+            )));
+        };
+        let mut ring = KeyRing::new(crypto);
+        if let Keys::Files(keys) = self {
+            for key in keys {
+                ring.add(&key).map_err(|Failed| {
+                    cf.refuse(format_args!("OpenSSL refuses an \"ssl_session_key\""))
+                })?;
+            }
+        }
+        Ok(ring)
+    }
+}

@@ -1,0 +1,241 @@
+//! OpenSSL's cryptography, for what is sealed.
+//!
+//! Algorithms are fetched, and contexts made, once. On the way of a handshake the contexts are
+//! started anew; none is allocated here. They hold the key that they were last used with, which is
+//! derived from one that is in memory all the time; OpenSSL wipes both when they are freed.
+
+use core::ffi::{c_int, c_void};
+use core::ptr;
+
+use foreign_types::{ForeignType, ForeignTypeRef, foreign_type};
+use nginx_sys::{
+    ERR_pop_to_mark, ERR_set_mark, EVP_CIPHER_CTX, EVP_CIPHER_CTX_ctrl, EVP_CIPHER_CTX_free,
+    EVP_CIPHER_CTX_new, EVP_CIPHER_fetch, EVP_CIPHER_free, EVP_CTRL_AEAD_GET_TAG,
+    EVP_CTRL_AEAD_SET_TAG, EVP_CipherFinal_ex, EVP_CipherInit_ex2, EVP_CipherUpdate, EVP_MAC,
+    EVP_MAC_CTX, EVP_MAC_CTX_free, EVP_MAC_CTX_new, EVP_MAC_fetch, EVP_MAC_final, EVP_MAC_free,
+    EVP_MAC_init, EVP_MAC_update, OSSL_PARAM_construct_end, OSSL_PARAM_construct_utf8_string,
+    RAND_bytes,
+};
+use session_core::crypto::{Crypto, Failed, MAC_LEN, NONCE_LEN, TAG_LEN};
+
+foreign_type! {
+    /// An algorithm that makes MACs.
+    unsafe type Mac {
+        type CType = EVP_MAC;
+        fn drop = EVP_MAC_free;
+    }
+
+    /// HMAC-SHA256 with a key.
+    pub unsafe type MacKey {
+        type CType = EVP_MAC_CTX;
+        fn drop = EVP_MAC_CTX_free;
+    }
+
+    /// A cipher at work in one direction.
+    unsafe type Cipher {
+        type CType = EVP_CIPHER_CTX;
+        fn drop = EVP_CIPHER_CTX_free;
+    }
+}
+
+/// The algorithms of OpenSSL's default context: its configuration says which providers they come
+/// from.
+pub struct Evp {
+    hmac: Mac,
+    encrypt: Cipher,
+    decrypt: Cipher,
+}
+
+#[derive(Clone, Copy)]
+enum Way {
+    Decrypt = 0,
+    Encrypt = 1,
+}
+
+impl Evp {
+    /// Fetches the algorithms.
+    pub fn new() -> Result<Self, Failed> {
+        quietly(|| {
+            // SAFETY: EVP_MAC_fetch(3): a new reference, or null.
+            let hmac = unsafe { EVP_MAC_fetch(ptr::null_mut(), c"HMAC".as_ptr(), ptr::null()) };
+            if hmac.is_null() {
+                return Err(Failed);
+            }
+            // SAFETY: it is ours to free.
+            let hmac = unsafe { Mac::from_ptr(hmac) };
+            let (encrypt, decrypt) =
+                (Cipher::aes_gcm(Way::Encrypt)?, Cipher::aes_gcm(Way::Decrypt)?);
+            Ok(Evp { hmac, encrypt, decrypt })
+        })
+    }
+}
+
+impl Crypto for Evp {
+    type Key = MacKey;
+
+    fn key(&self, secret: &[u8]) -> Result<MacKey, Failed> {
+        quietly(|| {
+            // SAFETY: EVP_MAC_CTX_new(3): it counts the algorithm up.
+            let key = unsafe { EVP_MAC_CTX_new(self.hmac.as_ptr()) };
+            if key.is_null() {
+                return Err(Failed);
+            }
+            // SAFETY: it is ours to free.
+            let key = unsafe { MacKey::from_ptr(key) };
+            // SAFETY: the parameters live until the end of the call, which copies them and the
+            // secret.
+            let started = unsafe {
+                let digest = c"SHA256".as_ptr().cast_mut();
+                let params = [
+                    OSSL_PARAM_construct_utf8_string(c"digest".as_ptr(), digest, 0),
+                    OSSL_PARAM_construct_end(),
+                ];
+                EVP_MAC_init(key.as_ptr(), secret.as_ptr(), secret.len(), params.as_ptr())
+            };
+            done(started).map(|()| key)
+        })
+    }
+
+    fn mac(&self, key: &MacKey, label: &[u8], data: &[u8]) -> Result<[u8; MAC_LEN], Failed> {
+        let mut mac = [0; MAC_LEN];
+        let mut len = 0;
+        // SAFETY: EVP_MAC_init(3): without a key it starts again with the one that it has. At most
+        // the size of `mac` is written.
+        quietly(|| unsafe {
+            done(EVP_MAC_init(key.as_ptr(), ptr::null(), 0, ptr::null()))?;
+            done(EVP_MAC_update(key.as_ptr(), label.as_ptr(), label.len()))?;
+            done(EVP_MAC_update(key.as_ptr(), data.as_ptr(), data.len()))?;
+            done(EVP_MAC_final(key.as_ptr(), mac.as_mut_ptr(), &raw mut len, mac.len()))
+        })?;
+        if len == MAC_LEN { Ok(mac) } else { Err(Failed) }
+    }
+
+    fn random(&self, out: &mut [u8]) -> Result<(), Failed> {
+        let len = c_int::try_from(out.len()).map_err(|_| Failed)?;
+        // SAFETY: RAND_bytes(3) fills `len` bytes. OpenSSL notices that a worker was forked.
+        quietly(|| done(unsafe { RAND_bytes(out.as_mut_ptr(), len) }))
+    }
+
+    fn encrypt(
+        &self,
+        key: &[u8; MAC_LEN],
+        nonce: &[u8; NONCE_LEN],
+        aad: [&[u8]; 2],
+        data: &mut [u8],
+    ) -> Result<[u8; TAG_LEN], Failed> {
+        let mut tag = [0; TAG_LEN];
+        quietly(|| {
+            self.encrypt.start(key, nonce, Way::Encrypt)?;
+            self.encrypt.run(aad, data)?;
+            if !self.encrypt.finish() {
+                return Err(Failed);
+            }
+            self.encrypt.tag(EVP_CTRL_AEAD_GET_TAG, &mut tag)
+        })?;
+        Ok(tag)
+    }
+
+    fn decrypt(
+        &self,
+        key: &[u8; MAC_LEN],
+        nonce: &[u8; NONCE_LEN],
+        aad: [&[u8]; 2],
+        data: &mut [u8],
+        tag: &[u8; TAG_LEN],
+    ) -> Result<bool, Failed> {
+        quietly(|| {
+            self.decrypt.start(key, nonce, Way::Decrypt)?;
+            self.decrypt.run(aad, data)?;
+            self.decrypt.tag(EVP_CTRL_AEAD_SET_TAG, &mut tag.clone())?;
+            Ok(self.decrypt.finish())
+        })
+    }
+}
+
+impl Cipher {
+    /// AES-256-GCM, without a key.
+    fn aes_gcm(way: Way) -> Result<Self, Failed> {
+        // SAFETY: EVP_EncryptInit(3): the context counts the cipher up, so that our own reference
+        // can go.
+        unsafe {
+            let context = EVP_CIPHER_CTX_new();
+            if context.is_null() {
+                return Err(Failed);
+            }
+            let context = Cipher::from_ptr(context);
+            let cipher = EVP_CIPHER_fetch(ptr::null_mut(), c"AES-256-GCM".as_ptr(), ptr::null());
+            if cipher.is_null() {
+                return Err(Failed);
+            }
+            let (null, ctx) = (ptr::null(), context.as_ptr());
+            let started = EVP_CipherInit_ex2(ctx, cipher, null, null, way as c_int, ptr::null());
+            EVP_CIPHER_free(cipher);
+            done(started).map(|()| context)
+        }
+    }
+}
+
+impl CipherRef {
+    fn start(&self, key: &[u8; MAC_LEN], nonce: &[u8; NONCE_LEN], way: Way) -> Result<(), Failed> {
+        // SAFETY: key and nonce have the lengths of AES-256 and of GCM's default (96 bits).
+        done(unsafe {
+            EVP_CipherInit_ex2(
+                self.as_ptr(),
+                ptr::null(),
+                key.as_ptr(),
+                nonce.as_ptr(),
+                way as c_int,
+                ptr::null(),
+            )
+        })
+    }
+
+    /// Takes in what is only authenticated, and changes `data` in place.
+    fn run(&self, aad: [&[u8]; 2], data: &mut [u8]) -> Result<(), Failed> {
+        let mut len = 0;
+        for part in aad {
+            let part_len = c_int::try_from(part.len()).map_err(|_| Failed)?;
+            // SAFETY: EVP_EncryptInit(3), "AEAD Interface": without a place for it nothing is
+            // written.
+            done(unsafe {
+                let nowhere = ptr::null_mut();
+                EVP_CipherUpdate(self.as_ptr(), nowhere, &raw mut len, part.as_ptr(), part_len)
+            })?;
+        }
+        let data_len = c_int::try_from(data.len()).map_err(|_| Failed)?;
+        let place = data.as_mut_ptr();
+        // SAFETY: GCM writes as many bytes as it reads; in and out may be the same.
+        done(unsafe { EVP_CipherUpdate(self.as_ptr(), place, &raw mut len, place, data_len) })?;
+        if len == data_len { Ok(()) } else { Err(Failed) }
+    }
+
+    /// Ends the work. Whether it is right: when decrypting, whether the tag was.
+    fn finish(&self) -> bool {
+        let (mut rest, mut len) = ([0; TAG_LEN], 0);
+        // SAFETY: GCM leaves nothing for the end; there is room for a block all the same.
+        unsafe { EVP_CipherFinal_ex(self.as_ptr(), rest.as_mut_ptr(), &raw mut len) == 1 }
+    }
+
+    fn tag(&self, control: u32, tag: &mut [u8; TAG_LEN]) -> Result<(), Failed> {
+        // SAFETY: the tag is read or written, as the control says, and has the length given.
+        done(unsafe {
+            let place = tag.as_mut_ptr().cast::<c_void>();
+            EVP_CIPHER_CTX_ctrl(self.as_ptr(), control as c_int, TAG_LEN as c_int, place)
+        })
+    }
+}
+
+fn done(result: c_int) -> Result<(), Failed> {
+    if result == 1 { Ok(()) } else { Err(Failed) }
+}
+
+/// Keeps what goes wrong here out of the error queue, where OpenSSL would take it for an error of
+/// the handshake that is under way.
+fn quietly<T>(work: impl FnOnce() -> Result<T, Failed>) -> Result<T, Failed> {
+    // SAFETY: ERR_set_mark(3); marks nest.
+    unsafe { ERR_set_mark() };
+    let result = work();
+    // SAFETY: the mark that was set above, or the beginning of a queue that was empty.
+    unsafe { ERR_pop_to_mark() };
+    result
+}

@@ -1,0 +1,47 @@
+//! Why an entry is of no use.
+
+use core::fmt;
+
+use session_core::envelope::OpenError;
+
+/// Why an entry that was found is no session to be resumed. The texts are log fragments.
+#[derive(Clone, Copy, Debug)]
+pub enum Reject {
+    /// It is longer than any session that is stored.
+    TooLarge,
+    /// It does not open.
+    Envelope(OpenError),
+    /// What is in it is no session.
+    NotSession,
+    /// It is the session of another ID.
+    OtherSession,
+    /// It is a session of another version of TLS than the handshake's.
+    Protocol,
+    /// The session has ended.
+    Expired,
+}
+
+impl Reject {
+    /// Whether it may be the answer to another question.
+    pub fn is_stray(self) -> bool {
+        matches!(
+            self,
+            Reject::OtherSession
+                | Reject::Envelope(OpenError::Key)
+                | Reject::Envelope(OpenError::Tag)
+        )
+    }
+}
+
+impl fmt::Display for Reject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reject::TooLarge => f.write_str("too large"),
+            Reject::Envelope(error) => error.fmt(f),
+            Reject::NotSession => f.write_str("not a session"),
+            Reject::OtherSession => f.write_str("another session"),
+            Reject::Protocol => f.write_str("session of another protocol"),
+            Reject::Expired => f.write_str("expired"),
+        }
+    }
+}

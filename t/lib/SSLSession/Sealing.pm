@@ -1,0 +1,72 @@
+package SSLSession::Sealing;
+
+# What the module makes of a session when there is a key, by other means than the module's:
+# docs/envelope.md, with Perl's CryptX.
+
+use strict;
+use warnings;
+
+use SSLSession::Util qw(slurp spew tmpdir);
+
+use Crypt::AuthEnc::GCM qw(gcm_decrypt_verify gcm_encrypt_authenticate);
+use Crypt::Mac::HMAC qw(hmac);
+use Crypt::PRNG qw(random_bytes);
+use Exporter qw(import);
+use MIME::Base64 qw(encode_base64url);
+
+our @EXPORT_OK = qw(session_key new_session_key issue_id cache_key seal unseal);
+
+# The file of the key that nginx() uses where a test says nothing of keys.
+sub session_key {
+    my $file = tmpdir() . '/session.key';
+    return -e $file ? $file : new_session_key($file);
+}
+
+# A file with a new key.
+my $keys = 0;
+
+sub new_session_key {
+    my ($file) = @_;
+    $file //= tmpdir() . '/session-' . ++$keys . '.key';
+    spew($file, random_bytes(32));
+    chmod 0600, $file or die "$file: $!";
+    return $file;
+}
+
+sub _key { return slurp($_[0] // session_key()) }
+
+# The functions below take the name of a key's file last; without it that of session_key().
+
+# A session ID as nginx issues it.
+sub issue_id {
+    my $key  = _key(@_);
+    my $body = substr(hmac('SHA256', $key, 'keyid'), 0, 1) . random_bytes(19);
+    return $body . substr hmac('SHA256', $key, "issue$body"), 0, 12;
+}
+
+# The name of the entry of a session ID.
+sub cache_key {
+    my ($id, $file) = @_;
+    return 'tls:' . encode_base64url(hmac('SHA256', _key($file), "name$id"));
+}
+
+# The entry of a session in DER. (version => 1: the first byte)
+sub seal {
+    my ($id, $der, $file, %arg) = @_;
+    my $key    = _key($file);
+    my $header = chr($arg{version} // 1) . substr(hmac('SHA256', $key, 'keyid'), 0, 1) . random_bytes(12);
+    my ($data, $tag) = gcm_encrypt_authenticate('AES', hmac('SHA256', $key, "seal$id"),
+        substr($header, 2), $header . $id, $der);
+    return $header . $data . $tag;
+}
+
+# The session in DER that is in an entry; undef if it does not open.
+sub unseal {
+    my ($id, $entry, $file) = @_;
+    return undef if length $entry < 30;
+    my $header = substr $entry, 0, 14;
+    return gcm_decrypt_verify('AES', hmac('SHA256', _key($file), "seal$id"), substr($header, 2),
+        $header . $id, substr($entry, 14, -16), substr($entry, -16));
+}
+
+1;
