@@ -232,7 +232,7 @@ redis STORE is down: reply with an invalid line
 --- status: CORRUPT
 --- tier: store
 --- says
-corrupt SSL session HASH in "store", 1 times
+corrupt SSL session HASH in "store", 1 times: too short for an envelope
 
 
 
@@ -241,25 +241,25 @@ corrupt SSL session HASH in "store", 1 times
 --- status: CORRUPT
 --- tier: store
 --- says
-corrupt SSL session HASH in "store", 1 times
+corrupt SSL session HASH in "store", 1 times: too short for an envelope
 
 
 
-=== TEST 21: a bulk of 16 KB, the most that is read
---- reply eval: "\$16384\r\n" . ("\x30" x 16384) . "\r\n"
+=== TEST 21: a bulk of 16 KB and an envelope, the most that is read
+--- reply eval: "\$16414\r\n" . ("\x30" x 16414) . "\r\n"
 --- status: CORRUPT
 --- tier: store
 --- says
-corrupt SSL session HASH in "store", 1 times
+corrupt SSL session HASH in "store", 1 times: envelope of version 48
 
 
 
-=== TEST 22: a bulk over 16 KB
---- reply eval: "\$16385\r\n" . ("\x30" x 16385) . "\r\n"
+=== TEST 22: a bulk over 16 KB and an envelope
+--- reply eval: "\$16415\r\n" . ("\x30" x 16415) . "\r\n"
 --- status: CORRUPT
 --- tier: store
 --- says
-corrupt SSL session HASH in "store", 1 times
+corrupt SSL session HASH in "store", 1 times: too large
 
 
 
@@ -268,7 +268,7 @@ corrupt SSL session HASH in "store", 1 times
 --- status: CORRUPT
 --- tier: store
 --- says
-corrupt SSL session HASH in "store", 1 times
+corrupt SSL session HASH in "store", 1 times: too large
 
 
 

@@ -162,6 +162,9 @@ impl Policy {
     fn open(&self, attached: &Attached<Policy>, lookup: &mut lookup::Lookup) -> Option<Session> {
         let outcome = match self.decode(&attached.connection(), lookup) {
             Ok(session) if self.allows(&session) => {
+                if let Some(tier) = self.owner(lookup) {
+                    tier.trust(lookup.entry().name());
+                }
                 if let Some(nearer) = lookup.take_refill().and_then(|n| self.rules.fetch.get(..n)) {
                     let expires = session.expires(clock::unix_time());
                     for tier in nearer {

@@ -227,6 +227,16 @@ impl Backend {
         }
     }
 
+    /// The server of this entry has given the one that was asked for. Whether any server is still
+    /// to be mistrusted.
+    pub fn trust(&self, key: &CacheKey) -> bool {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return true };
+        if let Found::Peer(peer) = state.route.find(key.as_bytes()) {
+            peer.trust();
+        }
+        state.route.peers().any(|peer| peer.is_mistrusted())
+    }
+
     /// Sends what waits and closes the connections; the worker exits.
     pub fn close(&self) {
         let Ok(state) = self.state.try_borrow() else { return };

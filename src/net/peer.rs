@@ -42,6 +42,9 @@ const READ_CHUNKS: usize = 16;
 /// were full.
 const MAX_UNSENT: usize = 4 * 1024 * 1024;
 
+/// So many answers in a row that may belong to other requests end a connection.
+const MAX_STRANGERS: u32 = 3;
+
 /// Takes what becomes of requests. Called from events of the peer only, never while a request is
 /// made.
 pub trait Replies {
@@ -214,10 +217,11 @@ struct State {
     retired: bool,
     /// Whether the server has shown that it is no master.
     demoted: bool,
-    /// How many answers belonged to another request.
+    /// How many answers in a row may have belonged to another request.
     strangers: u32,
-    /// Whether this connection has given a proper answer.
+    /// Whether this connection has given a proper answer, and whether it has refused a request.
     proven: bool,
+    has_refused: bool,
     /// Ends of fetches that are still to be told; kept for its memory.
     ended: Vec<Ended>,
     full: Throttle,
@@ -335,13 +339,25 @@ impl Peer {
         self.request(Kind::Query, false, |_, out| encode(out))
     }
 
-    /// An answer was for another request than it seemed. Once, that is an entry in the wrong
-    /// place; again, the connection is out of step.
+    /// An answer may have been for another request than it seemed. Once, that is an entry in the
+    /// wrong place; again and again, the connection is out of step.
     pub fn mistrust(&self) {
         if let Ok(mut state) = self.state.try_borrow_mut() {
             state.strangers = state.strangers.saturating_add(1);
             self.flush.soon();
         }
+    }
+
+    /// An answer was for the request that it seemed to be for: the connection is in step.
+    pub fn trust(&self) {
+        if let Ok(mut state) = self.state.try_borrow_mut() {
+            state.strangers = 0;
+        }
+    }
+
+    /// Whether there is an unresolved doubt of that kind.
+    pub fn is_mistrusted(&self) -> bool {
+        self.state.try_borrow().is_ok_and(|state| state.strangers > 0)
     }
 
     /// The server has shown, by the reply that is being told, that it is no longer the master.
@@ -723,6 +739,7 @@ impl Peer {
                 }
                 _ => return Err(Failure::OutOfStep),
             };
+            state.has_refused |= matches!(end, End::Refused);
             let good = !matches!(end, End::Refused | End::Failed(Outcome::Error));
             // A server that greets and then says nothing is no good. A probe is a greeting.
             let counts = !matches!(request.kind, Kind::Greeting(_)) || state.breaker.is_open();
@@ -776,7 +793,9 @@ impl Peer {
         let lost = state.ended.len().saturating_add(updates);
         let trips = match failure {
             // A server may end a connection that nobody uses.
-            Failure::Closed | Failure::Io(_) | Failure::Tls(_) => asked && !state.proven,
+            Failure::Closed | Failure::Io(_) | Failure::Tls(_) => {
+                (asked || state.has_refused) && !state.proven
+            }
             Failure::Mistrusted => !state.proven,
             Failure::Local | Failure::OutOfMemory => false,
             _ => true,
@@ -903,6 +922,7 @@ impl State {
             demoted: false,
             strangers: 0,
             proven: false,
+            has_refused: false,
             ended: Vec::new(),
             full: Throttle::new(),
             refused: Throttle::new(),
@@ -934,6 +954,7 @@ impl State {
         self.sent = 0;
         self.skip = 0;
         self.proven = false;
+        self.has_refused = false;
         buffer::empty(&mut self.out);
         buffer::empty(&mut self.greeting);
         while self.inflight.pop().is_some() {}
@@ -1062,10 +1083,12 @@ impl On<Flush> for Peer {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
         let failure = match (state.demoted, state.strangers) {
             (true, _) => Some(Failure::NotMaster),
-            (false, 2..) => Some(Failure::Mistrusted),
+            (false, MAX_STRANGERS..) => Some(Failure::Mistrusted),
             _ => None,
         };
         if let Some(failure) = failure {
+            // What was to be removed from it, or stored, is.
+            self.write(&mut state);
             self.give_up(&mut state, clock::now_ms(), &failure);
             self.tell(state);
             return;

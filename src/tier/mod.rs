@@ -44,8 +44,11 @@ pub trait Tier {
     /// read.
     fn fetch_text(&self, text: &str, waiter: Waiter) -> Result<(), Outcome>;
 
-    /// The tier has given another session than the one asked for.
+    /// The tier may have given another session than the one asked for.
     fn mistrust(&self, name: &Name);
+
+    /// The tier has given the session asked for.
+    fn trust(&self, name: &Name);
 
     /// The worker exits.
     fn close(&self);

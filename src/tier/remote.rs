@@ -1,6 +1,6 @@
 //! The tier of a backend: servers that other machines share.
 
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::string::String;
 use std::vec::Vec;
@@ -22,13 +22,16 @@ pub struct Remote {
     /// What every cache key begins with; no longer than `CacheKey` allows.
     prefix: Vec<u8>,
     backend: Rc<Backend>,
+    /// Whether it may be that a server gives other entries than those asked for.
+    mistrusted: Cell<bool>,
     dropped: RefCell<Throttle>,
 }
 
 impl Remote {
     /// A tier over `backend`; `name` is for logs and variables.
     pub fn new(name: String, prefix: Vec<u8>, backend: Rc<Backend>) -> Self {
-        Remote { name, prefix, backend, dropped: RefCell::new(Throttle::new()) }
+        let (mistrusted, dropped) = (Cell::new(false), RefCell::new(Throttle::new()));
+        Remote { name, prefix, backend, mistrusted, dropped }
     }
 }
 
@@ -92,6 +95,15 @@ impl Tier for Remote {
     fn mistrust(&self, name: &Name) {
         if let Some(key) = CacheKey::new(&self.prefix, name) {
             self.backend.mistrust(&key);
+            self.mistrusted.set(true);
+        }
+    }
+
+    fn trust(&self, name: &Name) {
+        if self.mistrusted.get() {
+            if let Some(key) = CacheKey::new(&self.prefix, name) {
+                self.mistrusted.set(self.backend.trust(&key));
+            }
         }
     }
 

@@ -85,5 +85,7 @@ impl Tier for Shared {
 
     fn mistrust(&self, _: &Name) {}
 
+    fn trust(&self, _: &Name) {}
+
     fn close(&self) {}
 }

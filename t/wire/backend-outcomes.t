@@ -114,7 +114,7 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
         'an entry cut short'            => substr($value, 0, -1),
         'an entry with more behind it'  => "$value\0",
         'an entry for another ID'       => $value,
-        'an entry larger than any that is stored' => 'x' x 16385,
+        'an entry larger than any that is stored' => 'x' x 16415,
         'an entry of a megabyte'        => 'x' x 1_000_000,
     );
     for my $what (sort keys %corrupt) {
@@ -138,7 +138,7 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
 
     subtest "$protocol: an entry of exactly the largest size is read" => sub {
         my $session = stored_session($protocol);
-        $redis->cmd('SET', cache_key($session), 'x' x 16384);
+        $redis->cmd('SET', cache_key($session), 'x' x 16414);
         is visit(protocol => $protocol, session => $session)->{status}, 'CORRUPT', 'outcome';
         wait_until { !$redis->cmd('EXISTS', cache_key($session)) } 5, 'it was looked into and removed';
         ok 1, 'it was looked into and removed';

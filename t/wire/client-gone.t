@@ -88,7 +88,8 @@ offer('TLSv1.2');
 for my $protocol (@protocols) {
     for my $how (sort keys %goes) {
         subtest "$protocol: the client $how" => sub {
-            my %offer = offer($protocol);
+            my %offer   = offer($protocol);
+            my %unknown = offer_unknown();
             my $fds = $nginx->fds;
             my ($client) = waiting(\%offer);
             is $nginx->fds, $fds + 1, 'a connection';
@@ -97,7 +98,7 @@ for my $protocol (@protocols) {
             is $client->wait_closed, 'eof', 'without a word' if $how eq 'half-closes';
             is $client->received, '', 'nothing was answered';
             # Its place is taken by another one, whom the late answer must not reach.
-            my ($next) = waiting({ offer_unknown() });
+            my ($next) = waiting(\%unknown);
             $relay->release;
             is $next->request, ". MISS\n", 'the late answer is not taken for that of another one';
             resumes(\%offer);
@@ -190,10 +191,7 @@ done_testing;
 
 # What a client needs to offer a session of TLS 1.2 that is not in the store.
 sub offer_unknown {
-    my $client = tls_client(port => $port, protocol => 'TLSv1.2', handshake => 1);
-    my $session = $client->session;
-    $client->close;
-    my $id = pack 'H*', session_name($session);
-    substr $session, index($session, $id), length $id, "\0" x length $id;
-    return (protocol => 'TLSv1.2', session => $session);
+    my %offer = offer('TLSv1.2');
+    $redis->cmd('DEL', cache_key($offer{session}));
+    return %offer;
 }

@@ -57,7 +57,9 @@ sub serve {
 my $store = fake_server(canned => [ \&serve ]);
 sub answers { spew($script, $_[0]) }
 
+# The sessions are not sealed: here it is about what OpenSSL makes of them.
 my $nginx = nginx(conf => <<"CONF");
+    ssl_session_key off;
     ssl_session_backend store {
         server          127.0.0.1:@{[ $store->port ]};
         connect_timeout 10s;
@@ -89,12 +91,10 @@ sub said {
     return \@lines;
 }
 
-# The name in the store of a session that a client has.
-
 # Waits until all sessions of a client are in the store. How many there were.
 sub stored {
     my ($client) = @_;
-    my @keys = map { cache_key($_) } $client->protocol eq 'TLSv1.3' ? $client->sessions : $client->session;
+    my @keys = map { plain_key($_) } $client->protocol eq 'TLSv1.3' ? $client->sessions : $client->session;
     wait_until {
         my %set = map { $_->[1] => 1 } $store->requests('SET');
         !grep { !$set{$_} } @keys;
@@ -137,7 +137,7 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
 
     for my $how (qw(cut extended empty short_der flipped another)) {
         subtest "$protocol: the entry $how" => sub {
-            # Of these a connection may bring but one.
+            # Of these a connection may bring but two in a row.
             new_connection(), session($protocol) if $how eq 'another';
             my $session = session($protocol);
             answers($how);
@@ -145,11 +145,11 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
             my $client = client_with($protocol, $session);
             is answer($client), '. [CORRUPT] [store]', 'is corrupt, and the handshake full';
             # Once a second at most.
-            is_deeply [ grep { !/^corrupt SSL session HASH in "store", \d+ times$/ } @{ said() } ], [],
+            is_deeply [ grep { !/^corrupt SSL session HASH in "store", \d+ times: [\w ]+$/ } @{ said() } ], [],
                 'the log says nothing else';
             wait_until { $store->requests('DEL') > $dels } 5, 'DEL';
             my @removed = map { $_->[1] } $store->requests('DEL');
-            is_deeply [ @removed[ $dels .. $#removed ] ], [ cache_key($session) ], 'that entry is removed';
+            is_deeply [ @removed[ $dels .. $#removed ] ], [ plain_key($session) ], 'that entry is removed';
             is stored($client), $protocol eq 'TLSv1.3' ? 2 : 1, 'the new session is stored';
             answers('as_it_is');
             is offer($protocol, $session), '. [MISS] []', 'afterwards it is missing';
@@ -160,7 +160,7 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
 subtest 'a corrupt entry is logged' => sub {
     is $nginx->log_like(qr/corrupt SSL session/) =~ s/.*?(corrupt .*?), client.*/$1/r
         =~ s/\b[0-9a-f]{8}\b/HASH/r,
-        'corrupt SSL session HASH in "store", 1 times while SSL handshaking', 'by a hash';
+        'corrupt SSL session HASH in "store", 1 times: not a session while SSL handshaking', 'by a hash';
 };
 
 subtest 'an entry over 16 KB is skipped and removed, and the connection stays in step' => sub {
@@ -175,7 +175,7 @@ subtest 'an entry over 16 KB is skipped and removed, and the connection stays in
         is offer('TLSv1.2', $session), '. [MISS] []', 'the entry is gone';
     }
     $store->chunk(undef);
-    is_deeply [ grep { !/^corrupt SSL session HASH in "store", \d+ times$/ } @{ said() } ], [], 'no other error';
+    is_deeply [ grep { !/^corrupt SSL session HASH in "store", \d+ times: [\w ]+$/ } @{ said() } ], [], 'no other error';
     is $store->stats->{accepted}, $before, 'the connection is the same';
 };
 
@@ -222,8 +222,8 @@ subtest 'several replies in one segment go to those who asked' => sub {
     is_deeply said(), [], 'nothing in the log';
 };
 
-subtest 'two entries of other sessions' => sub {
-    my @sessions = map { session('TLSv1.2') } 1 .. 2;
+subtest 'three entries of other sessions in a row' => sub {
+    my @sessions = map { session('TLSv1.2') } 1 .. 3;
     my $before   = $store->stats->{accepted};
     answers('another');
     is offer('TLSv1.2', $_), '. [CORRUPT] [store]', 'a full handshake' for @sessions;

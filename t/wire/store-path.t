@@ -55,9 +55,10 @@ sub wait_stored {
     wait_until { @sessions == grep { $redis->cmd('EXISTS', cache_key($_)) } @sessions } 5, 'the sessions in the store';
 }
 
-# When a session in DER ends, by its own fields for the time of its making and its timeout.
+# When the session of an entry ends, by its own fields for the time of its making and its timeout.
 sub ends {
-    my ($der) = @_;
+    my ($session, $entry) = @_;
+    my $der = unseal(session_id($session), $entry);
     my ($time, $timeout) = $der =~ /\xa1[\x03-\x0a]\x02[\x01-\x08](.{4,5})\xa2[\x03-\x06]\x02[\x01-\x04](.{1,4}?)[\xa3\xa4]/s
         or die 'not a session';
     my $number = sub { my $n = 0; $n = $n << 8 | $_ for unpack 'C*', $_[0]; return $n };
@@ -218,7 +219,7 @@ subtest 'the ttl is the remaining life of the session' => sub {
         wait_stored($redis, @sessions);
         is scalar(@sessions), 4, 'of TLS 1.2, two of TLS 1.3 and one of a resumption';
         for my $session (@sessions) {
-            my $left = ends($redis->cmd('GET', cache_key($session))) - time;
+            my $left = ends($session, $redis->cmd('GET', cache_key($session))) - time;
             my $ttl  = $redis->cmd('TTL', cache_key($session));
             # OpenSSL asks the system for the time, nginx once in a turn of its event loop.
             cmp_ok $ttl, '<=', $timeout + patience(), "not longer than ssl_session_timeout $timeout";
@@ -237,7 +238,7 @@ subtest 'a resumed ticket that has aged: what it leads to is stored for no longe
     is $again->{reused}, 1, 'resumed';
     my ($ticket) = $again->{client}->sessions;
     wait_stored($redis, $ticket);
-    my $left = ends($redis->cmd('GET', cache_key($ticket))) - time;
+    my $left = ends($ticket, $redis->cmd('GET', cache_key($ticket))) - time;
     my $ttl  = $redis->cmd('PTTL', cache_key($ticket)) / 1000;
     cmp_ok abs($ttl - $left), '<=', 1.5 * patience(), 'the ttl is what the session says';
     in_peace($nginx);
@@ -325,14 +326,15 @@ subtest 'an expired session of TLS 1.2 that is still in the store is removed, an
     my $session = visit($port, protocol => 'TLSv1.2')->{session};
     wait_stored($redis, $session);
     is $redis->cmd('PERSIST', cache_key($session)), 1, 'the store forgets to let it expire';
-    my $ends = ends($redis->cmd('GET', cache_key($session)));
+    my $ends = ends($session, $redis->cmd('GET', cache_key($session)));
     # OpenSSL counts whole seconds, on a clock that may lag behind this one by a tick.
     wait_until { time > $ends + 2 } 10, 'its end';
     my $seen = visit($port, protocol => 'TLSv1.2', session => $session);
     is $seen->{reused}, 0, 'full handshake';
+    is $seen->{status}, 'CORRUPT', 'and why';
     wait_until { !$redis->cmd('EXISTS', cache_key($session)) } 5, 'removal';
     ok 1, 'removed';
-    in_peace($nginx);
+    in_peace($nginx, 'corrupt SSL session [0-9a-f]{8} in .*, 1 times: expired ');
 };
 
 done_testing;

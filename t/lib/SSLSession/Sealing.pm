@@ -14,7 +14,7 @@ use Crypt::PRNG qw(random_bytes);
 use Exporter qw(import);
 use MIME::Base64 qw(encode_base64url);
 
-our @EXPORT_OK = qw(session_key new_session_key issue_id cache_key seal unseal);
+our @EXPORT_OK = qw(session_key new_session_key issue_id cache_key plain_key seal unseal);
 
 # The file of the key that nginx() uses where a test says nothing of keys.
 sub session_key {
@@ -50,13 +50,16 @@ sub cache_key {
     return 'tls:' . encode_base64url(hmac('SHA256', _key($file), "name$id"));
 }
 
+# The same with "ssl_session_key off".
+sub plain_key { return 'tls:' . encode_base64url($_[0]) }
+
 # The entry of a session in DER. (version => 1: the first byte)
 sub seal {
     my ($id, $der, $file, %arg) = @_;
     my $key    = _key($file);
-    my $header = chr($arg{version} // 1) . substr(hmac('SHA256', $key, 'keyid'), 0, 1) . random_bytes(12);
-    my ($data, $tag) = gcm_encrypt_authenticate('AES', hmac('SHA256', $key, "seal$id"),
-        substr($header, 2), $header . $id, $der);
+    my $nonce  = random_bytes(12);
+    my $header = chr($arg{version} // 1) . substr(hmac('SHA256', $key, 'keyid'), 0, 1) . $nonce;
+    my ($data, $tag) = gcm_encrypt_authenticate('AES', hmac('SHA256', $key, "seal$id"), $nonce, $header . $id, $der);
     return $header . $data . $tag;
 }
 
@@ -64,9 +67,8 @@ sub seal {
 sub unseal {
     my ($id, $entry, $file) = @_;
     return undef if length $entry < 30;
-    my $header = substr $entry, 0, 14;
-    return gcm_decrypt_verify('AES', hmac('SHA256', _key($file), "seal$id"), substr($header, 2),
-        $header . $id, substr($entry, 14, -16), substr($entry, -16));
+    my ($header, $nonce, $data, $tag) = unpack 'a14 X12 a12 a' . (length($entry) - 30) . ' a16', $entry;
+    return gcm_decrypt_verify('AES', hmac('SHA256', _key($file), "seal$id"), $nonce, $header . $id, $data, $tag);
 }
 
 1;
