@@ -191,8 +191,8 @@ impl Policy {
                 Outcome::Corrupt
             }
         };
-        attached.state().report_outcome(outcome);
         lookup.spoil(outcome);
+        attached.state().report_outcome(outcome, lookup.tier());
         None
     }
 
@@ -225,6 +225,7 @@ impl Policy {
 
     /// Removes an entry that is of no use.
     fn discard(&self, attached: &Attached<Policy>, entry: &Entry, tier: &dyn Tier, reject: Reject) {
+        debug!(attached.log(), "SSL session fetch {:08x}: {reject}", entry.id().short_hash());
         tier.remove(entry.name());
         if reject.is_stray() {
             tier.mistrust(entry.name());

@@ -102,10 +102,11 @@ impl State {
         self.0.try_borrow().map(|inner| inner.report).unwrap_or_default()
     }
 
-    /// Changes the outcome that is reported.
-    pub fn report_outcome(&self, outcome: Outcome) {
+    /// Changes the outcome that is reported, and whose it was.
+    pub fn report_outcome(&self, outcome: Outcome, tier: Option<usize>) {
         if let Ok(mut inner) = self.0.try_borrow_mut() {
             inner.report.outcome = Some(outcome);
+            inner.report.tier = tier;
         }
     }
 

@@ -37,7 +37,7 @@ alarm(($ENV{TEST_DEADLINE} || 120) * patience());
 our @EXPORT = qw(root tmpdir new_dir free_port wait_until patience slurp spew nginx_binary
                  module_path certs nginx nginx_version event_methods conf_test redis redis_cluster
                  redis_sentinel memcached relay fake_server tls_relay s_server s_client s_client_start tls_client refragment session_name
-                 session_id cache_key plain_key session_key new_session_key issue_id seal unseal);
+                 session_id with_session_id cache_key plain_key session_key new_session_key issue_id seal unseal);
 
 sub nginx          { SSLSession::Nginx->new(@_) }
 sub nginx_version  { SSLSession::Nginx->version }
@@ -57,6 +57,7 @@ sub tls_client     { SSLSession::Client->new(@_) }
 sub refragment     { SSLSession::Client::refragment(@_) }
 sub session_name   { SSLSession::Client::session_name(@_) }
 sub session_id     { SSLSession::Client::session_id(@_) }
+sub with_session_id { SSLSession::Client::with_session_id(@_) }
 
 # The name of a session's entry: without keys, and with the key of nginx() or of that file.
 sub plain_key { return SSLSession::Sealing::plain_key(session_id($_[0])) }

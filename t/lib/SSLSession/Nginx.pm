@@ -58,7 +58,7 @@ sub write_conf {
         $temp .= "\n    ${module}_temp_path $dir/$module;" if $nginx_v !~ /--without-http_$module/;
     }
     $conf = '    ssl_session_key ' . session_key() . ";\n$conf"
-        if $self->{module} && ($self->{key} // 1) && $conf !~ /^\s*ssl_session_key /m;
+        if $self->{module} && ($self->{key} // 1) && $conf !~ /\bssl_session_key\s/;
     my $events = join ' ', $use, $self->{events} // 'worker_connections 1024;';
     my $main   = $self->{main} // '';
     my $daemon = $self->{daemon} ? 'on' : 'off';
