@@ -4,6 +4,8 @@
 # text with the place of the line that ends in "# here". A block with --- warn must start and say
 # exactly that, in the same way. Every other block must start and say nothing.
 #
+# There is a line "ssl_session_key" before what stands in --- http_config, but with --- keyless.
+#
 # What OpenSSL refuses nginx tells in its words and without a place: --- before is a pattern of
 # that, and --- emerg comes after it.
 
@@ -44,6 +46,15 @@ for my $name (keys %file) {
     $ENV{"TEST_NGINX_$name"} = tmpdir() . "/$name";
 }
 $ENV{TEST_NGINX_PASS_DIR} = tmpdir();
+
+# Files of keys. A key may end as a line does.
+my $key = 'k' x 31 . "\n";
+my %key = (KEY_ONE => $key, KEY_TWO => 'K' x 32, KEY_SAME => $key, KEY_WORLD => 'w' x 32, KEY_SHORT => 's' x 31,
+    KEY_LONG => 'l' x 33, KEY_EMPTY => '', KEY_TICKET => 't' x 80);
+for my $name (keys %key) {
+    chmod $name eq 'KEY_WORLD' ? 0644 : 0600, spew(tmpdir() . "/$name", $key{$name});
+    $ENV{"TEST_NGINX_$name"} = tmpdir() . "/$name";
+}
 
 my @levels = qw(emerg warn);
 
@@ -2276,3 +2287,361 @@ fetch_timeout 10ms;
     ssl_certificate_key $TEST_NGINX_KEY;
     server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; ssl_session_cache off; }
     server { listen 127.0.0.1:$TEST_NGINX_TLS2_PORT; }
+
+
+
+=== TEST 229: a remote target to fetch from, and no key
+--- keyless
+--- http_config
+    ssl_session_fetch redis://127.0.0.1; # here
+--- emerg: no "ssl_session_key" to seal sessions with for "redis://127.0.0.1" in "ssl_session_fetch"
+
+
+
+=== TEST 230: a remote target to store in, and no key
+--- keyless
+--- http_config
+    ssl_session_fetch shared:tls:1m;
+    ssl_session_store
+        shared:tls:1m
+        memcached://127.0.0.1; # here
+--- emerg: no "ssl_session_key" to seal sessions with for "memcached://127.0.0.1" in "ssl_session_store"
+
+
+
+=== TEST 231: a backend that is used, and no key
+--- keyless
+--- http_config
+    ssl_session_backend fleet { server 127.0.0.1; }
+    ssl_session_store fleet; # here
+--- emerg: no "ssl_session_key" to seal sessions with for "fleet" in "ssl_session_store"
+
+
+
+=== TEST 232: the password of a target is not shown for want of a key
+--- keyless
+--- http_config
+    ssl_session_fetch redis://:s3cret@127.0.0.1; # here
+--- emerg: no "ssl_session_key" to seal sessions with for "redis://127.0.0.1" in "ssl_session_fetch"
+
+
+
+=== TEST 233: zones of this machine need no key
+--- keyless
+--- http_config
+    ssl_session_fetch shared:tls:1m;
+    ssl_session_store shared:tls:1m;
+
+
+
+=== TEST 234: keys, of which the first seals
+--- keyless
+--- http_config
+    ssl_session_key   $TEST_NGINX_KEY_ONE;
+    ssl_session_key   $TEST_NGINX_KEY_TWO;
+    ssl_session_fetch redis://127.0.0.1;
+    ssl_session_store redis://127.0.0.1;
+
+
+
+=== TEST 235: a key where nothing is fetched or stored
+--- keyless
+--- http_config
+    ssl_session_key $TEST_NGINX_KEY_ONE;
+
+
+
+=== TEST 236: a key behind what needs it
+--- keyless
+--- http_config
+    ssl_session_fetch redis://127.0.0.1;
+    ssl_session_key   $TEST_NGINX_KEY_ONE;
+
+
+
+=== TEST 237: a key's file that is not there
+--- keyless
+--- http_config
+    ssl_session_key none.key; # here
+--- emerg: open() "$TEST_NGINX_SERVER_ROOT/conf/none.key" failed (2: No such file or directory)
+
+
+
+=== TEST 238: a directory in the place of a key
+--- keyless
+--- http_config
+    ssl_session_key $TEST_NGINX_PASS_DIR; # here
+--- emerg: read() "$TEST_NGINX_PASS_DIR" failed (21: Is a directory)
+
+
+
+=== TEST 239: a key that is a byte short
+--- keyless
+--- http_config
+    ssl_session_key $TEST_NGINX_KEY_SHORT; # here
+--- emerg: "$TEST_NGINX_KEY_SHORT" must be 32 bytes
+
+
+
+=== TEST 240: a key that is a byte too long
+--- keyless
+--- http_config
+    ssl_session_key $TEST_NGINX_KEY_LONG; # here
+--- emerg: "$TEST_NGINX_KEY_LONG" must be 32 bytes
+
+
+
+=== TEST 241: a key that is empty
+--- keyless
+--- http_config
+    ssl_session_key $TEST_NGINX_KEY_EMPTY; # here
+--- emerg: "$TEST_NGINX_KEY_EMPTY" must be 32 bytes
+
+
+
+=== TEST 242: a key that is for tickets
+--- keyless
+--- http_config
+    ssl_session_key $TEST_NGINX_KEY_TICKET; # here
+--- emerg: "$TEST_NGINX_KEY_TICKET" must be 32 bytes
+
+
+
+=== TEST 243: a key that everybody can read
+--- keyless
+--- http_config
+    ssl_session_key $TEST_NGINX_KEY_WORLD; # here
+--- warn: "$TEST_NGINX_KEY_WORLD" can be read by everybody
+
+
+
+=== TEST 244: a key's file twice
+--- keyless
+--- http_config
+    ssl_session_key $TEST_NGINX_KEY_ONE;
+    ssl_session_key $TEST_NGINX_KEY_TWO;
+    ssl_session_key $TEST_NGINX_KEY_ONE; # here
+--- emerg: duplicate "ssl_session_key": the key in "$TEST_NGINX_KEY_ONE" is already there
+
+
+
+=== TEST 245: one key in two files
+--- keyless
+--- http_config
+    ssl_session_key $TEST_NGINX_KEY_ONE;
+    ssl_session_key $TEST_NGINX_KEY_SAME; # here
+--- emerg: duplicate "ssl_session_key": the key in "$TEST_NGINX_KEY_SAME" is already there
+
+
+
+=== TEST 246: ssl_session_key without a file
+--- keyless
+--- http_config
+    ssl_session_key; # here
+--- emerg: invalid number of arguments in "ssl_session_key" directive
+
+
+
+=== TEST 247: ssl_session_key with two files in one line
+--- keyless
+--- http_config
+    ssl_session_key $TEST_NGINX_KEY_ONE $TEST_NGINX_KEY_TWO; # here
+--- emerg: invalid number of arguments in "ssl_session_key" directive
+
+
+
+=== TEST 248: ssl_session_key in server{}
+--- keyless
+--- http_config
+    server {
+        ssl_session_key $TEST_NGINX_KEY_ONE; # here
+    }
+--- emerg: "ssl_session_key" directive is not allowed here
+
+
+
+=== TEST 249: off behind a key
+--- keyless
+--- http_config
+    ssl_session_key $TEST_NGINX_KEY_ONE;
+    ssl_session_key off; # here
+--- emerg: "off" goes with no other "ssl_session_key"
+
+
+
+=== TEST 250: a key behind off
+--- keyless
+--- http_config
+    ssl_session_key off;
+    ssl_session_key $TEST_NGINX_KEY_ONE; # here
+--- emerg: "off" goes with no other "ssl_session_key"
+
+
+
+=== TEST 251: off twice
+--- keyless
+--- http_config
+    ssl_session_key off;
+    ssl_session_key off; # here
+--- emerg: "ssl_session_key" directive is duplicate
+
+
+
+=== TEST 252: off, said once
+--- keyless
+--- http_config
+    ssl_session_key   off; # here
+    ssl_session_fetch shared:tls:1m redis://127.0.0.1 memcached://127.0.0.1;
+    ssl_session_store redis://127.0.0.1;
+--- warn: "ssl_session_key" is off: whoever can read "redis://127.0.0.1" can decrypt the connections of the sessions in it
+
+
+
+=== TEST 253: off, where only a backend is stored in
+--- keyless
+--- http_config
+    ssl_session_backend fleet { server 127.0.0.1; }
+    ssl_session_store fleet;
+    ssl_session_key off; # here
+--- warn: "ssl_session_key" is off: whoever can read "fleet" can decrypt the connections of the sessions in it
+
+
+
+=== TEST 254: off, where there are only zones
+--- keyless
+--- http_config
+    ssl_session_key   off;
+    ssl_session_fetch shared:tls:1m;
+    ssl_session_store shared:tls:1m;
+
+
+
+=== TEST 255: no_client_cert
+--- http_config
+    ssl_session_fetch redis://127.0.0.1;
+    ssl_session_store shared:tls:1m redis://127.0.0.1 no_client_cert;
+
+
+
+=== TEST 256: no_client_cert without a target
+--- keyless
+--- http_config
+    ssl_session_store no_client_cert; # here
+--- emerg: "no_client_cert" is allowed at the end of "ssl_session_store" only
+
+
+
+=== TEST 257: no_client_cert before the targets
+--- keyless
+--- http_config
+    ssl_session_store no_client_cert shared:tls:1m; # here
+--- emerg: "no_client_cert" is allowed at the end of "ssl_session_store" only
+
+
+
+=== TEST 258: no_client_cert of nothing
+--- keyless
+--- http_config
+    ssl_session_store off no_client_cert; # here
+--- emerg: "off" goes with no other parameter in "ssl_session_store"
+
+
+
+=== TEST 259: no_client_cert to fetch
+--- keyless
+--- http_config
+    ssl_session_fetch shared:tls:1m no_client_cert; # here
+--- emerg: "no_client_cert" is allowed at the end of "ssl_session_store" only
+
+
+
+=== TEST 260: a backend named no_client_cert
+--- keyless
+--- http_config
+    ssl_session_backend no_client_cert { # here
+        server 127.0.0.1;
+    }
+--- emerg: invalid SSL session backend name "no_client_cert"
+
+
+
+=== TEST 261: an epoch
+--- http_config
+    ssl_session_epoch revoked_until.2-A;
+    ssl_session_fetch shared:tls:1m redis://127.0.0.1;
+
+
+
+=== TEST 262: an epoch of 32 characters
+--- http_config
+    ssl_session_epoch abcdefghijklmnopqrstuvwxyz012345;
+    ssl_session_fetch redis://127.0.0.1;
+
+
+
+=== TEST 263: an epoch of 33 characters
+--- http_config
+    ssl_session_epoch abcdefghijklmnopqrstuvwxyz0123456; # here
+--- emerg: invalid name "abcdefghijklmnopqrstuvwxyz0123456" in "ssl_session_epoch": it must be 1 to 32 letters, digits and "._-"
+
+
+
+=== TEST 264: an epoch without a name
+--- http_config
+    ssl_session_epoch ""; # here
+--- emerg: invalid name "" in "ssl_session_epoch": it must be 1 to 32 letters, digits and "._-"
+
+
+
+=== TEST 265: an epoch with a space in its name
+--- http_config
+    ssl_session_epoch "a b"; # here
+--- emerg: invalid name "a b" in "ssl_session_epoch": it must be 1 to 32 letters, digits and "._-"
+
+
+
+=== TEST 266: an epoch twice
+--- http_config
+    ssl_session_epoch one;
+    ssl_session_epoch two; # here
+--- emerg: "ssl_session_epoch" directive is duplicate
+
+
+
+=== TEST 267: an epoch in server{}
+--- http_config
+    server {
+        ssl_session_epoch one; # here
+    }
+--- emerg: "ssl_session_epoch" directive is not allowed here
+
+
+
+=== TEST 268: an epoch where nothing is shared with other machines
+--- http_config
+    ssl_session_epoch one; # here
+    ssl_session_fetch shared:tls:1m;
+    ssl_session_store redis://127.0.0.1;
+--- emerg: "ssl_session_epoch" without a target of "ssl_session_fetch" that other machines share
+
+
+
+=== TEST 269: an epoch without a key
+--- keyless
+--- http_config
+    ssl_session_epoch one; # here
+    ssl_session_fetch shared:tls:1m;
+--- emerg: "ssl_session_epoch" without "ssl_session_key"
+
+
+
+=== TEST 270: an epoch, and a cache that OpenSSL would look into first, get a warning
+--- http_config
+    ssl_session_epoch   one;
+    ssl_session_fetch   redis://127.0.0.1;
+    ssl_session_tickets off;
+    ssl_session_cache   builtin:100 shared:other:1m;
+    ssl_certificate     $TEST_NGINX_CRT;
+    ssl_certificate_key $TEST_NGINX_KEY;
+    server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; } # here
+--- warn: "ssl_session_cache builtin" is not used, as "ssl_session_epoch" is set

@@ -1,15 +1,14 @@
 //! `ssl_session_key`: what sessions are sealed with.
 
-use std::vec::Vec;
-
 use core::ffi::CStr;
+use std::vec::Vec;
 
 use session_core::crypto::Failed;
 use session_core::key_ring::{KEY_LEN, KeyRing};
 use zeroize::Zeroizing;
 
 use super::MainConf;
-use crate::ffi::conf::{Conf, DUPLICATE, Directive, Refusal};
+use crate::ffi::conf::{Conf, DUPLICATE, Directive, Place, Refusal};
 use crate::ffi::crypto::Evp;
 
 /// What the lines say.
@@ -18,8 +17,8 @@ pub enum Keys {
     /// Nothing.
     #[default]
     Unset,
-    /// That sessions are not sealed.
-    Off,
+    /// That sessions are not sealed; and where it stands.
+    Off(Place),
     /// The keys of the files, in their order.
     Files(Vec<Zeroizing<[u8; KEY_LEN]>>),
 }
@@ -33,9 +32,9 @@ impl Directive for SslSessionKey {
     fn set(cf: &mut Conf, conf: &mut MainConf) -> Result<(), Refusal> {
         let file = super::word(cf);
         match (&mut conf.keys, file.as_str()) {
-            (Keys::Unset, "off") => conf.keys = Keys::Off,
-            (Keys::Off, "off") => return Err(DUPLICATE),
-            (Keys::Off, _) | (_, "off") => {
+            (Keys::Unset, "off") => conf.keys = Keys::Off(cf.place()),
+            (Keys::Off(_), "off") => return Err(DUPLICATE),
+            (Keys::Off(_), _) | (_, "off") => {
                 return Err(
                     cf.refuse(format_args!("\"off\" goes with no other \"ssl_session_key\""))
                 );

@@ -365,12 +365,13 @@ impl MainConf {
     }
 
     /// Says aloud that sessions are stored where others can read them.
-    fn warn_of_open_store<'a>(&self, cf: &mut Conf, tiers: impl Iterator<Item = &'a Rc<dyn Tier>>) {
-        let Keys::Off = self.keys else { return };
+    fn warn_of_open_store<'a>(&self, cf: &Conf, tiers: impl Iterator<Item = &'a Rc<dyn Tier>>) {
+        let Keys::Off(place) = &self.keys else { return };
         let mut remote = tiers.filter(|tier| !tier.is_local());
         if let Some(first) = remote.next() {
-            cf.say(
+            cf.say_at(
                 Level::Warn,
+                place,
                 format_args!(
                     "\"ssl_session_key\" is off: whoever can read \"{}\" can decrypt the \
                      connections of the sessions in it",
