@@ -9,7 +9,7 @@ use SSLSession::Fixture;
 use Test::More;
 
 my $certs = certs();
-my %text  = map { m{([^/]+)$} => slurp($_) } root() . '/README.md', glob root() . '/docs/*.md';
+my %text  = map { m{([^/]+)$} => slurp($_) } root() . '/README.md', root() . '/SECURITY.md', glob root() . '/docs/*.md';
 my ($blocks, %table) = directives();
 my @examples;
 
@@ -140,7 +140,7 @@ subtest 'every line of the log is explained' => sub {
 
 subtest 'every link leads somewhere' => sub {
     my $links = 0;
-    for my $file (map { root() . "/$_" } 'README.md', map({ "docs/$_" } grep { $_ ne 'README.md' } keys %text), 'nginx-conf/README.md') {
+    for my $file (map { root() . "/$_" } 'README.md', 'SECURITY.md', map({ "docs/$_" } grep { !/^(?:README|SECURITY)\.md$/ } keys %text), 'nginx-conf/README.md') {
         my ($dir) = $file =~ m{^(.*)/};
         for my $link (slurp($file) =~ /\]\((?!https?:)([^)]+)\)/g) {
             my ($path, $anchor) = split /#/, $link;
@@ -250,8 +250,10 @@ CONF
         'client-encrypted.key' => 'client_enc_key', 'client-key.pass' => 'client_pass',
     );
     spew($nginx->dir . "/$_", slurp($certs->{ $file{$_} })) for keys %file;
-    for my $name (qw(redis.pass sentinel.pass)) {
-        spew($nginx->dir . "/$name", "secret\n");
+    my %secret = ('redis.pass' => "secret\n", 'sentinel.pass' => "secret\n",
+        'session.key' => 'k' x 32, 'session-new.key' => 'K' x 32);
+    for my $name (keys %secret) {
+        spew($nginx->dir . "/$name", $secret{$name});
         chmod 0600, $nginx->dir . "/$name";
     }
     return $nginx;
