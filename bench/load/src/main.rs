@@ -7,8 +7,9 @@
 //! prime N                     N full handshakes; their sessions are kept
 //! resume N CLIENTS PID        N handshakes that offer the sessions, one after the other
 //! full N CLIENTS PID          N handshakes that offer none
-//! press N CLIENTS offer|none  N handshakes that offer a session or none, whether it is resumed or
-//!                             not; how long each has taken
+//! press N CLIENTS offer|none|forge
+//!                             N handshakes that offer a session, none, or one with a made-up ID,
+//!                             whether it is resumed or not; how long each has taken
 //! request N CLIENTS PID       as resume, with one request in each connection
 //! hold N whole|half|record    N connections on which the ClientHello, or its first half, or that
 //!                             in a record of its own was sent
@@ -71,8 +72,15 @@ fn run(port: &str, version: &str) -> Result<()> {
                 load.resume(n.parse()?, clients.parse()?, pid, Talk::Request)?
             }
             ["full", n, clients, pid] => load.full(n.parse()?, clients.parse()?, pid)?,
-            ["press", n, clients, "offer"] => load.press(n.parse()?, clients.parse()?, true)?,
-            ["press", n, clients, "none"] => load.press(n.parse()?, clients.parse()?, false)?,
+            ["press", n, clients, offer] => {
+                let offer = match *offer {
+                    "offer" => Offer::Session,
+                    "none" => Offer::None,
+                    "forge" => Offer::Forged,
+                    _ => return Err(format!("what is \"{line}\"?").into()),
+                };
+                load.press(n.parse()?, clients.parse()?, offer)?
+            }
             ["hold", n, "whole"] => load.hold(n.parse()?, Part::Whole)?,
             ["hold", n, "half"] => load.hold(n.parse()?, Part::Half)?,
             ["hold", n, "record"] => load.hold(n.parse()?, Part::Record)?,
@@ -110,6 +118,15 @@ struct Load {
 enum Talk {
     Silent,
     Request,
+}
+
+/// What the clients of `press` offer.
+#[derive(Clone, Copy, PartialEq)]
+enum Offer {
+    None,
+    Session,
+    /// A session of theirs, with another ID.
+    Forged,
 }
 
 /// What is sent of a ClientHello.
@@ -212,8 +229,8 @@ impl Load {
     }
 
     /// Handshakes of many clients, in a closed loop. The sessions stay those of `prime`.
-    fn press(&self, n: usize, clients: usize, offer: bool) -> Result<String> {
-        if offer && self.sessions.is_empty() {
+    fn press(&self, n: usize, clients: usize, offer: Offer) -> Result<String> {
+        if offer != Offer::None && self.sessions.is_empty() {
             return Err("no sessions".into());
         }
         let start = Instant::now();
@@ -225,8 +242,14 @@ impl Load {
                         let mut times = Vec::new();
                         for at in 0..part(n, clients, i) {
                             let place = (at * clients + i).checked_rem(self.sessions.len());
-                            let session = place.filter(|_| offer).map(|p| &self.sessions[p]);
-                            let done = self.connect(session, Talk::Silent)?;
+                            let session = place.map(|p| &self.sessions[p]);
+                            let forged = match (offer, session) {
+                                (Offer::Forged, Some(session)) => Some(self.forge(session)?),
+                                _ => None,
+                            };
+                            let session = session.filter(|_| offer == Offer::Session);
+                            let offered = forged.as_ref().or(session);
+                            let done = self.connect(offered, Talk::Silent)?;
                             reused += usize::from(done.reused);
                             times.push(done.time);
                         }
@@ -251,6 +274,22 @@ impl Load {
         Ok(format!(
             r#"{{"handshakes":{n},"resumed":{reused},"wall_ns":{wall},"p50_us":{p50},"p99_us":{p99},"max_us":{max}}}"#
         ))
+    }
+
+    /// The session with another ID, or ticket, that nobody has given out.
+    fn forge(&self, session: &SslSession) -> Result<SslSession> {
+        let mut der = session.to_der()?;
+        // SSL_SESSION_ASN1.ticket of 32 bytes, which is what names a session of TLS 1.3.
+        const TICKET: [u8; 4] = [0xaa, 0x22, 0x04, 0x20];
+        let at = if self.tls13 {
+            let place = der.windows(TICKET.len()).position(|bytes| bytes == TICKET);
+            place.ok_or("a session without a stateful ticket")? + TICKET.len()
+        } else {
+            let id = session.id();
+            der.windows(id.len()).position(|bytes| bytes == id).ok_or("a session without an ID")?
+        };
+        openssl::rand::rand_bytes(der.get_mut(at..at + 32).ok_or("a short ID")?)?;
+        Ok(SslSession::from_der(&der)?)
     }
 
     /// Sends part of a ClientHello on each of `n` connections.
