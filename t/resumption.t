@@ -59,6 +59,8 @@ add_block_preprocessor(sub {
         store_timeout   10s;
     }
     $sessions
+    # A connection for each request: from 1.29.7 on the default is to keep it.
+    proxy_http_version 1.0;
     $more
     # In a zone, or nginx would leak the session that it keeps as a client when it exits.
     upstream tls { zone upstream 64k; server 127.0.0.1:\$TEST_NGINX_TLS_PORT; }

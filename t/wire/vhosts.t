@@ -169,6 +169,8 @@ for my $protocol (@protocols) {
                 my $what = "@$from, @$to";
                 is_deeply $ours, $by_itself, "$what: as nginx by itself";
                 next if $to->[0] !~ /^(?:verifies|trusts-another)$/ || $to->[1] ne 'none' || $from->[0] eq $to->[0];
+                # The session holds a certificate that has been verified by the same CA.
+                next if $what eq 'asks ours, verifies none';
                 unlike $ours->[1], qr/ 200 /, "$what: verification is not bypassed";
             }
         }
