@@ -3,8 +3,13 @@
 # A Rust that "make deps" installs is found in the same run.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
+# Stock nginx on both sides of 1.29.2, with newer OpenSSL than Debian 12 has, and what depends on them.
+debian_releases := trixie sid
+debian_tests := t/resumption.t $(addprefix t/wire/,fleet.t take.t vhosts.t)
+test_debian := $(addprefix test-debian-,$(debian_releases))
+
 .DEFAULT_GOAL := help
-.PHONY: help deps build build-vendored demo test test-hup test-leak test-valgrind valgrind-handshakes check audit bench clean
+.PHONY: help deps build build-vendored demo test $(test_debian) test-debian test-hup test-leak test-valgrind valgrind-handshakes check audit bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -24,6 +29,14 @@ demo: deps build ## two stock nginx servers resume each other's sessions
 test: deps build ## unit tests, then t/ in parallel
 	cargo test --locked -p session-core
 	tools/run-tests
+
+test-debian: $(test_debian) ## some of t/ on the stock nginx of newer Debian releases, fetched for it
+
+$(test_debian): test-debian-%: deps
+	tools/debian-nginx $*
+	TEST_NGINX_BINARY="$(CURDIR)/target/debian-$*/nginx" \
+	TEST_NGINX_LOAD_MODULES="$(CURDIR)/target/debian-$*/ngx_http_ssl_session_module.so" \
+	tools/run-tests plain $(debian_tests)
 
 test-hup: build ## t/, each configuration reached by a reload
 	tools/run-tests hup
