@@ -21,7 +21,7 @@ Net::SSLeay::initialize();
 my %version = ('TLSv1' => 0x301, 'TLSv1.1' => 0x302, 'TLSv1.2' => 0x303, 'TLSv1.3' => 0x304);
 
 # port => ... (or unix => path; host => '127.0.0.1')
-# sni => name, protocol => 'TLSv1.2' | 'TLSv1.3' (or min => and max =>),
+# sni => name, name => what the Host header says (the same), protocol => 'TLSv1.2' | 'TLSv1.3' (or min => and max =>),
 # session => what session() gave, as often as you like,
 # cert => and key => files, groups => 'X25519:P-384', ciphers => TLS 1.2 list, alpn => [names],
 # no_ticket => 1, options => SSL_OP bits
@@ -302,7 +302,7 @@ sub read {
 sub request {
     my ($self, $path, @headers) = @_;
     $path //= '/';
-    my $host = $self->{sni} // 'localhost';
+    my $host = $self->{name} // $self->{sni} // 'localhost';
     $self->handshake or return;
     $self->write(join "\r\n", "GET $path HTTP/1.0", "Host: $host", @headers, '', '') or return;
     my $answer = '';
