@@ -22,6 +22,7 @@ pub mod key_ring;
 mod line;
 pub mod memcached;
 pub mod outcome;
+pub mod parameter;
 pub mod rendezvous;
 pub mod resp;
 pub mod said;

@@ -8,10 +8,10 @@ use std::string::{String, ToString};
 use std::vec::Vec;
 
 use nginx_sys::{NGX_CONF_1MORE, NGX_CONF_FLAG, NGX_CONF_TAKE1, NGX_CONF_TAKE2, ngx_command_t};
-use session_core::breaker;
 use session_core::cache_key::MAX_PREFIX;
 use session_core::codec::Codec;
 use session_core::memcached::{Memcached, key_problem};
+use session_core::parameter::Parameters;
 use session_core::resp::Redis;
 use session_core::target;
 use zeroize::Zeroizing;
@@ -118,10 +118,7 @@ pub struct Backend {
 /// What one `server` says.
 struct ServerLine {
     url: ServerUrl,
-    weight: Option<u32>,
-    breaker: breaker::Config,
-    backup: bool,
-    down: bool,
+    parameters: Parameters,
 }
 
 struct Server;
@@ -134,15 +131,10 @@ impl Directive for Server {
         let words: Vec<String> = cf.words().skip(1).map(ToString::to_string).collect();
         let Some((address, parameters)) = words.split_first() else { return Err(Refusal::Said) };
         // The port where none is given depends on directives that may be still to come.
-        let mut server = ServerLine {
-            url: cf.server_url(address, 0)?,
-            weight: None,
-            breaker: breaker::Config::default(),
-            backup: false,
-            down: false,
-        };
+        let mut server =
+            ServerLine { url: cf.server_url(address, 0)?, parameters: Parameters::default() };
         for parameter in parameters {
-            if server.set(cf, parameter).is_none() {
+            if server.parameters.set(parameter, |time| cf.seconds(time)).is_none() {
                 return Err(cf.refuse(format_args!("invalid parameter \"{parameter}\"")));
             }
         }
@@ -150,33 +142,6 @@ impl Directive for Server {
         Ok(())
     }
 }
-
-impl ServerLine {
-    /// Carries out a parameter; `None` if it is invalid.
-    fn set(&mut self, cf: &Conf, parameter: &str) -> Option<()> {
-        match parameter.split_once('=') {
-            Some(("weight", n)) => {
-                self.weight = Some(number(n).filter(|n| (1..=MAX_WEIGHT).contains(n))?);
-            }
-            Some(("max_fails", n)) => self.breaker.max_fails = number(n)?,
-            Some(("fail_timeout", time)) => {
-                self.breaker.fail_timeout = cf.seconds(time)?.checked_mul(1000)?;
-            }
-            None if parameter == "backup" => self.backup = true,
-            None if parameter == "down" => self.down = true,
-            _ => return None,
-        }
-        Some(())
-    }
-}
-
-/// A number without a sign, as nginx takes it.
-fn number(digits: &str) -> Option<u32> {
-    digits.bytes().all(|c| c.is_ascii_digit()).then(|| digits.parse().ok())?
-}
-
-/// The largest `weight`.
-const MAX_WEIGHT: u32 = 65535;
 
 impl Backend {
     /// Reads the block and checks it.
@@ -315,7 +280,8 @@ impl Backend {
         if self.servers.is_empty() {
             return Some("no \"server\"".into());
         }
-        if !self.servers.iter().any(|server| !server.down && !server.backup) {
+        let mut parameters = self.servers.iter().map(|server| &server.parameters);
+        if !parameters.any(|server| !server.down && !server.backup) {
             return Some("no \"server\" that is neither \"down\" nor \"backup\"".into());
         }
         let finder = match (self.cluster.or(false), self.sentinel.is_set()) {
@@ -324,8 +290,8 @@ impl Backend {
             (false, false) => None,
         };
         if let Some(finder) = finder {
-            let choosing = |server: &ServerLine| server.weight.is_some() || server.backup;
-            if self.servers.iter().any(choosing) {
+            let mut parameters = self.servers.iter().map(|server| &server.parameters);
+            if parameters.any(|server| server.weight.is_some() || server.backup) {
                 return Some(std::format!(
                     "\"weight\" and \"backup\" of a \"server\" have no meaning with \"{finder}\""
                 ));
@@ -411,9 +377,10 @@ impl Backend {
             None if cluster => Finder::Cluster,
             None => Finder::Key,
         };
-        let breaker = self.servers.first().map(|server| server.breaker).unwrap_or_default();
+        let breaker =
+            self.servers.first().map(|server| server.parameters.breaker).unwrap_or_default();
         let links = Links { codec, limits, tls, breaker };
-        let servers = self.servers.into_iter().filter(|server| !server.down);
+        let servers = self.servers.into_iter().filter(|server| !server.parameters.down);
         let servers = servers.map(|server| server.with_port(port)).collect();
         Ok(Settings { links, finder, servers, prefix })
     }
@@ -438,7 +405,7 @@ impl ServerLine {
         let ServerUrl { host, port, addresses, is_name, is_unix } = self.url;
         let name = is_name.then(|| (Box::from(host.as_str()), port));
         let host = if is_unix { "localhost" } else { &host };
-        links.peer(host, addresses, name, self.breaker, replies)
+        links.peer(host, addresses, name, self.parameters.breaker, replies)
     }
 
     /// What decides about its share: the same on all machines that have the same configuration,
@@ -498,12 +465,10 @@ impl Settings {
         let port = codec.default_port();
         let line = ServerLine {
             url: cf.server_url(server.address, port)?,
-            weight: None,
-            breaker: breaker::Config::default(),
-            backup: false,
-            down: false,
+            parameters: Parameters::default(),
         };
-        let links = Links { codec, limits: default_limits(), tls, breaker: line.breaker };
+        let breaker = line.parameters.breaker;
+        let links = Links { codec, limits: default_limits(), tls, breaker };
         let prefix = KEY_PREFIX.to_vec();
         Ok(Settings { links, finder: Finder::Key, servers: Vec::from([line]), prefix })
     }
@@ -522,8 +487,8 @@ impl Settings {
                 Finder::Key => {
                     let member = |server: ServerLine| Member {
                         name: server.ring_name(0),
-                        weight: server.weight.unwrap_or(1),
-                        backup: server.backup,
+                        weight: server.parameters.weight.unwrap_or(1),
+                        backup: server.parameters.backup,
                         peer: server.peer(&links, &replies),
                     };
                     Route::Servers(Choice::new(servers.into_iter().map(member).collect()))
