@@ -269,7 +269,10 @@ pub struct Redacted<'a>(pub &'a str);
 impl fmt::Display for Redacted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.0;
-        let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+        // A password may have a "://" of its own: nothing else is taken for a scheme.
+        let plain = |scheme: &str| scheme.bytes().all(|c| c.is_ascii_alphanumeric());
+        let parts = text.split_once("://").filter(|(scheme, _)| plain(scheme));
+        let rest = parts.map_or(text, |(_, rest)| rest);
         let scheme = text.strip_suffix(rest).unwrap_or_default();
         let at = match rest.starts_with("unix:/") {
             true => None,
@@ -441,6 +444,8 @@ mod tests {
             ("redis://u:s3cret@unix:/a@b:/x", "redis://***@unix:/a@b:/x"),
             ("redis://u:s3/cret@unix:/a@b", "redis://***@unix:/a@b"),
             ("redis:/u:s3cret@host", "***@host"),
+            ("redis:/u:s3://cret@host", "***@host"),
+            ("u:s3://cret@host", "***@host"),
             ("redis://unix:/a@b", "redis://unix:/a@b"),
             ("redis://host:1/x", "redis://host:1/x"),
             ("fleet", "fleet"),
