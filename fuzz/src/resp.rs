@@ -1,0 +1,77 @@
+//! Replies of Redis, and the requests, which are made of the same parts.
+
+use session_core::codec::{Answer, Codec, Expiry, OutOfMemory, Unfit};
+use session_core::resp::Redis;
+use zeroize::Zeroizing;
+
+use super::arrivals::split;
+use super::replies::{said, stream};
+
+/// The longest value that is read here. Small, so that the fuzzer gets beyond it.
+const LIMIT: usize = 64;
+
+/// Lengths of pieces, then what a server sends.
+pub fn run(data: &[u8]) {
+    let Some((lengths, wire)) = split(data) else { return };
+    stream(&Redis::default(), lengths, wire, LIMIT, redis);
+    said(wire);
+    requests(wire);
+}
+
+fn redis(answer: &Answer<'_>, bytes: &[u8]) {
+    assert!(!matches!(answer, Answer::Claim(..)), "a take is one step");
+    let word = |text: &[u8]| text.windows(6).any(|word| word == b"secret");
+    let redis = Redis {
+        password: Some(Zeroizing::new(b"secret".to_vec())),
+        client_name: Some(b"web1".to_vec()),
+        database: 1,
+        master: true,
+        ..Redis::default()
+    };
+    // AUTH, CLIENT SETNAME, SELECT, ROLE, PING, and nothing after it.
+    let greeted = [0, 1, 2, 3, 4, 5].map(|step| redis.greeted(step, answer));
+    assert!(greeted[5].is_err());
+    match answer {
+        Answer::Done => assert_eq!(greeted[..4], [Ok(()), Ok(()), Ok(()), Err(Unfit::OutOfStep)]),
+        Answer::Refused(text) => {
+            let repeated = if word(text) { Unfit::RefusedAloud } else { Unfit::Refused };
+            assert_eq!(greeted[0], Err(repeated));
+            assert!(greeted[2].is_err() && greeted[3].is_err());
+        }
+        Answer::Array(_) => {
+            let master = bytes.windows(12).any(|word| word == b"$6\r\nmaster\r\n");
+            assert!(greeted[3].is_err() || master);
+            assert!([0, 1, 2, 4].iter().all(|&step| greeted[step].is_err()));
+        }
+        _ => assert!(greeted.iter().all(Result::is_err)),
+    }
+    if let Answer::Redirect(redirect) = answer {
+        let kind = if redirect.ask { "ASK" } else { "MOVED" };
+        let again = format!("-{kind} {} {}:{}\r\n", redirect.slot, redirect.host, redirect.port);
+        let expected = Ok(Some((answer.clone(), again.len())));
+        assert_eq!(redis.decode(again.as_bytes(), LIMIT), expected);
+    }
+}
+
+/// A request is an array of strings, whatever is in them, and is read as one.
+fn requests(key: &[u8]) {
+    let redis = Redis {
+        username: Some(key.to_vec()),
+        password: Some(Zeroizing::new(key.to_vec())),
+        ..Redis::default()
+    };
+    let one_array = |append: &dyn Fn(&mut Vec<u8>) -> Result<(), OutOfMemory>| {
+        let mut request = b"before".to_vec();
+        append(&mut request).unwrap();
+        let request = &request[b"before".len()..];
+        assert_eq!(redis.decode(request, 0), Ok(Some((Answer::Array(request), request.len()))));
+        let quoted = [format!("${}\r\n", key.len()).as_bytes(), key, b"\r\n"].concat();
+        assert!(request.windows(quoted.len()).any(|part| part == quoted));
+    };
+    one_array(&|out| redis.get(key, out));
+    one_array(&|out| redis.take(key, out));
+    one_array(&|out| redis.delete(key, out));
+    one_array(&|out| redis.set(key, key, Expiry { ttl: 1, at: 1 }, out));
+    one_array(&|out| redis.greet(false, out).map(|answers| assert_eq!(answers, 1)));
+    one_array(&|out| session_core::resp::master_address(key, out));
+}
