@@ -9,7 +9,7 @@ debian_tests := t/resumption.t $(addprefix t/wire/,fleet.t take.t verify.t vhost
 test_debian := $(addprefix test-debian-,$(debian_releases))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build build-vendored demo test $(test_debian) test-debian test-hup test-leak test-valgrind valgrind-handshakes check audit bench clean
+.PHONY: help deps build build-vendored demo test $(test_debian) test-debian test-hup test-leak test-valgrind valgrind-handshakes check audit fuzz fuzz-merge sanitize-core constant-time bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -55,6 +55,18 @@ check: ## format, lints, documentation, licences, advisories if reachable
 
 audit: ## dependencies with the advisory database, which must be reachable
 	tools/check audit
+
+fuzz: ## what core/ reads, fuzzed; FUZZ_SECONDS=60 for each target
+	tools/fuzz
+
+fuzz-merge: ## new inputs that "make fuzz" found, into fuzz/corpus
+	tools/fuzz merge
+
+sanitize-core: ## core's tests under AddressSanitizer, and valgrind or Miri
+	tools/sanitize-core
+
+constant-time: ## comparisons of secrets, under valgrind
+	tools/constant-time/run
 
 bench: build ## the figures of docs/, on this machine
 	bench/run
