@@ -199,11 +199,14 @@ impl fmt::Display for Server<'_> {
             write!(f, "{user}@")?;
         }
         f.write_str(self.address)?;
-        if self.database != 0 {
-            let colon = if self.address.starts_with("unix:") { ":" } else { "" };
-            write!(f, "{colon}/{}", self.database)?;
+        let path = self.address.strip_prefix("unix:");
+        let colon = if path.is_some() { ":" } else { "" };
+        match self.database {
+            // What a path has of ":/" itself would be read as the end of it.
+            0 if path.is_some_and(|path| path.contains(":/")) => f.write_str(":/"),
+            0 => Ok(()),
+            database => write!(f, "{colon}/{database}"),
         }
-        Ok(())
     }
 }
 
@@ -425,6 +428,8 @@ mod tests {
             ("redis://host/0", "redis://host"),
             ("redis://u%40:s3cret@unix:/r.sock:/2", "redis://u%40@unix:/r.sock:/2"),
             ("redis://unix:/r.sock", "redis://unix:/r.sock"),
+            ("redis://unix:/a:/5:/0", "redis://unix:/a:/5:/"),
+            ("memcached://unix:/a:/5:/", "memcached://unix:/a:/5:/"),
             ("memcached://[::1]:1", "memcached://[::1]:1"),
         ] {
             assert_eq!(server(text).to_string(), name);
