@@ -142,7 +142,6 @@ impl<'a> Server<'a> {
     fn parse(protocol: Protocol, tls: bool, rest: &'a str) -> Result<Self, TargetError> {
         let (credentials, place) = split_credentials(rest);
         let (address, database) = match place.strip_prefix("unix:") {
-            Some("") => return Err(TargetError::NoHost),
             Some(_) => match place.rsplit_once(":/") {
                 // The colon of "unix:/path" itself is no separator.
                 Some((address, database)) if address != "unix" => (address, database),
@@ -150,7 +149,7 @@ impl<'a> Server<'a> {
             },
             None => place.split_once('/').unwrap_or((place, "")),
         };
-        if address.is_empty() || address.starts_with(':') {
+        if address.is_empty() || address.starts_with(':') || address == "unix:" {
             return Err(TargetError::NoHost);
         }
         if protocol == Protocol::Memcached {
@@ -386,6 +385,7 @@ mod tests {
             ("redis:///1", TargetError::NoHost),
             ("redis://:6379", TargetError::NoHost),
             ("redis://unix:", TargetError::NoHost),
+            ("redis://unix::/1", TargetError::NoHost),
             ("redis://u:p@", TargetError::NoHost),
             ("redis://u:p@/1", TargetError::NoHost),
             ("redis://u:p@unix:", TargetError::NoHost),
