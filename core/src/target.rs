@@ -141,13 +141,13 @@ impl<'a> Server<'a> {
     /// socket's path and what follows it.
     fn parse(protocol: Protocol, tls: bool, rest: &'a str) -> Result<Self, TargetError> {
         let (credentials, place) = split_credentials(rest);
-        let (address, database) = match place.strip_prefix("unix:") {
-            Some(_) => match place.rsplit_once(":/") {
+        let (address, database) = match place.starts_with("unix:") {
+            true => match place.rsplit_once(":/") {
                 // The colon of "unix:/path" itself is no separator.
                 Some((address, database)) if address != "unix" => (address, database),
                 _ => (place, ""),
             },
-            None => place.split_once('/').unwrap_or((place, "")),
+            false => place.split_once('/').unwrap_or((place, "")),
         };
         if address.is_empty() || address.starts_with(':') || address == "unix:" {
             return Err(TargetError::NoHost);
