@@ -68,20 +68,22 @@ pub fn seal<C: Crypto>(
     buf: &mut Vec<u8>,
 ) -> Result<(), Failed> {
     let sealed = (|| {
-        buf.try_reserve(TAG_LEN).map_err(|_| Failed)?;
         let (header, data) = buf.split_first_chunk_mut::<HEADER_LEN>().ok_or(Failed)?;
         let [version, id, nonce @ ..] = header;
         *version = VERSION;
         *id = key_id;
         crypto.random(nonce)?;
         let nonce = *nonce;
-        crypto.encrypt(key, &nonce, [header, session_id], data)
+        let tag = crypto.encrypt(key, &nonce, [header, session_id], data)?;
+        // Not before: a buffer that grows leaves in memory what was in it.
+        buf.try_reserve(TAG_LEN).map_err(|_| Failed)?;
+        buf.extend_from_slice(&tag);
+        Ok(())
     })();
-    match sealed {
-        Ok(tag) => buf.extend_from_slice(&tag),
-        Err(Failed) => buf.zeroize(),
+    if sealed.is_err() {
+        buf.zeroize();
     }
-    sealed.map(|_| ())
+    sealed
 }
 
 /// Opens an envelope: its content is in `out` then, which is empty before and after a failure.

@@ -20,7 +20,7 @@
 use alloc::vec::Vec;
 
 use subtle::ConstantTimeEq;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::cache_key::Name;
 use crate::crypto::{Crypto, Failed, MAC_LEN};
@@ -163,9 +163,17 @@ impl<C: Crypto> KeyRing<C> {
     /// Makes an entry of a session in DER that was appended to a buffer of [`KeyRing::begin`]. On
     /// failure the buffer is empty.
     pub fn seal(&self, entry: &Entry, buf: &mut Vec<u8>) -> Result<(), Failed> {
-        let Some(key) = self.key_of(entry) else { return Ok(()) };
-        let sealing_key = self.sealing_key(key, entry)?;
-        envelope::seal(&self.crypto, key.id, &sealing_key, entry.id.as_bytes(), buf)
+        let sealed = self.key_of(entry).and_then(|key| match key {
+            None => Ok(()),
+            Some(key) => {
+                let sealing_key = self.sealing_key(key, entry)?;
+                envelope::seal(&self.crypto, key.id, &sealing_key, entry.id.as_bytes(), buf)
+            }
+        });
+        if sealed.is_err() {
+            buf.zeroize();
+        }
+        sealed
     }
 
     /// The session in DER that is in an entry. It may lie in `out`, which is empty, and the
@@ -176,14 +184,21 @@ impl<C: Crypto> KeyRing<C> {
         value: &'a [u8],
         out: &'a mut Vec<u8>,
     ) -> Result<&'a [u8], OpenError> {
-        let Some(key) = self.key_of(entry) else { return Ok(value) };
+        let key = self.key_of(entry).map_err(|Failed| OpenError::Failed)?;
+        let Some(key) = key else { return Ok(value) };
         let sealing_key = self.sealing_key(key, entry).map_err(|Failed| OpenError::Failed)?;
         envelope::open(&self.crypto, key.id, &sealing_key, entry.id.as_bytes(), value, out)?;
         Ok(out)
     }
 
-    fn key_of(&self, entry: &Entry) -> Option<&Key<C::Key>> {
-        self.keys.get(entry.key?)
+    /// The key of an entry; none without keys. Fails with an entry of another ring, so that no
+    /// session leaves a ring that has keys without being sealed, nor comes in.
+    fn key_of(&self, entry: &Entry) -> Result<Option<&Key<C::Key>>, Failed> {
+        match entry.key {
+            None if !self.has_keys() => Ok(None),
+            None => Err(Failed),
+            Some(place) => self.keys.get(place).map(Some).ok_or(Failed),
+        }
     }
 
     fn sealing_key(

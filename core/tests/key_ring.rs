@@ -240,6 +240,20 @@ fn without_keys_all_stays_as_it_is() {
 }
 
 #[test]
+fn an_entry_of_another_ring_is_an_error_and_no_session_goes_unsealed() {
+    let crypto = RustCrypto::default();
+    let (none, one, two) = (ring(&crypto, &[]), ring(&crypto, &[2]), ring(&crypto, &[2, 1]));
+    let id = issue(&ring(&crypto, &[1]));
+    let (bare, second) = (known(&none, &id).unwrap(), known(&two, &id).unwrap());
+    for (ring, entry) in [(&one, &bare), (&one, &second), (&none, &second)] {
+        let mut buf = SESSION.to_vec();
+        assert_eq!(ring.seal(entry, &mut buf), Err(Failed));
+        assert!(buf.is_empty());
+        assert_eq!(open(ring, entry, SESSION), Err(OpenError::Failed));
+    }
+}
+
+#[test]
 fn a_library_that_fails_is_an_error_and_leaves_no_session_behind() {
     let crypto = RustCrypto::default();
     let ring = ring(&crypto, &[1]);
@@ -255,6 +269,7 @@ fn a_library_that_fails_is_an_error_and_leaves_no_session_behind() {
     assert_eq!(ring.issued(&id).err(), Some(Failed));
     assert_eq!(open(&ring, &entry, &envelope), Err(OpenError::Failed));
     assert_eq!(ring.seal(&entry, &mut buf), Err(Failed));
+    assert!(buf.is_empty());
     assert_eq!(KeyRing::new(&crypto).add(&secret(1)), Err(Failed));
 }
 
