@@ -50,7 +50,7 @@ test-valgrind: build ## t/ under valgrind
 valgrind-handshakes: build ## 200 handshakes of each kind under valgrind: errors, and bytes lost
 	tools/valgrind-handshakes -n 200
 
-check: ## format, lints, documentation, licences, advisories if reachable
+check: ## format, lints, constant time, documentation, licences, advisories if reachable
 	tools/check
 
 audit: ## dependencies with the advisory database, which must be reachable

@@ -1,7 +1,7 @@
 //! The fuzz targets (`fuzz/`) over their committed corpus, without a fuzzer.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(clippy::arithmetic_side_effects)]
+#![allow(clippy::arithmetic_side_effects, clippy::string_slice)]
 
 #[path = "../../fuzz/src/lib.rs"]
 mod fuzz;

@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 /// Words, as a configuration has them.
 pub fn run(data: &[u8]) {
-    let Ok(text) = str::from_utf8(data) else { return };
+    let Ok(text) = std::str::from_utf8(data) else { return };
     let mut parameters = Parameters::default();
     for word in text.split_ascii_whitespace() {
         set(&mut parameters, word);

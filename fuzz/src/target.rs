@@ -5,7 +5,7 @@ use session_core::target::{Encoded, Redacted, Server, Target};
 
 /// A text.
 pub fn run(data: &[u8]) {
-    let Ok(text) = str::from_utf8(data) else { return };
+    let Ok(text) = std::str::from_utf8(data) else { return };
     let shown = Redacted(text).to_string();
     assert_eq!(format!("{:?}", Redacted(text)), shown);
     redacted(text, &shown);
