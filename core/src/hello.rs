@@ -298,6 +298,17 @@ fn extensions(mut list: Cursor<'_>, hello: &mut ClientHello) -> Option<()> {
     Some(())
 }
 
+/// The name in the data of a `server_name` extension (RFC 6066 §3); none if there is none that is
+/// well-formed.
+pub fn server_name(data: &[u8]) -> Option<&[u8]> {
+    const HOST_NAME: u8 = 0;
+    let (list, names) = data.split_first_chunk()?;
+    let (&[HOST_NAME, high, low], name) = names.split_first_chunk()? else { return None };
+    let whole = usize::from(u16::from_be_bytes(*list)) == names.len();
+    let alone = usize::from(u16::from_be_bytes([high, low])) == name.len();
+    (whole && alone && !name.is_empty()).then_some(name)
+}
+
 /// Reads `supported_versions` (RFC 8446 §4.2.1).
 fn offers_tls13(mut data: Cursor<'_>) -> Option<bool> {
     let mut versions = data.vector8()?;
@@ -664,6 +675,24 @@ mod tests {
         let ids: SessionIds = [3, 1, 3, 2, 1, 4, 5, 6].map(id).into_iter().collect();
         assert_eq!(ids.as_slice(), [id(3), id(1), id(2), id(4)]);
         assert_eq!(ids.len(), MAX_IDENTITIES);
+    }
+
+    #[test]
+    fn the_server_name_is_the_one_host_name_of_the_list() {
+        assert_eq!(server_name(b"\0\x06\0\0\x03a.b"), Some(&b"a.b"[..]));
+        for wrong in [
+            &b""[..],
+            b"\0\0",
+            b"\0\x03\0\0\0",
+            b"\0\x06\0\0\x03a.",
+            b"\0\x06\0\0\x03a.bc",
+            b"\0\x05\0\0\x03a.b",
+            b"\0\x06\0\0\x02a.b",
+            b"\0\x06\x01\0\x03a.b",
+            b"\0\x0c\0\0\x03a.b\0\0\x03c.d",
+        ] {
+            assert_eq!(server_name(wrong), None, "{wrong:?}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! handshake is suspended.
 
 use core::cell::{Cell, RefCell};
-use core::ffi::{c_char, c_int, c_long, c_uchar, c_uint, c_void};
+use core::ffi::{CStr, c_char, c_int, c_long, c_uchar, c_uint, c_void};
 use core::mem;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
@@ -29,13 +29,15 @@ use nginx_sys::{
     SSL_CTX_up_ref, SSL_SESS_CACHE_NO_INTERNAL_LOOKUP, SSL_SESS_CACHE_NO_INTERNAL_STORE,
     SSL_SESS_CACHE_SERVER, SSL_SESSION, SSL_SESSION_free, SSL_SESSION_get_id,
     SSL_SESSION_get_protocol_version, SSL_SESSION_get_time, SSL_SESSION_get_timeout,
-    SSL_SESSION_get0_peer, SSL_ctrl, SSL_get_SSL_CTX, SSL_get_ex_data, SSL_get_options,
-    SSL_get_rbio, SSL_get_state, SSL_is_server, SSL_set_ex_data, SSL_set0_rbio, SSL_version,
-    TLS1_3_VERSION, X509_get0_notAfter, d2i_SSL_SESSION, i2d_SSL_SESSION, ngx_connection_t,
-    ngx_err_t, ngx_errno, ngx_pool_cleanup_add, ngx_post_event, ngx_posted_events, ngx_set_errno,
+    SSL_SESSION_get0_hostname, SSL_SESSION_get0_peer, SSL_client_hello_get0_ext, SSL_ctrl,
+    SSL_get_SSL_CTX, SSL_get_ex_data, SSL_get_options, SSL_get_rbio, SSL_get_state, SSL_is_server,
+    SSL_set_ex_data, SSL_set0_rbio, SSL_version, TLS1_3_VERSION, TLSEXT_TYPE_server_name,
+    X509_get0_notAfter, d2i_SSL_SESSION, i2d_SSL_SESSION, ngx_connection_t, ngx_err_t, ngx_errno,
+    ngx_pool_cleanup_add, ngx_post_event, ngx_posted_events, ngx_set_errno,
     ngx_ssl_connection_index,
 };
 use session_core::codec::OutOfMemory;
+use session_core::hello::server_name;
 use session_core::key_ring::ID_LEN;
 use session_core::slots::{Slots, Token};
 
@@ -74,7 +76,7 @@ pub trait Handler: Sized + 'static {
     fn session(self: &Rc<Self>, connection: &Connection, id: &[u8]) -> Found;
 
     /// Whether a session that somebody else had may be resumed.
-    fn allows(&self, session: &SessionRef) -> bool;
+    fn allows(&self, connection: &Connection, session: &SessionRef) -> bool;
 
     /// Whether [`Handler::issue_id`] is asked for the IDs of new sessions.
     fn issues_ids(&self) -> bool;
@@ -194,6 +196,15 @@ impl SessionRef {
     pub fn has_certificate(&self) -> bool {
         // SAFETY: SSL_SESSION_get0_peer(3) lends, or returns null.
         unsafe { !SSL_SESSION_get0_peer(self.as_ptr()).is_null() }
+    }
+
+    /// The name of the server that the client has asked for when the session was made.
+    pub fn server_name(&self) -> Option<&[u8]> {
+        // SAFETY: SSL_SESSION_get0_hostname(3) lends a string of the session's, or returns null.
+        unsafe {
+            let name = SSL_SESSION_get0_hostname(self.as_ptr());
+            (!name.is_null()).then(|| CStr::from_ptr(name).to_bytes())
+        }
     }
 
     /// How many seconds are left of the life of the client's certificate, if there is one. A time
@@ -520,6 +531,24 @@ impl Connection {
     pub fn protocol(&self) -> c_int {
         // SAFETY: the SSL object is valid.
         unsafe { SSL_version(self.ssl.as_ptr()) }
+    }
+
+    /// The name of the server that the client asks for. To be called while OpenSSL reads the
+    /// ClientHello: later it is gone.
+    pub fn server_name(&self) -> Option<&[u8]> {
+        let (mut data, mut len) = (ptr::null(), 0);
+        // SAFETY: SSL_client_hello_get0_ext(3): it lends what is valid as long as OpenSSL reads
+        // the ClientHello, that is beyond the current callback.
+        let data = unsafe {
+            let kind = TLSEXT_TYPE_server_name;
+            let there =
+                SSL_client_hello_get0_ext(self.ssl.as_ptr(), kind, &raw mut data, &raw mut len);
+            if there != 1 || data.is_null() {
+                return None;
+            }
+            core::slice::from_raw_parts(data, len)
+        };
+        server_name(data)
     }
 
     /// Whether stateless tickets are on.
@@ -855,7 +884,9 @@ unsafe extern "C" fn get<H: Handler>(
             (Found::Session(session), _) => session.into_ptr(),
             (Found::NotHere, Some(kept)) => {
                 let session = kept(ssl, id, len, copy);
-                if session.is_null() || hooks.handler.allows(SessionRef::from_ptr(session)) {
+                if session.is_null()
+                    || hooks.handler.allows(&connection, SessionRef::from_ptr(session))
+                {
                     return session;
                 }
                 if *copy == 0 {

@@ -160,8 +160,24 @@ impl Policy {
 
     /// Makes a session of what a lookup has found. An entry that is of no use is removed.
     fn open(&self, attached: &Attached<Policy>, lookup: &mut lookup::Lookup) -> Option<Session> {
-        let outcome = match self.decode(&attached.connection(), lookup) {
-            Ok(session) if self.allows(&session) => {
+        let connection = attached.connection();
+        let outcome = match self.decode(&connection, lookup) {
+            Ok(session) if self.is_withdrawn(&session) => {
+                debug!(attached.log(), "SSL session {:08x} is withdrawn", lookup.id().short_hash());
+                if let Some(tier) = self.owner(lookup) {
+                    tier.remove(lookup.entry().name());
+                }
+                Outcome::Miss
+            }
+            Ok(session) if is_for_another(&connection, &session) => {
+                debug!(
+                    attached.log(),
+                    "SSL session {:08x} is of a client certificate, for another server name",
+                    lookup.id().short_hash()
+                );
+                Outcome::Miss
+            }
+            Ok(session) => {
                 if let Some(tier) = self.owner(lookup) {
                     tier.trust(lookup.entry().name());
                 }
@@ -172,13 +188,6 @@ impl Policy {
                     }
                 }
                 return Some(session);
-            }
-            Ok(_) => {
-                debug!(attached.log(), "SSL session {:08x} is withdrawn", lookup.id().short_hash());
-                if let Some(tier) = self.owner(lookup) {
-                    tier.remove(lookup.entry().name());
-                }
-                Outcome::Miss
             }
             Err(Reject::Envelope(OpenError::Failed)) => {
                 self.crypto_failed();
@@ -194,6 +203,10 @@ impl Policy {
         lookup.spoil(outcome);
         attached.state().report_outcome(outcome, lookup.tier());
         None
+    }
+
+    fn is_withdrawn(&self, session: &SessionRef) -> bool {
+        self.rules.epoch.as_ref().is_some_and(|epoch| epoch.withdraws(session))
     }
 
     /// The tier that has to hear of the entry, if it is for this lookup to tell.
@@ -267,6 +280,16 @@ impl Policy {
     }
 }
 
+/// Whether the session has what verifying the client's certificate came to at another server.
+///
+/// OpenSSL compares the session ID context, which nginx makes of the server's certificate and the
+/// names of CAs. Before nginx 1.29.2 it is that of the default server, whatever the name; since then
+/// it still leaves out how deep is verified, by which further certificates and by which CRL. A name
+/// stands for all of that (RFC 6066 §3 asks for this of all sessions below TLS 1.3).
+fn is_for_another(connection: &Connection, session: &SessionRef) -> bool {
+    session.has_certificate() && session.server_name() != connection.server_name()
+}
+
 /// Wipes what was in a buffer, and not its whole capacity, which one large session would make
 /// long.
 fn wipe(buf: &mut Vec<u8>) {
@@ -325,8 +348,8 @@ impl Handler for Policy {
         session.map_or_else(|| self.not_here(connection), Found::Session)
     }
 
-    fn allows(&self, session: &SessionRef) -> bool {
-        !self.rules.epoch.as_ref().is_some_and(|epoch| epoch.withdraws(session))
+    fn allows(&self, connection: &Connection, session: &SessionRef) -> bool {
+        !self.is_withdrawn(session) && !is_for_another(connection, session)
     }
 
     fn issues_ids(&self) -> bool {
