@@ -104,6 +104,7 @@ pub fn open<C: Crypto>(
     if *id != key_id {
         return Err(OpenError::Key);
     }
+    out.clear();
     out.try_reserve(data.len()).map_err(|_| OpenError::Failed)?;
     out.extend_from_slice(data);
     let opened = match crypto.decrypt(key, nonce, [header, session_id], out, tag) {

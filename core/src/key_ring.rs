@@ -6,8 +6,12 @@
 //! offset  bytes
 //!      0      1  key id
 //!      1     19  random
-//!     20     12  the first bytes of HMAC-SHA256(key, "issue" ‖ the 20 bytes before)
+//!     20     12  the first bytes of HMAC-SHA256(key, label ‖ the 20 bytes before)
 //! ```
+//!
+//! The label is "tls13" for a ticket of TLS 1.3 and "tls12" for a session ID of the versions before:
+//! who has seen the one cannot show it as the other, and so have a session looked at, or taken, in a
+//! handshake that it is of no use for.
 //!
 //! The key id is the first byte of HMAC-SHA256(key, "keyid"). Of the session ID follow
 //!
@@ -37,9 +41,27 @@ pub const ID_LEN: usize = 32;
 const BODY_LEN: usize = 20;
 
 const KEY_ID: &[u8] = b"keyid";
-const ISSUE: &[u8] = b"issue";
 const NAME: &[u8] = b"name";
 const SEAL: &[u8] = b"seal";
+
+/// What a session ID is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// The session ID of TLS 1.2 and before (RFC 5246 §7.4.1.2).
+    UpTo12,
+    /// The ticket of TLS 1.3 (RFC 8446 §4.6.1).
+    V13,
+}
+
+impl Tls {
+    /// The label of the tag.
+    const fn label(self) -> &'static [u8] {
+        match self {
+            Tls::UpTo12 => b"tls12",
+            Tls::V13 => b"tls13",
+        }
+    }
+}
 
 /// Keys. The first one issues session IDs, and all know theirs again.
 pub struct KeyRing<C: Crypto> {
@@ -56,6 +78,7 @@ struct Key<K> {
 #[derive(Clone)]
 pub struct Entry {
     id: SessionId,
+    tls: Tls,
     name: Name,
     /// The place of the key that has issued the ID; none without keys.
     key: Option<usize>,
@@ -65,6 +88,11 @@ impl Entry {
     /// The session ID.
     pub fn id(&self) -> &SessionId {
         &self.id
+    }
+
+    /// What the session ID is for.
+    pub fn tls(&self) -> Tls {
+        self.tls
     }
 
     /// The name of the entry, in every tier.
@@ -99,56 +127,66 @@ impl<C: Crypto> KeyRing<C> {
     }
 
     /// Issues a session ID. Only with keys.
-    pub fn issue(&self) -> Result<[u8; ID_LEN], Failed> {
+    pub fn issue(&self, tls: Tls) -> Result<[u8; ID_LEN], Failed> {
         let key = self.keys.first().ok_or(Failed)?;
         let mut id = [0; ID_LEN];
         if let Some((body, tag)) = id.split_first_chunk_mut::<BODY_LEN>() {
             let [key_id, random @ ..] = body;
             *key_id = key.id;
             self.crypto.random(random)?;
-            let mac = self.crypto.mac(&key.mac, ISSUE, body)?;
+            let mac = self.crypto.mac(&key.mac, tls.label(), body)?;
             tag.iter_mut().zip(mac).for_each(|(to, from)| *to = from);
         }
         Ok(id)
     }
 
     /// The entry of a session ID that was offered; none if it is not one that we have issued.
-    pub fn known(&self, id: &SessionId) -> Result<Option<Entry>, Failed> {
+    pub fn known(&self, id: &SessionId, tls: Tls) -> Result<Option<Entry>, Failed> {
         if !self.has_keys() {
-            return Ok(Some(Entry { id: *id, name: Name::of_id(id), key: None }));
+            return Ok(Some(Self::unsealed(id, tls)));
         }
         // Different keys may have one key id.
         for (place, key) in self.keys.iter().enumerate() {
-            if self.has_issued(key, id)? {
-                return self.entry(id, place, key).map(Some);
+            if self.has_issued(key, id, tls)? {
+                return self.entry(id, tls, place, key).map(Some);
             }
         }
         Ok(None)
     }
 
     /// The entry of a session ID that has been issued just now.
-    pub fn issued(&self, id: &SessionId) -> Result<Entry, Failed> {
+    pub fn issued(&self, id: &SessionId, tls: Tls) -> Result<Entry, Failed> {
         match self.keys.first() {
-            Some(key) => self.entry(id, 0, key),
-            None => Ok(Entry { id: *id, name: Name::of_id(id), key: None }),
+            Some(key) => self.entry(id, tls, 0, key),
+            None => Ok(Self::unsealed(id, tls)),
         }
     }
 
-    fn has_issued(&self, key: &Key<C::Key>, id: &SessionId) -> Result<bool, Failed> {
+    fn unsealed(id: &SessionId, tls: Tls) -> Entry {
+        Entry { id: *id, tls, name: Name::of_id(id), key: None }
+    }
+
+    fn has_issued(&self, key: &Key<C::Key>, id: &SessionId, tls: Tls) -> Result<bool, Failed> {
         let Ok(id) = <&[u8; ID_LEN]>::try_from(id.as_bytes()) else { return Ok(false) };
         let Some((body, tag)) = id.split_first_chunk::<BODY_LEN>() else { return Ok(false) };
         // The key id is no secret.
         if body.first() != Some(&key.id) {
             return Ok(false);
         }
-        let mac = self.crypto.mac(&key.mac, ISSUE, body)?;
+        let mac = self.crypto.mac(&key.mac, tls.label(), body)?;
         let mac = mac.get(..tag.len()).unwrap_or_default();
         Ok(mac.ct_eq(tag).into())
     }
 
-    fn entry(&self, id: &SessionId, place: usize, key: &Key<C::Key>) -> Result<Entry, Failed> {
+    fn entry(
+        &self,
+        id: &SessionId,
+        tls: Tls,
+        place: usize,
+        key: &Key<C::Key>,
+    ) -> Result<Entry, Failed> {
         let name = Name::of_mac(self.crypto.mac(&key.mac, NAME, id.as_bytes())?);
-        Ok(Entry { id: *id, name, key: Some(place) })
+        Ok(Entry { id: *id, tls, name, key: Some(place) })
     }
 
     /// Makes room for what [`KeyRing::seal`] puts before the session, in an empty buffer.

@@ -9,7 +9,7 @@ use session_core::cache_key::CacheKey;
 use session_core::crypto::Failed;
 use session_core::envelope::{HEADER_LEN, OVERHEAD, OpenError, VERSION};
 use session_core::hello::SessionId;
-use session_core::key_ring::{Entry, KeyRing};
+use session_core::key_ring::{Entry, KeyRing, Tls};
 
 const SESSION: &[u8] = b"a session in DER";
 
@@ -24,11 +24,11 @@ fn ring<'a>(crypto: &'a RustCrypto, secrets: &[u8]) -> KeyRing<&'a RustCrypto> {
 }
 
 fn issue(ring: &KeyRing<&RustCrypto>) -> SessionId {
-    SessionId::new(&ring.issue().unwrap()).unwrap()
+    SessionId::new(&ring.issue(Tls::V13).unwrap()).unwrap()
 }
 
 fn known(ring: &KeyRing<&RustCrypto>, id: &SessionId) -> Option<Entry> {
-    ring.known(id).unwrap()
+    ring.known(id, Tls::V13).unwrap()
 }
 
 fn seal(ring: &KeyRing<&RustCrypto>, entry: &Entry, session: &[u8]) -> Vec<u8> {
@@ -68,12 +68,16 @@ fn the_vectors_of_the_documentation() {
     ring.add(key.as_slice().try_into().unwrap()).unwrap();
     assert_eq!(said("key"), hex(&key));
 
-    crypto.next.set(0x40);
-    let id = issue(&ring);
+    let issue = |tls| {
+        crypto.next.set(0x40);
+        SessionId::new(&ring.issue(tls).unwrap()).unwrap()
+    };
+    let (id, ticket) = (issue(Tls::UpTo12), issue(Tls::V13));
     assert_eq!(said("random"), hex(&id.as_bytes()[1..20]));
     assert_eq!(said("session-id"), hex(id.as_bytes()));
+    assert_eq!(said("ticket"), hex(ticket.as_bytes()));
 
-    let entry = known(&ring, &id).unwrap();
+    let entry = ring.known(&id, Tls::UpTo12).unwrap().unwrap();
     let cache_key = CacheKey::new(b"tls:", entry.name()).unwrap();
     assert_eq!(said("cache-key").as_bytes(), cache_key.as_bytes());
 
@@ -96,7 +100,7 @@ fn an_issued_id_is_known_and_random() {
     assert_eq!(known(&ring, &one).unwrap().id(), &one);
     assert_eq!(
         known(&ring, &one).unwrap().name().as_bytes(),
-        ring.issued(&one).unwrap().name().as_bytes()
+        ring.issued(&one, Tls::V13).unwrap().name().as_bytes()
     );
 }
 
@@ -109,6 +113,17 @@ fn an_id_with_any_bit_flipped_is_forged() {
         let mut bytes: [u8; 32] = id.as_bytes().try_into().unwrap();
         bytes[bit / 8] ^= 1 << (bit % 8);
         assert!(known(&ring, &SessionId::new(&bytes).unwrap()).is_none(), "bit {bit}");
+    }
+}
+
+#[test]
+fn an_id_is_good_for_what_it_was_issued_for() {
+    let crypto = RustCrypto::default();
+    let ring = ring(&crypto, &[1, 2]);
+    for (tls, other) in [(Tls::UpTo12, Tls::V13), (Tls::V13, Tls::UpTo12)] {
+        let id = SessionId::new(&ring.issue(tls).unwrap()).unwrap();
+        assert_eq!(ring.known(&id, tls).unwrap().unwrap().tls(), tls);
+        assert!(ring.known(&id, other).unwrap().is_none());
     }
 }
 
@@ -228,12 +243,12 @@ fn without_keys_all_stays_as_it_is() {
     let ring = ring(&crypto, &[]);
     assert!(!ring.has_keys());
     assert_eq!(ring.overhead(), 0);
-    assert_eq!(ring.issue(), Err(Failed));
+    assert_eq!(ring.issue(Tls::V13), Err(Failed));
     for bytes in [&[1][..], &[9; 32]] {
         let id = SessionId::new(bytes).unwrap();
         let entry = known(&ring, &id).unwrap();
         assert_eq!(entry.name().as_bytes(), bytes);
-        assert_eq!(ring.issued(&id).unwrap().name().as_bytes(), bytes);
+        assert_eq!(ring.issued(&id, Tls::V13).unwrap().name().as_bytes(), bytes);
         assert_eq!(seal(&ring, &entry, SESSION), SESSION);
         assert_eq!(open(&ring, &entry, SESSION).unwrap(), SESSION);
     }
@@ -264,9 +279,9 @@ fn a_library_that_fails_is_an_error_and_leaves_no_session_behind() {
     ring.begin(&mut buf).unwrap();
     buf.extend_from_slice(SESSION);
     crypto.broken.set(true);
-    assert_eq!(ring.issue(), Err(Failed));
-    assert_eq!(ring.known(&id).err(), Some(Failed));
-    assert_eq!(ring.issued(&id).err(), Some(Failed));
+    assert_eq!(ring.issue(Tls::V13), Err(Failed));
+    assert_eq!(ring.known(&id, Tls::V13).err(), Some(Failed));
+    assert_eq!(ring.issued(&id, Tls::V13).err(), Some(Failed));
     assert_eq!(open(&ring, &entry, &envelope), Err(OpenError::Failed));
     assert_eq!(ring.seal(&entry, &mut buf), Err(Failed));
     assert!(buf.is_empty());

@@ -2,7 +2,7 @@
 
 use session_core::envelope::{HEADER_LEN, OVERHEAD, OpenError, VERSION};
 use session_core::hello::SessionId;
-use session_core::key_ring::{Entry, KeyRing};
+use session_core::key_ring::{Entry, KeyRing, Tls};
 
 use super::rust_crypto::RustCrypto;
 
@@ -16,8 +16,8 @@ pub fn run(data: &[u8]) {
     ring.add(&[1; 32]).unwrap();
     ring.add(&[2; 32]).unwrap();
     let issue = || {
-        let id = SessionId::new(&ring.issue().unwrap()).unwrap();
-        ring.known(&id).unwrap().unwrap()
+        let id = SessionId::new(&ring.issue(Tls::V13).unwrap()).unwrap();
+        ring.known(&id, Tls::V13).unwrap().unwrap()
     };
     let (entry, other) = (issue(), issue());
 
@@ -26,8 +26,8 @@ pub fn run(data: &[u8]) {
     let crypto = RustCrypto::default();
     let mut unused = KeyRing::new(&crypto);
     unused.add(&[3; 32]).unwrap();
-    let unseen = SessionId::new(&unused.issue().unwrap()).unwrap();
-    let error = open(&unused, &unused.issued(&unseen).unwrap(), stored).unwrap_err();
+    let unseen = SessionId::new(&unused.issue(Tls::V13).unwrap()).unwrap();
+    let error = open(&unused, &unused.issued(&unseen, Tls::V13).unwrap(), stored).unwrap_err();
     match *stored {
         [version, ..] if version != VERSION && stored.len() >= HEADER_LEN => {
             assert_eq!(error, OpenError::Version(version));

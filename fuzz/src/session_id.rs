@@ -3,7 +3,7 @@
 use hmac::{Hmac, Mac};
 use session_core::cache_key::CacheKey;
 use session_core::hello::SessionId;
-use session_core::key_ring::{Entry, KeyRing};
+use session_core::key_ring::{Entry, KeyRing, Tls};
 use sha2::Sha256;
 
 use super::rust_crypto::RustCrypto;
@@ -35,11 +35,14 @@ pub fn run(data: &[u8]) {
 
     // Those that the ring issues are its own, and the first key's.
     crypto.next.set(*offered.first().unwrap_or(&0));
-    let issued = both.issue().unwrap();
+    let issued = both.issue(Tls::V13).unwrap();
     let id = SessionId::new(&issued).unwrap();
     assert!(name(&both, &id).is_some());
     assert_eq!(name(&both, &id), name(&new, &id));
-    assert_eq!(name(&both, &id), Some(both.issued(&id).unwrap().name().as_bytes().to_vec()));
+    assert_eq!(
+        name(&both, &id),
+        Some(both.issued(&id, Tls::V13).unwrap().name().as_bytes().to_vec())
+    );
     assert_eq!(name(&old, &id), None);
 
     // And with any change nobody's.
@@ -55,7 +58,7 @@ pub fn run(data: &[u8]) {
 
 /// The name of the entry, if the ring knows the ID.
 fn name(ring: &KeyRing<&RustCrypto>, id: &SessionId) -> Option<Vec<u8>> {
-    let entry = ring.known(id).unwrap()?;
+    let entry = ring.known(id, Tls::V13).unwrap()?;
     assert!(entry.id() == id);
     let key = CacheKey::new(b"tls:", entry.name()).unwrap();
     let encoded = key.as_bytes().strip_prefix(b"tls:").unwrap();
@@ -71,6 +74,6 @@ fn by_hand(key: u8, id: &[u8]) -> Option<Vec<u8>> {
         mac.chain_update(label).chain_update(data).finalize().into_bytes().to_vec()
     };
     let (body, tag) = id.split_at_checked(20)?;
-    let issued = body[0] == mac(b"keyid", b"")[0] && mac(b"issue", body)[..12] == *tag;
+    let issued = body[0] == mac(b"keyid", b"")[0] && mac(b"tls13", body)[..12] == *tag;
     issued.then(|| mac(b"name", id))
 }

@@ -82,7 +82,7 @@ pub trait Handler: Sized + 'static {
     fn issues_ids(&self) -> bool;
 
     /// The ID of a new session; OpenSSL makes one by itself if there is none.
-    fn issue_id(&self) -> Option<[u8; ID_LEN]>;
+    fn issue_id(&self, connection: &Connection) -> Option<[u8; ID_LEN]>;
 
     /// Whether [`Handler::allows_early_data`] is asked.
     fn restricts_early_data(&self) -> bool;
@@ -226,6 +226,11 @@ impl SessionRef {
         };
         let left = i64::from(days).saturating_mul(24 * 60 * 60).saturating_add(seconds.into());
         Some(if known == 1 { left } else { -1 })
+    }
+
+    /// Whether it is of TLS 1.3.
+    pub fn is_tls13(&self) -> bool {
+        self.protocol() == TLS1_3_VERSION as c_int
     }
 
     /// The version of TLS, as on the wire.
@@ -908,8 +913,7 @@ unsafe extern "C" fn generate<H: Handler>(
     unsafe {
         let room = core::slice::from_raw_parts_mut(id, *len as usize);
         let issued = Connection::of(ssl)
-            .and_then(|connection| session_hooks::<H>(connection.c))
-            .and_then(|hooks| hooks.handler.issue_id());
+            .and_then(|connection| session_hooks::<H>(connection.c)?.handler.issue_id(&connection));
         match issued {
             Some(issued) if issued.len() == room.len() => {
                 room.copy_from_slice(&issued);

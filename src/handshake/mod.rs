@@ -8,7 +8,7 @@ use std::vec::Vec;
 use session_core::crypto::Failed;
 use session_core::envelope::{OVERHEAD, OpenError};
 use session_core::hello::{ServerPolicy, SessionId};
-use session_core::key_ring::{Entry, ID_LEN, KeyRing};
+use session_core::key_ring::{Entry, ID_LEN, KeyRing, Tls};
 use session_core::outcome::Outcome;
 use session_core::throttle::Throttle;
 use zeroize::Zeroize;
@@ -96,15 +96,17 @@ impl Policy {
         }
     }
 
-    /// Whether a session of this connection is good for one handshake only.
-    fn takes(&self, connection: &Connection) -> bool {
-        self.rules.single_use && connection.is_tls13()
+    /// Whether a session is good for one handshake only.
+    fn takes(&self, tls: Tls) -> bool {
+        self.rules.single_use && tls == Tls::V13
     }
 
     /// A lookup of a session ID that was offered. `Err` is the outcome of one that is none.
-    fn lookup(&self, id: &SessionId, take: bool) -> Result<lookup::Lookup, Outcome> {
-        match self.rules.ring.known(id) {
-            Ok(Some(entry)) if take => Ok(lookup::Lookup::take(entry, self.rules.fetch.len())),
+    fn lookup(&self, id: &SessionId, tls: Tls) -> Result<lookup::Lookup, Outcome> {
+        match self.rules.ring.known(id, tls) {
+            Ok(Some(entry)) if self.takes(tls) => {
+                Ok(lookup::Lookup::take(entry, self.rules.fetch.len()))
+            }
             Ok(Some(entry)) => Ok(lookup::Lookup::new(entry)),
             Ok(None) => Err(Outcome::Forged),
             Err(Failed) => {
@@ -128,7 +130,7 @@ impl Policy {
                 Err(_) => return self.not_here(connection),
             },
         };
-        let mut lookup = match self.lookup(id, self.takes(connection)) {
+        let mut lookup = match self.lookup(id, tls(connection.is_tls13())) {
             Ok(lookup) => lookup,
             Err(outcome) => {
                 attached.state().report_now(outcome, None);
@@ -155,7 +157,7 @@ impl Policy {
 
     /// A cache of nginx's own may have what was taken here.
     fn not_here(&self, connection: &Connection) -> Found {
-        if self.takes(connection) { Found::Nowhere } else { Found::NotHere }
+        if self.takes(tls(connection.is_tls13())) { Found::Nowhere } else { Found::NotHere }
     }
 
     /// Makes a session of what a lookup has found. An entry that is of no use is removed.
@@ -266,7 +268,7 @@ impl Policy {
             self.crypto_failed();
             DerError::OutOfMemory
         };
-        let entry = ring.issued(id).map_err(failed)?;
+        let entry = ring.issued(id, tls(session.is_tls13())).map_err(failed)?;
         ring.begin(buf).map_err(failed)?;
         session.to_der(buf, MAX_SESSION)?;
         ring.seal(&entry, buf).map_err(failed)?;
@@ -278,6 +280,11 @@ impl Policy {
             log_at!(Log::cycle(), Alert, "sealing of SSL sessions failed, {times} times");
         }
     }
+}
+
+/// What session IDs are for.
+fn tls(is_tls13: bool) -> Tls {
+    if is_tls13 { Tls::V13 } else { Tls::UpTo12 }
 }
 
 /// Whether the session has what verifying the client's certificate came to at another server.
@@ -337,8 +344,8 @@ impl Handler for Policy {
         let Some(id) = SessionId::new(id) else { return Found::NotHere };
         let attached = connection.attached::<Policy>();
         let lookup = attached.and_then(|attached| attached.state().take_lookup(&id));
-        // What was read as a session ID must not pass for a ticket that was taken.
-        let lookup = lookup.filter(|one| one.is_take() || !self.takes(connection));
+        // What was looked up as a session ID must not pass for a ticket, nor the other way round.
+        let lookup = lookup.filter(|one| one.entry().tls() == tls(connection.is_tls13()));
         let (Some(attached), Some(mut lookup)) = (attached, lookup) else {
             return self.session_at_hand(connection, &id);
         };
@@ -356,8 +363,8 @@ impl Handler for Policy {
         self.rules.ring.has_keys()
     }
 
-    fn issue_id(&self) -> Option<[u8; ID_LEN]> {
-        let issued = self.rules.ring.issue();
+    fn issue_id(&self, connection: &Connection) -> Option<[u8; ID_LEN]> {
+        let issued = self.rules.ring.issue(tls(connection.is_tls13()));
         if issued.is_err() {
             self.crypto_failed();
         }
@@ -421,7 +428,8 @@ impl Handler for Policy {
 
     fn session_removed(&self, session: &SessionRef) {
         let Some(id) = SessionId::new(session.id()) else { return };
-        let Ok(Some(entry)) = self.rules.ring.known(&id) else { return };
+        let known = self.rules.ring.known(&id, tls(session.is_tls13()));
+        let Ok(Some(entry)) = known else { return };
         debug!(Log::cycle(), "SSL session remove {:08x}", id.short_hash());
         for tier in &self.rules.store {
             tier.remove(entry.name());

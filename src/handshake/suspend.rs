@@ -11,10 +11,11 @@ use std::time::Instant;
 use std::vec::Vec;
 
 use session_core::hello::{HelloReader, Progress, SessionId, wanted_ids};
+use session_core::key_ring::Tls;
 use session_core::outcome::Outcome;
 
 use super::lookup::{Lookup, Step};
-use super::{Policy, Reject, server_policy};
+use super::{Policy, Reject, server_policy, tls};
 use crate::debug;
 use crate::ffi::tls::{Attached, Ending, Read, Sink, Socket, SocketRead};
 use crate::log_at;
@@ -246,10 +247,14 @@ impl Inner {
                 Progress::Complete(hello) => {
                     let server = server_policy(&attached.connection());
                     let ids = wanted_ids(&hello, &server);
-                    let take = policy.rules.single_use && hello.offers_tls13 && server.tls13;
+                    let tls = tls(hello.offers_tls13 && server.tls13);
                     // OpenSSL uses one ticket; to take another would waste it.
-                    let ids = if take { ids.as_slice().get(..1) } else { Some(ids.as_slice()) };
-                    self.look_up(policy, attached, ids.unwrap_or_default(), take);
+                    let ids = if policy.takes(tls) {
+                        ids.as_slice().get(..1)
+                    } else {
+                        Some(ids.as_slice())
+                    };
+                    self.look_up(policy, attached, ids.unwrap_or_default(), tls);
                 }
                 Progress::Unreadable(why) => {
                     debug!(attached.log(), "SSL session fetch: {why}");
@@ -337,7 +342,7 @@ impl Inner {
         policy: &Policy,
         attached: &Attached<Policy>,
         ids: &[SessionId],
-        take: bool,
+        tls: Tls,
     ) {
         self.phase = Phase::AwaitReader;
         if ids.is_empty() || self.lookups.try_reserve_exact(ids.len()).is_err() {
@@ -349,7 +354,7 @@ impl Inner {
         self.waiting = 0;
         for id in ids {
             debug!(attached.log(), "SSL session fetch {:08x}", id.short_hash());
-            match policy.lookup(id, take) {
+            match policy.lookup(id, tls) {
                 Ok(lookup) => self.lookups.push(lookup),
                 Err(outcome) => {
                     self.refused = Some(self.refused.map_or(outcome, |one| one.or(outcome)));

@@ -98,7 +98,7 @@ subtest 'every default is what the code has' => sub {
         ssl_verify_depth  => $one->($client, qr/^const VERIFY_DEPTH: usize = (\d+);/m),
         ssl_ciphers       => $one->($client, qr/^const CIPHERS: &CStr = c"(\w+)";/m),
         ssl_protocols     => join(' ', map { /NGXSSLTLSv1(\d)?/ ? 'TLSv1' . ($1 ? ".$1" : '') : () } split /\|/, $protocols),
-        weight       => $one->($conf, qr/server\.weight\.unwrap_or\((\d+)\)/),
+        weight       => $one->($conf, qr/parameters\.weight\.unwrap_or\((\d+)\)/),
         max_fails    => $fails,
         fail_timeout => $time->($window =~ tr/_//dr),
         map { ($_ => $time->($one->($conf, qr/^const \U$_\E: u64 = (\d+);/m))) } qw(connect_timeout fetch_timeout store_timeout),

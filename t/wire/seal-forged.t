@@ -94,12 +94,14 @@ for my $kind (sort keys %port) {
             # The right key id, or all but the tag.
             $offer->(substr($id, 0, 1) . random_bytes(31)) for 1 .. 40;
             $offer->(substr($id, 0, 20) . random_bytes(12)) for 1 .. 40;
-            $offer->(issue_id(new_session_key())) for 1 .. 20;
-            is_deeply \%count, { 'FORGED||0' => 256 + 140 }, 'each is forged, and the handshake full';
+            $offer->(issue_id($protocol, new_session_key())) for 1 .. 20;
+            # What was issued for another version of TLS.
+            $offer->(issue_id($protocol eq 'TLSv1.3' ? 'TLSv1.2' : 'TLSv1.3')) for 1 .. 20;
+            is_deeply \%count, { 'FORGED||0' => 256 + 160 }, 'each is forged, and the handshake full';
             is lookups_of($kind), $before, 'nobody was asked';
 
             # One that was issued, but never stored, is looked for.
-            my $issued = visit($kind, protocol => $protocol, session => with_session_id($session, issue_id()));
+            my $issued = visit($kind, protocol => $protocol, session => with_session_id($session, issue_id($protocol)));
             is $issued->{status}, 'MISS', 'one that is well made is looked for';
             isnt lookups_of($kind), $before, 'and that is counted' if $kind ne 'shared';
             $seen = visit($kind, protocol => $protocol, session => $session);
@@ -108,6 +110,21 @@ for my $kind (sort keys %port) {
         };
     }
 }
+
+subtest 'an ID that was seen in one version of TLS, and is shown in another' => sub {
+    for my $kind (qw(redis single)) {
+        for my $way ([qw(TLSv1.2 TLSv1.3)], [qw(TLSv1.3 TLSv1.2)]) {
+            my ($protocol, $other) = @$way;
+            my ($victim, $own) = map { visit($kind, protocol => $_)->{session} } $protocol, $other;
+            wait_until { $redis->cmd('EXISTS', cache_key($victim)) } 5, 'the session in the store';
+            my $before = lookups_of($kind);
+            my $seen = visit($kind, protocol => $other, session => with_session_id($own, session_id($victim)));
+            is $seen->{status}, 'FORGED', "$kind, $protocol, shown in $other";
+            is lookups_of($kind), $before, 'nobody was asked';
+            is visit($kind, protocol => $protocol, session => $victim)->{status}, 'HIT', 'and its client still resumes';
+        }
+    }
+};
 
 subtest 'session IDs of another length' => sub {
     for my $length (1, 16, 31) {

@@ -10,7 +10,7 @@ use std::{env, process};
 use crypto::Evp;
 use session_core::crypto::{Crypto, Failed};
 use session_core::hello::SessionId;
-use session_core::key_ring::{KEY_LEN, KeyRing};
+use session_core::key_ring::{KEY_LEN, KeyRing, Tls};
 
 #[path = "../../../src/ffi/crypto.rs"]
 mod crypto;
@@ -37,26 +37,26 @@ fn measure(rounds: usize) -> Result<String, Failed> {
     Evp::new()?.random(&mut secret)?;
     ring.add(&secret)?;
 
-    let id = SessionId::new(&ring.issue()?).ok_or(Failed)?;
+    let id = SessionId::new(&ring.issue(Tls::V13)?).ok_or(Failed)?;
     let mut forged = [0; 32];
     forged.copy_from_slice(id.as_bytes());
     let mut random = [0; 31];
     Evp::new()?.random(&mut random)?;
     forged[1..].copy_from_slice(&random);
     let forged = SessionId::new(&forged).ok_or(Failed)?;
-    let entry = ring.issued(&id)?;
+    let entry = ring.issued(&id, Tls::V13)?;
     let (mut envelope, mut out) = (Vec::with_capacity(512), Vec::with_capacity(512));
     let seal = |buf: &mut Vec<u8>| {
         buf.clear();
         ring.begin(buf)?;
         buf.resize(buf.len() + SESSION, 7);
-        ring.seal(&ring.issued(&id)?, buf)
+        ring.seal(&ring.issued(&id, Tls::V13)?, buf)
     };
     seal(&mut envelope)?;
 
-    let issue = median(rounds, || ring.issue().map(drop))?;
-    let check = median(rounds, || ring.known(&id).map(drop))?;
-    let refuse = median(rounds, || match ring.known(&forged)? {
+    let issue = median(rounds, || ring.issue(Tls::V13).map(drop))?;
+    let check = median(rounds, || ring.known(&id, Tls::V13).map(drop))?;
+    let refuse = median(rounds, || match ring.known(&forged, Tls::V13)? {
         None => Ok(()),
         Some(_) => Err(Failed),
     })?;

@@ -37,11 +37,13 @@ sub _key { return slurp($_[0] // session_key()) }
 
 # The functions below take the name of a key's file last; without it that of session_key().
 
-# A session ID as nginx issues it.
+# A session ID, or a ticket of TLSv1.3, as nginx issues it.
 sub issue_id {
-    my $key  = _key(@_);
-    my $body = substr(hmac('SHA256', $key, 'keyid'), 0, 1) . random_bytes(19);
-    return $body . substr hmac('SHA256', $key, "issue$body"), 0, 12;
+    my ($protocol, $file) = @_;
+    my $key   = _key($file);
+    my $label = $protocol eq 'TLSv1.3' ? 'tls13' : 'tls12';
+    my $body  = substr(hmac('SHA256', $key, 'keyid'), 0, 1) . random_bytes(19);
+    return $body . substr hmac('SHA256', $key, "$label$body"), 0, 12;
 }
 
 # The name of the entry of a session ID.
