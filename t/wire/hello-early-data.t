@@ -5,6 +5,7 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
+use SSLSession::EarlyData qw(early_client early_records);
 use Test::More;
 
 my $certs = certs();
@@ -86,35 +87,14 @@ sub held {
     });
 }
 
-sub early {
-    my (%arg) = @_;
-    my $body = 'x' x ($arg{size} // 0);
-    return s_client_start(
-        protocol => 'TLSv1.3', early_data => "POST / HTTP/1.0\r\nContent-Length: @{[ length $body ]}\r\n\r\n$body",
-        path => undef, args => ['-ign_eof', @{ $arg{args} // [] }], %arg);
-}
-
-# How many whole records of early data a client has sent.
-sub early_records {
-    my ($front) = @_;
-    my $bytes = join '', map { @$_ } $front->requests;
-    my $count = 0;
-    while (length $bytes >= 5) {
-        my ($type, $length) = unpack 'Cx2n', $bytes;
-        $count++ if $type == 23 && length $bytes >= 5 + $length;
-        substr $bytes, 0, 5 + $length, '';
-    }
-    return $count;
-}
-
 for my $kind (@kinds) {
     my $port = $port{"$kind early"};
 
     subtest "$kind: early data is answered, as such" => sub {
         my $front = relay(upstream => "127.0.0.1:$port");
         my $file  = session_file($port);
-        my ($client, $end) = held(sub { early(port => $front->port, sess_in => $file) });
-        wait_until { early_records($front) && !$front->stats->{request} } 10, 'early data';
+        my ($client, $end) = held(sub { early_client(port => $front->port, sess_in => $file) });
+        wait_until { early_records(join '', map { @$_ } $front->requests) && !$front->stats->{request} } 10, 'early data';
         # $ssl_early_data is 1 until the client's Finished comes: it must not come first.
         $front->hold('request');
         $relay->release;
@@ -128,7 +108,7 @@ for my $kind (@kinds) {
 
     subtest "$kind: as much early data as nginx allows" => sub {
         my $file = session_file($port);
-        my ($client, $end) = held(sub { early(port => $port, sess_in => $file, size => 16_000) });
+        my ($client, $end) = held(sub { early_client(port => $port, sess_in => $file, size => 16_000) });
         is $end->(), 1, 'one lookup';
         is $client->reused, 1, 'resumed';
         is $client->early_data, 'accepted', 'early data accepted';
@@ -141,7 +121,7 @@ for my $kind (@kinds) {
         $front->chunk(100, 'request');
         my $file = session_file($port);
         my ($client, $end) = held(sub {
-            return early(port => $front->port, sess_in => $file, size => 5000);
+            return early_client(port => $front->port, sess_in => $file, size => 5000);
         });
         is $end->(), 1, 'one lookup';
         is $client->early_data, 'accepted', 'early data accepted' or diag $client->output;
@@ -153,7 +133,7 @@ for my $kind (@kinds) {
         my $file = session_file($port);
         $redis->cmd('FLUSHALL');
         my ($client, $end) = held(sub {
-            return early(port => $port, sess_in => $file, request => "GET / HTTP/1.0\r\n\r\n");
+            return early_client(port => $port, sess_in => $file, request => "GET / HTTP/1.0\r\n\r\n");
         });
         is $end->(), 1, 'one lookup';
         is $client->reused, 0, 'full handshake';
@@ -204,7 +184,7 @@ for my $kind (@kinds) {
         subtest "$kind: HelloRetryRequest and early data with $size bytes more" => sub {
             my $file = session_file($port);
             my ($client, $end) = held(sub {
-                return early(port => $port, sess_in => $file, size => $size,
+                return early_client(port => $port, sess_in => $file, size => $size,
                     args => [qw(-groups X25519:P-384)], request => "GET / HTTP/1.0\r\n\r\n");
             });
             is $end->(), 1, 'one lookup';
@@ -220,7 +200,7 @@ subtest 'early data, and the lookup ends at its timeout' => sub {
     my $file = session_file($port{'ec early'});
     # Another answer first, or the server is taken for dead.
     $relay->delay(500);
-    my $client = early(port => $port{'ec early'}, sess_in => $file, size => 16_000,
+    my $client = early_client(port => $port{'ec early'}, sess_in => $file, size => 16_000,
         request => "GET / HTTP/1.0\r\n\r\n");
     is $client->reused, 0, 'full handshake';
     is $client->early_data, 'rejected', 'early data rejected';
