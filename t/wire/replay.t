@@ -172,7 +172,8 @@ subtest 'a nearer tier gives no early data' => sub {
     my $client = early_client(port => ($fleet->ports)[0], session => $session, path => '/both');
     is $client->early_data, 'accepted', 'early data is accepted';
     is $client->response, "r HIT store\n", 'of a session that came from the last tier';
-    is_deeply [ $fleet->executed('/both') ], [1], 'and done';
+    # It is no early data any more where the client's Finished came before it was read.
+    is scalar($fleet->executed('/both')), 1, 'and done once';
 
     $redis->cmd('DEL', cache_key($lost));
     done_once_later($fleet, owner($fleet, $lost, '/near'), '/near', '. MISS');
@@ -268,7 +269,7 @@ for my $case (
         my $client = early_client(port => ($fleet->ports)[0], session => $mine, path => '/mine', @name);
         is $client->early_data, 'accepted', 'its owner\'s early data is accepted';
         is $client->response, "$end\n", 'and answered';
-        is_deeply [ $fleet->executed('/mine') ], [1], 'done once';
+        is scalar($fleet->executed('/mine')), 1, 'done once';
     };
 }
 
