@@ -31,6 +31,8 @@ sub new {
     server {
         listen     127.0.0.1:$self->{back};
         access_log asked.log asked;
+        # A line is written when the answer is, whatever else the connection has to wait for.
+        lingering_close off;
         location / { return 200 "\$http_tls\\n"; }
     }
 CONF
