@@ -6,16 +6,17 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
+use SSLSession::EarlyData qw(early_client record_flight send_flight settle);
 use IO::Socket::INET;
 use Test::More;
 
 my $readme = slurp(root() . '/nginx-conf/README.md');
-my ($prepare, $run, $visit) = $readme =~ /^```sh\n(.*?)^```$/msg;
+my ($prepare, $run, $visit, $second) = $readme =~ /^```sh\n(.*?)^```$/msg;
 my %store = $readme =~ /^### (\S+\.conf)\n(?:(?!^#).)*?^```sh\n(.*?)^```$/msg;
 my $redis = redis();
 
 # In place of the ports of the stores that README.md starts. A node of a cluster has a second port.
-my %other = map { $_ => free_port() } 6380, 6381, 6390, 6401, 6402, 11211, 11212, 26379, 26380, 26381;
+my %other = map { $_ => free_port() } 8080, 6380, 6381, 6390, 6401, 6402, 11211, 11212, 26379, 26380, 26381;
 @other{ 7001, 7002, 7003 } = map {
     wait_until { my $port = free_port(); IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $port + 10_000, Listen => 1) && $port }
         5, 'a pair of ports';
@@ -40,12 +41,18 @@ for my $file (map { m{([^/]+)$} } glob root() . '/nginx-conf/*') {
 
 is shell($prepare, 'prepare'), 0, 'what README.md says to do first succeeds'
     or diag slurp("$checkout/prepare");
+is +(stat "$checkout/target/try/session.key")[2] & 0777, 0600, 'nobody else can read the key';
+is -s "$checkout/target/try/session.key", 32, 'which has its size';
+is shell($second =~ s/^"\$\(cat .*//mr, 'second'), 0, 'and what it says of a second server'
+    or diag slurp("$checkout/second");
+is slurp("$checkout/target/try-2/session.key"), slurp("$checkout/target/try/session.key"), 'which has the same key';
 
 my $url  = $redis->url;
 my %case = (
     'redis.conf'   => { first => $url,    stored => 1 },
     'backend.conf' => { first => 'fleet', stored => 1 },
     'tiers.conf'   => { first => 'shared:tls', stored => 1, after_restart => $url },
+    'early-data.conf' => { first => $url, stored => 1 },
     'shared.conf'  => { first => 'shared:tls', stored => 0 },
     # nginx reads what is made for it; the nodes agree that there is a cluster one after the other.
     'redis-tls.conf' => { store => 1, made => 'redis.acl' },
@@ -138,6 +145,31 @@ subtest 'tiers.conf: its log tells of each visit' => sub {
     like $lines[0], qr/^127\.0\.0\.1 \[.*\] TLSv1\.2 \. "-" "-" "-"$/, 'of a first visit';
     like $lines[1], qr/\] TLSv1\.2 r "HIT" "shared:tls" "0\.\d{6}"$/, 'of one that was resumed';
     like $lines[4], qr/\] TLSv1\.2 r "HIT" "\Q$url\E" "0\.\d{6}"$/, 'of one from the second tier';
+};
+
+subtest 'early-data.conf: a recorded request is executed once' => sub {
+    my ($log, @done) = ("$checkout/target/try/application.log");
+    # None is accepted where the machine is too busy for Redis to be in time.
+    wait_until {
+        unlink $log;
+        my $nginx = start('early-data.conf');
+        my @at    = (port => $port{'early-data.conf'}, sni => 'localhost');
+        my $client = tls_client(@at, protocol => 'TLSv1.3');
+        $client->request // die $client->error;
+        my ($session, $other) = $client->sessions;
+        wait_until { 2 == grep { $redis->cmd('EXISTS', cache_key($_, "$checkout/target/try/session.key")) } $session, $other }
+            10, 'the sessions in Redis';
+        my $flight = record_flight(session => $session, path => '/application/pay', sni => 'localhost');
+        my $came   = settle(send_flight($flight, 20, $port{'early-data.conf'}));
+        is $came->{answered}, 20, 'all copies are answered';
+        my $owner = early_client(@at, session => $other, path => '/application/own');
+        my $said  = $owner->response // '';
+        stop($nginx);
+        @done = slurp($log) =~ m{"POST /application/pay }g;
+        # Its Finished may come before nginx has read the request: then it is not early any more.
+        @done && $owner->early_data eq 'accepted' && $said =~ /^early data: 1?\n\z/;
+    } 30, 'early data to be accepted';
+    is scalar @done, 1, 'and one is executed';
 };
 
 subtest 'backend.conf: every directive of the block with its default' => sub {
