@@ -42,8 +42,9 @@ const READ_CHUNKS: usize = 16;
 /// were full.
 const MAX_UNSENT: usize = 4 * 1024 * 1024;
 
-/// So many answers in a row that may belong to other requests end a connection.
-const MAX_STRANGERS: u32 = 3;
+/// So many answers in a row that may belong to other requests end a connection, before the last of
+/// those entries is removed: it may be good.
+const MAX_STRANGERS: u32 = 2;
 
 /// Takes what becomes of requests. Called from events of the peer only, never while a request is
 /// made.
@@ -348,10 +349,13 @@ impl Peer {
         }
     }
 
-    /// An answer was for the request that it seemed to be for: the connection is in step.
+    /// An answer was for the request that it seemed to be for: the connection is in step, unless
+    /// too much speaks against it.
     pub fn trust(&self) {
         if let Ok(mut state) = self.state.try_borrow_mut() {
-            state.strangers = 0;
+            if state.strangers < MAX_STRANGERS {
+                state.strangers = 0;
+            }
         }
     }
 
@@ -1087,8 +1091,6 @@ impl On<Flush> for Peer {
             _ => None,
         };
         if let Some(failure) = failure {
-            // What was to be removed from it, or stored, is.
-            self.write(&mut state);
             self.give_up(&mut state, clock::now_ms(), &failure);
             self.tell(state);
             return;

@@ -143,7 +143,7 @@ subtest 'every single bit counts' => sub {
     for my $at (0 .. length($entry) - 1) {
         $redis->cmd('SET', cache_key($session), flip($entry, $at));
         $status{ visit('redis', protocol => 'TLSv1.2', session => $session)->{status} }++;
-        # Three in a row that do not open would end the connection.
+        # Two in a row that do not open would end the connection.
         visit('redis', protocol => 'TLSv1.2', session => $good);
     }
     is_deeply \%status, { CORRUPT => length $entry }, 'each was refused';
