@@ -19,8 +19,15 @@ pub trait Crypto {
     /// Makes a key ready for use.
     fn key(&self, secret: &[u8]) -> Result<Self::Key, Failed>;
 
-    /// HMAC-SHA256 (RFC 2104) of `label`, and `data` after it.
-    fn mac(&self, key: &Self::Key, label: &[u8], data: &[u8]) -> Result<[u8; MAC_LEN], Failed>;
+    /// HMAC-SHA256 (RFC 2104) of `label`, and `data` after it. It may be a secret, so it is put where
+    /// the caller can wipe it.
+    fn mac(
+        &self,
+        key: &Self::Key,
+        label: &[u8],
+        data: &[u8],
+        mac: &mut [u8; MAC_LEN],
+    ) -> Result<(), Failed>;
 
     /// Fills `out` with bytes that nobody can predict.
     fn random(&self, out: &mut [u8]) -> Result<(), Failed>;

@@ -7,11 +7,20 @@ pub const GOOD_FOR: u64 = 1000;
 /// such as milliseconds in place of seconds, after which nothing would be resumed any more.
 const MAX_AHEAD: i64 = 5 * 60;
 
+/// How long after it sessions are still withdrawn, in seconds. In TLS 1.3 a resumption gives a ticket
+/// that is as new as any. One whose server had not yet heard of the epoch must not outlive it: such a
+/// ticket is kept only if the store has answered within [`FRESH`], and so is older than this.
+const GRACE: i64 = 6;
+
+/// How old an answer of the store may be for a resumption to give a ticket, in milliseconds.
+const FRESH: u64 = 5000;
+
 /// What is known about it. It never goes back.
 #[derive(Debug, Default)]
 pub struct Epoch {
     at: Option<i64>,
     heard: Option<u64>,
+    answered: Option<u64>,
 }
 
 /// What an entry has told.
@@ -28,7 +37,7 @@ pub enum News {
 impl Epoch {
     /// Nothing is known.
     pub const fn new() -> Self {
-        Epoch { at: None, heard: None }
+        Epoch { at: None, heard: None, answered: None }
     }
 
     /// Whether the store has to be asked at `now`, in milliseconds.
@@ -36,9 +45,19 @@ impl Epoch {
         self.heard.is_none_or(|heard| now.saturating_sub(heard) >= GOOD_FOR)
     }
 
-    /// The question has ended at `now`, in milliseconds, whatever the answer.
-    pub fn heard(&mut self, now: u64) {
+    /// The question has ended at `now`, in milliseconds, with an answer or without.
+    pub fn heard(&mut self, now: u64, answered: bool) {
         self.heard = Some(now);
+        if answered {
+            self.answered = Some(now);
+        }
+    }
+
+    /// Whether a ticket that a resumption gives at `now`, in milliseconds, may be kept. `made` is
+    /// the second of the session that was resumed.
+    pub fn lets_renew(&self, made: i64, now: u64) -> bool {
+        let fresh = |answered| now.saturating_sub(answered) <= FRESH;
+        self.answered.is_some_and(fresh) && !self.withdraws(made)
     }
 
     /// Reads an entry: a number of seconds since 1970 in decimal digits. `now` is in seconds.
@@ -59,7 +78,7 @@ impl Epoch {
 
     /// Whether a session that was made in that second is withdrawn.
     pub fn withdraws(&self, made: i64) -> bool {
-        self.at.is_some_and(|at| made <= at)
+        self.at.is_some_and(|at| made <= at.saturating_add(GRACE))
     }
 }
 
@@ -76,7 +95,8 @@ mod tests {
         assert_eq!(epoch.learn(b"1799999999", NOW), News::Withdrawn(NOW - 1));
         assert!(epoch.withdraws(NOW - 2));
         assert!(epoch.withdraws(NOW - 1));
-        assert!(!epoch.withdraws(NOW));
+        assert!(epoch.withdraws(NOW - 1 + GRACE));
+        assert!(!epoch.withdraws(NOW + GRACE));
     }
 
     #[test]
@@ -114,8 +134,34 @@ mod tests {
     fn it_is_asked_for_once_a_second() {
         let mut epoch = Epoch::new();
         assert!(epoch.is_due(0));
-        epoch.heard(5000);
+        epoch.heard(5000, true);
         assert!(!epoch.is_due(5999));
         assert!(epoch.is_due(6000));
+        epoch.heard(6000, false);
+        assert!(!epoch.is_due(6999));
+    }
+
+    #[test]
+    fn a_resumption_renews_only_what_is_surely_not_withdrawn() {
+        let mut epoch = Epoch::new();
+        assert!(!epoch.lets_renew(NOW, 0), "nothing was heard");
+        epoch.heard(1000, false);
+        assert!(!epoch.lets_renew(NOW, 1000), "nothing was answered");
+        epoch.heard(2000, true);
+        assert!(epoch.lets_renew(NOW, 2000));
+        assert!(epoch.lets_renew(NOW, 2000 + FRESH));
+        assert!(!epoch.lets_renew(NOW, 2001 + FRESH), "the answer is old");
+        epoch.learn(b"1800000000", NOW);
+        assert!(!epoch.lets_renew(NOW, 2000), "it is withdrawn");
+        assert!(epoch.lets_renew(NOW + 1 + GRACE, 2000));
+    }
+
+    #[test]
+    fn no_ticket_of_a_withdrawn_session_outlives_it() {
+        // Set at the end of a second, right after a server has heard that there is none. The last
+        // ticket that the server keeps is of the last moment in which that answer is fresh.
+        let (set_ms, at) = (999, 0);
+        let last_ticket = (set_ms + FRESH as i64) / 1000;
+        assert!(last_ticket <= at + GRACE);
     }
 }

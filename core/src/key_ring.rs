@@ -107,10 +107,17 @@ impl<C: Crypto> KeyRing<C> {
         KeyRing { crypto, keys: Vec::new() }
     }
 
-    /// Adds a key, after those that are there.
+    /// Adds a key, after those that are there. Fails, too, if the library does not make the same MAC
+    /// twice: OpenSSL before 3.0.3 did not.
     pub fn add(&mut self, secret: &[u8; KEY_LEN]) -> Result<(), Failed> {
         let mac = self.crypto.key(secret)?;
-        let [id, ..] = self.crypto.mac(&mac, KEY_ID, b"")?;
+        let [mut first, mut again] = [[0; MAC_LEN]; 2];
+        self.crypto.mac(&mac, KEY_ID, b"", &mut first)?;
+        self.crypto.mac(&mac, KEY_ID, b"", &mut again)?;
+        if first != again {
+            return Err(Failed);
+        }
+        let [id, ..] = first;
         self.keys.try_reserve(1).map_err(|_| Failed)?;
         self.keys.push(Key { id, mac });
         Ok(())
@@ -134,7 +141,8 @@ impl<C: Crypto> KeyRing<C> {
             let [key_id, random @ ..] = body;
             *key_id = key.id;
             self.crypto.random(random)?;
-            let mac = self.crypto.mac(&key.mac, tls.label(), body)?;
+            let mut mac = [0; MAC_LEN];
+            self.crypto.mac(&key.mac, tls.label(), body, &mut mac)?;
             tag.iter_mut().zip(mac).for_each(|(to, from)| *to = from);
         }
         Ok(id)
@@ -173,7 +181,9 @@ impl<C: Crypto> KeyRing<C> {
         if body.first() != Some(&key.id) {
             return Ok(false);
         }
-        let mac = self.crypto.mac(&key.mac, tls.label(), body)?;
+        // What makes a forged ID a true one.
+        let mut mac = Zeroizing::new([0; MAC_LEN]);
+        self.crypto.mac(&key.mac, tls.label(), body, &mut mac)?;
         let mac = mac.get(..tag.len()).unwrap_or_default();
         Ok(mac.ct_eq(tag).into())
     }
@@ -185,8 +195,9 @@ impl<C: Crypto> KeyRing<C> {
         place: usize,
         key: &Key<C::Key>,
     ) -> Result<Entry, Failed> {
-        let name = Name::of_mac(self.crypto.mac(&key.mac, NAME, id.as_bytes())?);
-        Ok(Entry { id: *id, tls, name, key: Some(place) })
+        let mut mac = [0; MAC_LEN];
+        self.crypto.mac(&key.mac, NAME, id.as_bytes(), &mut mac)?;
+        Ok(Entry { id: *id, tls, name: Name::of_mac(mac), key: Some(place) })
     }
 
     /// Makes room for what [`KeyRing::seal`] puts before the session, in an empty buffer.
@@ -244,6 +255,8 @@ impl<C: Crypto> KeyRing<C> {
         key: &Key<C::Key>,
         entry: &Entry,
     ) -> Result<Zeroizing<[u8; MAC_LEN]>, Failed> {
-        self.crypto.mac(&key.mac, SEAL, entry.id.as_bytes()).map(Zeroizing::new)
+        let mut sealing_key = Zeroizing::new([0; MAC_LEN]);
+        self.crypto.mac(&key.mac, SEAL, entry.id.as_bytes(), &mut sealing_key)?;
+        Ok(sealing_key)
     }
 }

@@ -289,6 +289,14 @@ fn a_library_that_fails_is_an_error_and_leaves_no_session_behind() {
 }
 
 #[test]
+fn a_library_that_does_not_start_anew_is_refused() {
+    let crypto = RustCrypto::default();
+    crypto.next.set(1);
+    crypto.restarts_wrongly.set(true);
+    assert_eq!(KeyRing::new(&crypto).add(&secret(1)), Err(Failed));
+}
+
+#[test]
 fn errors_are_log_fragments() {
     for (error, text) in [
         (OpenError::Short, "too short for an envelope"),

@@ -1,6 +1,7 @@
 //! `ssl_session_key`: what sessions are sealed with.
 
 use core::ffi::CStr;
+use std::boxed::Box;
 use std::vec::Vec;
 
 use session_core::crypto::Failed;
@@ -11,6 +12,8 @@ use super::MainConf;
 use crate::ffi::conf::{Conf, DUPLICATE, Directive, Place, Refusal};
 use crate::ffi::crypto::Evp;
 
+type Secret = Box<Zeroizing<[u8; KEY_LEN]>>;
+
 /// What the lines say.
 #[derive(Default)]
 pub enum Keys {
@@ -19,8 +22,8 @@ pub enum Keys {
     Unset,
     /// That sessions are not sealed; and where it stands.
     Off(Place),
-    /// The keys of the files, in their order.
-    Files(Vec<Zeroizing<[u8; KEY_LEN]>>),
+    /// The keys of the files, in their order. Where they lie they are wiped.
+    Files(#[allow(clippy::vec_box, reason = "a list that grows leaves copies behind")] Vec<Secret>),
 }
 
 pub struct SslSessionKey;
@@ -47,11 +50,7 @@ impl Directive for SslSessionKey {
                         "duplicate \"ssl_session_key\": the key in \"{file}\" is already there"
                     )));
                 }
-                // Grown by copying: what is left behind is wiped first.
-                let mut more = Vec::with_capacity(keys.len().saturating_add(1));
-                more.append(keys);
-                more.push(key);
-                *keys = more;
+                keys.push(key);
             }
         }
         Ok(())
@@ -59,7 +58,7 @@ impl Directive for SslSessionKey {
 }
 
 impl Keys {
-    /// The key ring. Wipes the keys that were read.
+    /// The key ring. The keys that were read are wiped then.
     pub fn into_ring(self, cf: &mut Conf) -> Result<KeyRing<Evp>, Refusal> {
         let Ok(crypto) = Evp::new() else {
             return Err(cf.refuse(format_args!(
@@ -68,9 +67,12 @@ impl Keys {
         };
         let mut ring = KeyRing::new(crypto);
         if let Keys::Files(keys) = self {
-            for key in keys {
-                ring.add(&key).map_err(|Failed| {
-                    cf.refuse(format_args!("OpenSSL refuses an \"ssl_session_key\""))
+            for key in &keys {
+                ring.add(key).map_err(|Failed| {
+                    cf.refuse(format_args!(
+                        "OpenSSL makes no HMAC with an \"ssl_session_key\", or, as before 3.0.3, a \
+                         wrong one"
+                    ))
                 })?;
             }
         }

@@ -297,6 +297,7 @@ impl MainConf {
         let store = self.store.take();
         let store = self.resolve(cf, store)?;
         if fetch.is_empty() && store.is_empty() {
+            self.keys = Keys::Unset;
             return Ok(());
         }
         self.warn_of_open_store(cf, fetch.iter().chain(&store));

@@ -4,6 +4,7 @@ use core::ffi::{CStr, c_char, c_void};
 use core::fmt;
 use core::mem;
 use core::ptr::{self, NonNull};
+use std::boxed::Box;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -494,11 +495,15 @@ impl Conf {
         }
     }
 
-    /// Reads a key from a file of just its length, which is named relative to the configuration.
-    pub fn key_file<const N: usize>(&mut self, path: &str) -> Result<Zeroizing<[u8; N]>, Refusal> {
+    /// Reads a key from a file of just its length, which is named relative to the configuration. It
+    /// is boxed, as what is moved leaves a copy behind that nobody wipes.
+    pub fn key_file<const N: usize>(
+        &mut self,
+        path: &str,
+    ) -> Result<Box<Zeroizing<[u8; N]>>, Refusal> {
         let path = self.full_name(path)?;
         let read = self.secret_file(&path, N)?;
-        let mut key = Zeroizing::new([0; N]);
+        let mut key = Box::new(Zeroizing::new([0; N]));
         if read.len() != N {
             return Err(self.refuse(format_args!("\"{path}\" must be {N} bytes")));
         }

@@ -96,18 +96,24 @@ impl Crypto for Evp {
         })
     }
 
-    fn mac(&self, key: &MacKey, label: &[u8], data: &[u8]) -> Result<[u8; MAC_LEN], Failed> {
-        let mut mac = [0; MAC_LEN];
+    fn mac(
+        &self,
+        key: &MacKey,
+        label: &[u8],
+        data: &[u8],
+        mac: &mut [u8; MAC_LEN],
+    ) -> Result<(), Failed> {
         let mut len = 0;
-        // SAFETY: EVP_MAC_init(3): without a key it starts again with the one that it has. At most
-        // the size of `mac` is written.
+        // SAFETY: EVP_MAC_init(3): without a key it starts again with the one that it has, from 3.0.3
+        // on; before that it does nothing, which KeyRing::add() notices. At most the size of `mac` is
+        // written.
         quietly(|| unsafe {
             done(EVP_MAC_init(key.as_ptr(), ptr::null(), 0, ptr::null()))?;
             done(EVP_MAC_update(key.as_ptr(), label.as_ptr(), label.len()))?;
             done(EVP_MAC_update(key.as_ptr(), data.as_ptr(), data.len()))?;
             done(EVP_MAC_final(key.as_ptr(), mac.as_mut_ptr(), &raw mut len, mac.len()))
         })?;
-        if len == MAC_LEN { Ok(mac) } else { Err(Failed) }
+        if len == MAC_LEN { Ok(()) } else { Err(Failed) }
     }
 
     fn random(&self, out: &mut [u8]) -> Result<(), Failed> {

@@ -31,10 +31,10 @@ use nginx_sys::{
     SSL_SESSION_get_protocol_version, SSL_SESSION_get_time, SSL_SESSION_get_timeout,
     SSL_SESSION_get0_hostname, SSL_SESSION_get0_peer, SSL_client_hello_get0_ext, SSL_ctrl,
     SSL_get_SSL_CTX, SSL_get_ex_data, SSL_get_options, SSL_get_rbio, SSL_get_state, SSL_is_server,
-    SSL_set_ex_data, SSL_set0_rbio, SSL_version, TLS1_3_VERSION, TLSEXT_TYPE_server_name,
-    X509_get0_notAfter, d2i_SSL_SESSION, i2d_SSL_SESSION, ngx_connection_t, ngx_err_t, ngx_errno,
-    ngx_pool_cleanup_add, ngx_post_event, ngx_posted_events, ngx_set_errno,
-    ngx_ssl_connection_index,
+    SSL_session_reused, SSL_set_ex_data, SSL_set0_rbio, SSL_version, TLS1_3_VERSION,
+    TLSEXT_TYPE_server_name, X509_get0_notAfter, d2i_SSL_SESSION, i2d_SSL_SESSION,
+    ngx_connection_t, ngx_err_t, ngx_errno, ngx_pool_cleanup_add, ngx_post_event,
+    ngx_posted_events, ngx_set_errno, ngx_ssl_connection_index,
 };
 use session_core::codec::OutOfMemory;
 use session_core::hello::server_name;
@@ -536,6 +536,12 @@ impl Connection {
     pub fn protocol(&self) -> c_int {
         // SAFETY: the SSL object is valid.
         unsafe { SSL_version(self.ssl.as_ptr()) }
+    }
+
+    /// Whether a session was resumed.
+    pub fn is_resumed(&self) -> bool {
+        // SAFETY: the SSL object is valid.
+        unsafe { SSL_session_reused(self.ssl.as_ptr()) == 1 }
     }
 
     /// The name of the server that the client asks for. To be called while OpenSSL reads the

@@ -37,21 +37,20 @@ impl Watch {
 
     /// Asks, if what is known is too old. Whether the waiter has to wait.
     pub fn ask(&self, waiter: Waiter) -> bool {
-        let now = clock::now_ms();
-        if !self.epoch.try_borrow().is_ok_and(|epoch| epoch.is_due(now)) {
+        if !self.is_due() {
             return false;
         }
         let asked = self.tier.fetch_text(&self.name, waiter).is_ok();
         if !asked {
             // Not for each handshake while the tier is down.
-            self.heard();
+            self.heard(false);
         }
         asked
     }
 
     /// The tier has answered. What is known stays in force when it has nothing to tell.
     pub fn answered(&self, outcome: Outcome, entry: &[u8]) {
-        self.heard();
+        self.heard(matches!(outcome, Outcome::Hit | Outcome::Miss));
         let news = match outcome {
             Outcome::Hit => match self.epoch.try_borrow_mut() {
                 Ok(mut epoch) => epoch.learn(entry, clock::unix_time()),
@@ -86,9 +85,20 @@ impl Watch {
         self.epoch.try_borrow().is_ok_and(|epoch| epoch.withdraws(session.made()))
     }
 
-    fn heard(&self) {
+    /// Whether what is known is too old to let a session be resumed that nobody has asked for in
+    /// time.
+    pub fn is_due(&self) -> bool {
+        self.epoch.try_borrow().is_ok_and(|epoch| epoch.is_due(clock::now_ms()))
+    }
+
+    /// Whether a ticket may be stored that is given because of a session made in that second.
+    pub fn lets_renew(&self, made: i64) -> bool {
+        self.epoch.try_borrow().is_ok_and(|epoch| epoch.lets_renew(made, clock::now_ms()))
+    }
+
+    fn heard(&self, answered: bool) {
         if let Ok(mut epoch) = self.epoch.try_borrow_mut() {
-            epoch.heard(clock::now_ms());
+            epoch.heard(clock::now_ms(), answered);
         }
     }
 }

@@ -138,6 +138,11 @@ impl Policy {
                 return Found::Nowhere;
             }
         };
+        // Nobody has asked for the epoch in this handshake: a client must not get round it.
+        if self.rules.epoch.as_ref().is_some_and(Watch::is_due) {
+            attached.state().report_now(Outcome::Miss, None);
+            return Found::Nowhere;
+        }
         let found = lookup.run_local(&self.rules.fetch);
         let outcome = lookup.outcome();
         let report = attached.state().report_now(outcome, lookup.tier());
@@ -189,6 +194,7 @@ impl Policy {
                         tier.store(lookup.entry().name(), lookup.value(), expires);
                     }
                 }
+                attached.state().set_resumed(session.made());
                 return Some(session);
             }
             Err(Reject::Envelope(OpenError::Failed)) => {
@@ -342,6 +348,10 @@ impl Handler for Policy {
 
     fn session(self: &Rc<Self>, connection: &Connection, id: &[u8]) -> Found {
         let Some(id) = SessionId::new(id) else { return Found::NotHere };
+        if connection.is_quic() {
+            // Nothing is read ahead there, and nothing asked.
+            return self.not_here(connection);
+        }
         let attached = connection.attached::<Policy>();
         let lookup = attached.and_then(|attached| attached.state().take_lookup(&id));
         // What was looked up as a session ID must not pass for a ticket, nor the other way round.
@@ -356,7 +366,13 @@ impl Handler for Policy {
     }
 
     fn allows(&self, connection: &Connection, session: &SessionRef) -> bool {
-        !self.is_withdrawn(session) && !is_for_another(connection, session)
+        let epoch = self.rules.epoch.as_ref();
+        let in_time = !epoch.is_some_and(|epoch| epoch.is_due() || epoch.withdraws(session));
+        let allowed = in_time && !is_for_another(connection, session);
+        if let (true, Some(attached)) = (allowed, connection.attached::<Policy>()) {
+            attached.state().set_resumed(session.made());
+        }
+        allowed
     }
 
     fn issues_ids(&self) -> bool {
@@ -389,6 +405,13 @@ impl Handler for Policy {
         }
         if !self.rules.client_certificates && session.has_certificate() {
             return;
+        }
+        // A ticket of a resumption must not outlive the withdrawal of what was resumed.
+        if let Some(epoch) = self.rules.epoch.as_ref().filter(|_| connection.is_resumed()) {
+            let resumed = connection.attached::<Policy>().and_then(|a| a.state().resumed());
+            if !resumed.is_some_and(|made| epoch.lets_renew(made)) {
+                return;
+            }
         }
         let Some(id) = SessionId::new(session.id()) else { return };
         let now = clock::unix_time();

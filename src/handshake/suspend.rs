@@ -50,6 +50,8 @@ struct Inner {
     ending: Option<Ending>,
     reader: HelloReader,
     lookups: Vec<Lookup>,
+    /// When the session was made that is resumed, in seconds since the epoch.
+    resumed: Option<i64>,
     /// What became of those that were no lookups.
     refused: Option<Outcome>,
     /// For how many answers it waits.
@@ -91,6 +93,7 @@ impl State {
             ending: None,
             reader: HelloReader::new(),
             lookups: Vec::new(),
+            resumed: None,
             refused: None,
             waiting: 0,
             started: None,
@@ -140,6 +143,18 @@ impl State {
         if let Ok(mut inner) = self.0.try_borrow_mut() {
             inner.lookups = Vec::new();
         }
+    }
+
+    /// Notes when the session was made that is about to be resumed.
+    pub fn set_resumed(&self, made: i64) {
+        if let Ok(mut inner) = self.0.try_borrow_mut() {
+            inner.resumed = Some(made);
+        }
+    }
+
+    /// When the session was made that has been resumed, if it came through us.
+    pub fn resumed(&self) -> Option<i64> {
+        self.0.try_borrow().ok()?.resumed
     }
 
     /// Whether a session was taken out of its tier, so that nobody else has it.

@@ -49,8 +49,12 @@ sub stored {
     return $session;
 }
 
+# Withdraws what was made up to now, and nothing that is made from the next second on: it holds for six
+# seconds more than it says.
+sub withdraw { my ($redis) = @_; my $at = time - 6; $redis->cmd('SET', 'tls:epoch', $at); next_second(1); return $at }
+
 # Sessions are as old as whole seconds tell.
-sub next_second { my $now = time; wait_until { time > $now + ($_[0] // 0) } 5, 'the next second' }
+sub next_second { my $last = time + ($_[0] // 0); wait_until { time > $last } 5, 'the next second' }
 
 sub nothing_else {
     my ($nginx, @but) = @_;
@@ -68,11 +72,8 @@ subtest 'two servers with two workers each, a nearer tier, and both protocols' =
             is visit($port, protocol => $protocol, session => $old{$protocol})->{status}, 'HIT', "$protocol: a hit before" for 1 .. 6;
         }
     }
-    next_second();
-    my $epoch = time;
-    is $redis->cmd('SET', 'tls:epoch', $epoch), 'OK', 'the operator withdraws them';
     # Whatever a worker has heard of it before is a second old, then.
-    next_second(1);
+    my $epoch = withdraw($redis);
     for my $protocol (sort keys %old) {
         for my $port (@port) {
             for (1 .. 6) {
@@ -130,9 +131,7 @@ subtest 'a worker that was idle does not resume what was withdrawn meanwhile' =>
     my ($there) = grep { my $n = $_; grep { $_->[1] eq 'tls:epoch' } $relay[$n]->requests('GET') } 0, 1;
     my $session = $on{ 'on ' . (1 - $there) }[0];
     ok defined $session, 'a session on the other server';
-    next_second();
-    $redis[$there]->cmd('SET', 'tls:epoch', time);
-    next_second(1);
+    withdraw($redis[$there]);
     $_->hold('reply') for @relay;
     my $client = tls_client(port => $port, protocol => 'TLSv1.2', session => $session)->start;
     wait_until { $relay[ 1 - $there ]->stats->{reply} > 100 && $relay[$there]->stats->{reply} } 5, 'both answers';
@@ -188,9 +187,7 @@ for my $cache ('shared:own:1m', 'builtin:100 shared:own:1m') {
         my $client = tls_client(port => $port, protocol => 'TLSv1.2', session => $session, handshake => 1);
         is $client->reused, 1, 'it has the session';
         $client->close;
-        next_second();
-        $redis->cmd('SET', 'tls:epoch', time);
-        next_second(1);
+        withdraw($redis);
         is visit($port, session => $session)->{reused}, 0, 'and does not resume it any more';
         my $new = visit($port)->{session};
         $redis->cmd('DEL', cache_key($new));
@@ -204,11 +201,45 @@ subtest 'with single_use' => sub {
     my $nginx = nginx(conf => conf($port, 'server ' . $redis->address . ';', fetch => 'store single_use'));
     my @session = map { stored($port, $redis, protocol => 'TLSv1.3') } 1 .. 2;
     is visit($port, protocol => 'TLSv1.3', session => $session[0])->{status}, 'HIT', 'a hit';
-    next_second();
-    $redis->cmd('SET', 'tls:epoch', time);
-    next_second(1);
+    withdraw($redis);
     is visit($port, protocol => 'TLSv1.3', session => $session[1])->{status}, 'MISS', 'withdrawn';
     is $redis->cmd('GET', 'tls:epoch') > 0, 1, 'the epoch itself is read, not taken';
+    nothing_else($nginx);
+};
+
+subtest 'a ticket of a resumption does not outlive what was resumed' => sub {
+    my ($redis, $port) = (redis(), free_port());
+    my $nginx = nginx(conf => conf($port, 'server ' . $redis->address . ';'));
+    my @tls13 = (protocol => 'TLSv1.3');
+    # A worker that has just heard that there is none resumes once more after it was set.
+    my $renewed = wait_until {
+        my $session = stored($port, $redis, @tls13);
+        visit($port, @tls13, session => $session);
+        $redis->cmd('SET', 'tls:epoch', time);
+        my $seen = visit($port, @tls13, session => $session);
+        $seen->{status} eq 'HIT' && $seen->{session} or do { $redis->cmd('DEL', 'tls:epoch'); $nginx->reload; 0 };
+    } 30, 'a resumption in time';
+    next_second(1);
+    is visit($port, @tls13, session => $renewed)->{status}, 'MISS', 'its ticket is younger, and withdrawn with it';
+    nothing_else($nginx);
+};
+
+subtest 'a client cannot get round it' => sub {
+    my ($redis, $port) = (redis(), free_port());
+    my $nginx = nginx(conf => conf($port, 'server ' . $redis->address . ';', fetch => 'shared:near:1m store'));
+    my $file  = tmpdir() . '/session.pem';
+    # Nothing is read ahead of OpenSSL of a ClientHello that is longer than 32 KB.
+    my @long = (port => $port, protocol => 'TLSv1.3',
+        args => [ '-alpn', join ',', 'http/1.1', map { 'x' x 250 . $_ } 1000 .. 1140 ]);
+    s_client(port => $port, protocol => 'TLSv1.3', sess_out => $file);
+    wait_until { $redis->cmd('DBSIZE') == 2 } 5, 'its tickets in the store';
+    is s_client(@long, sess_in => $file, sess_out => "$file.2")->reused, 0,
+        'a worker that has not asked for the epoch resumes nothing without having asked';
+    # Another handshake has asked.
+    is visit($port, protocol => 'TLSv1.3', session => stored($port, $redis, protocol => 'TLSv1.3'))->{status}, 'HIT', 'a hit';
+    is s_client(@long, sess_in => $file)->reused, 1, 'then it does, from the nearer tier';
+    withdraw($redis);
+    is s_client(@long, sess_in => $file)->reused, 0, 'and not what is withdrawn meanwhile';
     nothing_else($nginx);
 };
 

@@ -13,6 +13,8 @@ pub struct RustCrypto {
     pub next: Cell<u8>,
     /// Nothing works any more.
     pub broken: Cell<bool>,
+    /// No two MACs are alike, as with a library that does not start anew.
+    pub restarts_wrongly: Cell<bool>,
 }
 
 impl RustCrypto {
@@ -29,9 +31,19 @@ impl Crypto for &RustCrypto {
         Mac::new_from_slice(secret).map_err(|_| Failed)
     }
 
-    fn mac(&self, key: &Self::Key, label: &[u8], data: &[u8]) -> Result<[u8; MAC_LEN], Failed> {
+    fn mac(
+        &self,
+        key: &Self::Key,
+        label: &[u8],
+        data: &[u8],
+        mac: &mut [u8; MAC_LEN],
+    ) -> Result<(), Failed> {
         self.works()?;
-        Ok(key.clone().chain_update(label).chain_update(data).finalize().into_bytes().into())
+        *mac = key.clone().chain_update(label).chain_update(data).finalize().into_bytes().into();
+        if self.restarts_wrongly.get() {
+            mac[0] = mac[0].wrapping_add(self.next.replace(self.next.get().wrapping_add(1)));
+        }
+        Ok(())
     }
 
     fn random(&self, out: &mut [u8]) -> Result<(), Failed> {
