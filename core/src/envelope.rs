@@ -58,8 +58,8 @@ impl fmt::Display for OpenError {
 
 impl core::error::Error for OpenError {}
 
-/// Seals what follows the first [`HEADER_LEN`] bytes of `buf`, which are overwritten. On failure
-/// `buf` is empty.
+/// Seals what follows the first [`HEADER_LEN`] bytes of `buf`, which are overwritten. After a failure
+/// `buf` is the caller's to wipe.
 pub fn seal<C: Crypto>(
     crypto: &C,
     key_id: u8,
@@ -67,23 +67,17 @@ pub fn seal<C: Crypto>(
     session_id: &[u8],
     buf: &mut Vec<u8>,
 ) -> Result<(), Failed> {
-    let sealed = (|| {
-        let (header, data) = buf.split_first_chunk_mut::<HEADER_LEN>().ok_or(Failed)?;
-        let [version, id, nonce @ ..] = header;
-        *version = VERSION;
-        *id = key_id;
-        crypto.random(nonce)?;
-        let nonce = *nonce;
-        let tag = crypto.encrypt(key, &nonce, [header, session_id], data)?;
-        // Not before: a buffer that grows leaves in memory what was in it.
-        buf.try_reserve(TAG_LEN).map_err(|_| Failed)?;
-        buf.extend_from_slice(&tag);
-        Ok(())
-    })();
-    if sealed.is_err() {
-        buf.zeroize();
-    }
-    sealed
+    let (header, data) = buf.split_first_chunk_mut::<HEADER_LEN>().ok_or(Failed)?;
+    let [version, id, nonce @ ..] = header;
+    *version = VERSION;
+    *id = key_id;
+    crypto.random(nonce)?;
+    let nonce = *nonce;
+    let tag = crypto.encrypt(key, &nonce, [header, session_id], data)?;
+    // Not before: a buffer that grows leaves in memory what was in it.
+    buf.try_reserve(TAG_LEN).map_err(|_| Failed)?;
+    buf.extend_from_slice(&tag);
+    Ok(())
 }
 
 /// Opens an envelope: its content is in `out` then, which is empty before and after a failure.

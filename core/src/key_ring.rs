@@ -128,11 +128,6 @@ impl<C: Crypto> KeyRing<C> {
         !self.keys.is_empty()
     }
 
-    /// By how many bytes an entry is longer than its session.
-    pub fn overhead(&self) -> usize {
-        if self.has_keys() { envelope::OVERHEAD } else { 0 }
-    }
-
     /// Issues a session ID. Only with keys.
     pub fn issue(&self, tls: Tls) -> Result<[u8; ID_LEN], Failed> {
         let key = self.keys.first().ok_or(Failed)?;
