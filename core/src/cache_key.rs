@@ -2,8 +2,8 @@
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 
-use crate::crypto::MAC_LEN;
 use crate::hello::SessionId;
+use crate::key_ring::MAC_LEN;
 
 /// The longest prefix of a cache key, in bytes. With a name in base64url after it, a key stays
 /// below the 250 bytes that memcached allows.

@@ -1,7 +1,7 @@
 //! What is needed of a cryptographic library.
 
-/// Length of a MAC by HMAC-SHA256, in bytes, and so of the keys that are derived by it.
-pub const MAC_LEN: usize = 32;
+/// Length of a key of AES-256, in bytes.
+pub const AES_KEY_LEN: usize = 32;
 /// Length of a nonce of AES-GCM, in bytes.
 pub const NONCE_LEN: usize = 12;
 /// Length of a tag of AES-GCM, in bytes.
@@ -13,32 +13,15 @@ pub struct Failed;
 
 /// The algorithms, as a library has them.
 pub trait Crypto {
-    /// A key of HMAC-SHA256, ready for use.
-    type Key;
-
-    /// Makes a key ready for use.
-    fn key(&self, secret: &[u8]) -> Result<Self::Key, Failed>;
-
-    /// HMAC-SHA256 (RFC 2104) of `label`, and `data` after it. It may be a secret, so it is put where
-    /// the caller can wipe it.
-    fn mac(
-        &self,
-        key: &Self::Key,
-        label: &[u8],
-        data: &[u8],
-        mac: &mut [u8; MAC_LEN],
-    ) -> Result<(), Failed>;
-
     /// Fills `out` with bytes that nobody can predict.
     fn random(&self, out: &mut [u8]) -> Result<(), Failed>;
 
-    /// Encrypts `data` in place with AES-256-GCM (NIST SP 800-38D). The tag covers `aad`, one part
-    /// after the other, too.
+    /// Encrypts `data` in place with AES-256-GCM (NIST SP 800-38D). The tag covers `aad`, too.
     fn encrypt(
         &self,
-        key: &[u8; MAC_LEN],
+        key: &[u8; AES_KEY_LEN],
         nonce: &[u8; NONCE_LEN],
-        aad: [&[u8]; 2],
+        aad: &[u8],
         data: &mut [u8],
     ) -> Result<[u8; TAG_LEN], Failed>;
 
@@ -46,9 +29,9 @@ pub trait Crypto {
     /// no use, and the caller's to wipe.
     fn decrypt(
         &self,
-        key: &[u8; MAC_LEN],
+        key: &[u8; AES_KEY_LEN],
         nonce: &[u8; NONCE_LEN],
-        aad: [&[u8]; 2],
+        aad: &[u8],
         data: &mut [u8],
         tag: &[u8; TAG_LEN],
     ) -> Result<bool, Failed>;

@@ -14,10 +14,12 @@
 
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Deref;
 
 use zeroize::Zeroize;
 
-use crate::crypto::{Crypto, Failed, MAC_LEN, NONCE_LEN, TAG_LEN};
+use crate::crypto::{AES_KEY_LEN, Crypto, Failed, NONCE_LEN, TAG_LEN};
+use crate::hello::{MAX_SESSION_ID, SessionId};
 
 /// The version of the layout. No session in DER begins with it, so that an entry which was stored
 /// without a key is told apart.
@@ -63,8 +65,8 @@ impl core::error::Error for OpenError {}
 pub fn seal<C: Crypto>(
     crypto: &C,
     key_id: u8,
-    key: &[u8; MAC_LEN],
-    session_id: &[u8],
+    key: &[u8; AES_KEY_LEN],
+    session_id: &SessionId,
     buf: &mut Vec<u8>,
 ) -> Result<(), Failed> {
     let (header, data) = buf.split_first_chunk_mut::<HEADER_LEN>().ok_or(Failed)?;
@@ -73,7 +75,7 @@ pub fn seal<C: Crypto>(
     *id = key_id;
     crypto.random(nonce)?;
     let nonce = *nonce;
-    let tag = crypto.encrypt(key, &nonce, [header, session_id], data)?;
+    let tag = crypto.encrypt(key, &nonce, &Aad::new(header, session_id), data)?;
     // Not before: a buffer that grows leaves in memory what was in it.
     buf.try_reserve(TAG_LEN).map_err(|_| Failed)?;
     buf.extend_from_slice(&tag);
@@ -84,8 +86,8 @@ pub fn seal<C: Crypto>(
 pub fn open<C: Crypto>(
     crypto: &C,
     key_id: u8,
-    key: &[u8; MAC_LEN],
-    session_id: &[u8],
+    key: &[u8; AES_KEY_LEN],
+    session_id: &SessionId,
     envelope: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<(), OpenError> {
@@ -101,7 +103,7 @@ pub fn open<C: Crypto>(
     out.clear();
     out.try_reserve(data.len()).map_err(|_| OpenError::Failed)?;
     out.extend_from_slice(data);
-    let opened = match crypto.decrypt(key, nonce, [header, session_id], out, tag) {
+    let opened = match crypto.decrypt(key, nonce, &Aad::new(header, session_id), out, tag) {
         Ok(true) => return Ok(()),
         Ok(false) => OpenError::Tag,
         Err(Failed) => OpenError::Failed,
@@ -109,4 +111,27 @@ pub fn open<C: Crypto>(
     // What was decrypted before the tag was looked at is nobody's.
     out.zeroize();
     Err(opened)
+}
+
+/// What is only authenticated: the header and the session ID.
+struct Aad {
+    bytes: [u8; HEADER_LEN + MAX_SESSION_ID],
+    len: usize,
+}
+
+impl Aad {
+    fn new(header: &[u8; HEADER_LEN], session_id: &SessionId) -> Self {
+        let mut bytes = [0; HEADER_LEN + MAX_SESSION_ID];
+        let parts = header.iter().chain(session_id.as_bytes());
+        let len = bytes.iter_mut().zip(parts).map(|(to, from)| *to = *from).count();
+        Aad { bytes, len }
+    }
+}
+
+impl Deref for Aad {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
 }

@@ -23,7 +23,7 @@ pub const MAX_HELLO: usize = 32 * 1024;
 const MAX_RECORD: usize = 16384 + 256;
 
 /// The longest session ID (RFC 5246 §7.4.1.2), and the length of each stateful TLS 1.3 ticket.
-const MAX_SESSION_ID: usize = 32;
+pub const MAX_SESSION_ID: usize = 32;
 
 const RECORD_HEADER: usize = 5;
 const MESSAGE_HEADER: usize = 4;

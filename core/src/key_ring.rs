@@ -23,16 +23,21 @@
 
 use alloc::vec::Vec;
 
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::cache_key::Name;
-use crate::crypto::{Crypto, Failed, MAC_LEN};
+use crate::crypto::{Crypto, Failed};
 use crate::envelope::{self, HEADER_LEN, OpenError};
 use crate::hello::SessionId;
 
 /// Length of a key, in bytes.
 pub const KEY_LEN: usize = 32;
+
+/// Length of HMAC-SHA256 (RFC 2104), in bytes.
+pub const MAC_LEN: usize = 32;
 
 /// Length of the session IDs that are issued, in bytes: the longest that there are.
 pub const ID_LEN: usize = 32;
@@ -64,14 +69,55 @@ impl Tls {
 }
 
 /// Keys. The first one issues session IDs, and all know theirs again.
-pub struct KeyRing<C: Crypto> {
+pub struct KeyRing<C> {
     crypto: C,
-    keys: Vec<Key<C::Key>>,
+    keys: Vec<Key>,
 }
 
-struct Key<K> {
+/// Made ready for MACs, which is half of what they cost. Wiped when it is dropped.
+struct Key {
     id: u8,
-    mac: K,
+    hmac: Hmac<Sha256>,
+}
+
+impl Key {
+    fn new(secret: &[u8; KEY_LEN]) -> Result<Self, Failed> {
+        let hmac = Hmac::new_from_slice(secret).map_err(|_| Failed)?;
+        let mut key = Key { id: 0, hmac };
+        [key.id, ..] = *key.mac(KEY_ID, b"");
+        Ok(key)
+    }
+
+    /// HMAC-SHA256 of a label, and `data` after it.
+    fn mac(&self, label: &[u8], data: &[u8]) -> Zeroizing<[u8; MAC_LEN]> {
+        let hmac = self.hmac.clone().chain_update(label).chain_update(data);
+        Zeroizing::new(hmac.finalize().into_bytes().into())
+    }
+
+    /// Whether this key has issued the session ID.
+    fn has_issued(&self, id: &SessionId, tls: Tls) -> bool {
+        let Ok(id) = <&[u8; ID_LEN]>::try_from(id.as_bytes()) else { return false };
+        let Some((body, tag)) = id.split_first_chunk::<BODY_LEN>() else { return false };
+        // The key id is no secret.
+        if body.first() != Some(&self.id) {
+            return false;
+        }
+        // What makes a forged ID a true one.
+        let mac = self.mac(tls.label(), body);
+        let mac = mac.get(..tag.len()).unwrap_or_default();
+        mac.ct_eq(tag).into()
+    }
+
+    /// The entry of a session ID that this key, at that place of the ring, has issued.
+    fn entry(&self, id: &SessionId, tls: Tls, place: usize) -> Entry {
+        let name = Name::of_mac(*self.mac(NAME, id.as_bytes()));
+        Entry { id: *id, tls, name, key: Some(place) }
+    }
+
+    /// The key of an envelope.
+    fn sealing_key(&self, id: &SessionId) -> Zeroizing<[u8; MAC_LEN]> {
+        self.mac(SEAL, id.as_bytes())
+    }
 }
 
 /// A session ID that is ours, and where its session is.
@@ -107,19 +153,10 @@ impl<C: Crypto> KeyRing<C> {
         KeyRing { crypto, keys: Vec::new() }
     }
 
-    /// Adds a key, after those that are there. Fails, too, if the library does not make the same MAC
-    /// twice: OpenSSL before 3.0.3 did not.
+    /// Adds a key, after those that are there. Fails if there is no memory.
     pub fn add(&mut self, secret: &[u8; KEY_LEN]) -> Result<(), Failed> {
-        let mac = self.crypto.key(secret)?;
-        let [mut first, mut again] = [[0; MAC_LEN]; 2];
-        self.crypto.mac(&mac, KEY_ID, b"", &mut first)?;
-        self.crypto.mac(&mac, KEY_ID, b"", &mut again)?;
-        if first != again {
-            return Err(Failed);
-        }
-        let [id, ..] = first;
         self.keys.try_reserve(1).map_err(|_| Failed)?;
-        self.keys.push(Key { id, mac });
+        self.keys.push(Key::new(secret)?);
         Ok(())
     }
 
@@ -136,63 +173,33 @@ impl<C: Crypto> KeyRing<C> {
             let [key_id, random @ ..] = body;
             *key_id = key.id;
             self.crypto.random(random)?;
-            let mut mac = [0; MAC_LEN];
-            self.crypto.mac(&key.mac, tls.label(), body, &mut mac)?;
-            tag.iter_mut().zip(mac).for_each(|(to, from)| *to = from);
+            let mac = key.mac(tls.label(), body);
+            tag.iter_mut().zip(mac.iter()).for_each(|(to, from)| *to = *from);
         }
         Ok(id)
     }
 
     /// The entry of a session ID that was offered; none if it is not one that we have issued.
-    pub fn known(&self, id: &SessionId, tls: Tls) -> Result<Option<Entry>, Failed> {
+    pub fn known(&self, id: &SessionId, tls: Tls) -> Option<Entry> {
         if !self.has_keys() {
-            return Ok(Some(Self::unsealed(id, tls)));
+            return Some(Self::unsealed(id, tls));
         }
         // Different keys may have one key id.
-        for (place, key) in self.keys.iter().enumerate() {
-            if self.has_issued(key, id, tls)? {
-                return self.entry(id, tls, place, key).map(Some);
-            }
-        }
-        Ok(None)
+        let mut keys = self.keys.iter().enumerate();
+        let (place, key) = keys.find(|(_, key)| key.has_issued(id, tls))?;
+        Some(key.entry(id, tls, place))
     }
 
     /// The entry of a session ID that has been issued just now.
-    pub fn issued(&self, id: &SessionId, tls: Tls) -> Result<Entry, Failed> {
+    pub fn issued(&self, id: &SessionId, tls: Tls) -> Entry {
         match self.keys.first() {
-            Some(key) => self.entry(id, tls, 0, key),
-            None => Ok(Self::unsealed(id, tls)),
+            Some(key) => key.entry(id, tls, 0),
+            None => Self::unsealed(id, tls),
         }
     }
 
     fn unsealed(id: &SessionId, tls: Tls) -> Entry {
         Entry { id: *id, tls, name: Name::of_id(id), key: None }
-    }
-
-    fn has_issued(&self, key: &Key<C::Key>, id: &SessionId, tls: Tls) -> Result<bool, Failed> {
-        let Ok(id) = <&[u8; ID_LEN]>::try_from(id.as_bytes()) else { return Ok(false) };
-        let Some((body, tag)) = id.split_first_chunk::<BODY_LEN>() else { return Ok(false) };
-        // The key id is no secret.
-        if body.first() != Some(&key.id) {
-            return Ok(false);
-        }
-        // What makes a forged ID a true one.
-        let mut mac = Zeroizing::new([0; MAC_LEN]);
-        self.crypto.mac(&key.mac, tls.label(), body, &mut mac)?;
-        let mac = mac.get(..tag.len()).unwrap_or_default();
-        Ok(mac.ct_eq(tag).into())
-    }
-
-    fn entry(
-        &self,
-        id: &SessionId,
-        tls: Tls,
-        place: usize,
-        key: &Key<C::Key>,
-    ) -> Result<Entry, Failed> {
-        let mut mac = [0; MAC_LEN];
-        self.crypto.mac(&key.mac, NAME, id.as_bytes(), &mut mac)?;
-        Ok(Entry { id: *id, tls, name: Name::of_mac(mac), key: Some(place) })
     }
 
     /// Makes room for what [`KeyRing::seal`] puts before the session, in an empty buffer.
@@ -210,8 +217,8 @@ impl<C: Crypto> KeyRing<C> {
         let sealed = self.key_of(entry).and_then(|key| match key {
             None => Ok(()),
             Some(key) => {
-                let sealing_key = self.sealing_key(key, entry)?;
-                envelope::seal(&self.crypto, key.id, &sealing_key, entry.id.as_bytes(), buf)
+                let sealing_key = key.sealing_key(&entry.id);
+                envelope::seal(&self.crypto, key.id, &sealing_key, &entry.id, buf)
             }
         });
         if sealed.is_err() {
@@ -230,28 +237,18 @@ impl<C: Crypto> KeyRing<C> {
     ) -> Result<&'a [u8], OpenError> {
         let key = self.key_of(entry).map_err(|Failed| OpenError::Failed)?;
         let Some(key) = key else { return Ok(value) };
-        let sealing_key = self.sealing_key(key, entry).map_err(|Failed| OpenError::Failed)?;
-        envelope::open(&self.crypto, key.id, &sealing_key, entry.id.as_bytes(), value, out)?;
+        let sealing_key = key.sealing_key(&entry.id);
+        envelope::open(&self.crypto, key.id, &sealing_key, &entry.id, value, out)?;
         Ok(out)
     }
 
     /// The key of an entry; none without keys. Fails with an entry of another ring, so that no
     /// session leaves a ring that has keys without being sealed, nor comes in.
-    fn key_of(&self, entry: &Entry) -> Result<Option<&Key<C::Key>>, Failed> {
+    fn key_of(&self, entry: &Entry) -> Result<Option<&Key>, Failed> {
         match entry.key {
             None if !self.has_keys() => Ok(None),
             None => Err(Failed),
             Some(place) => self.keys.get(place).map(Some).ok_or(Failed),
         }
-    }
-
-    fn sealing_key(
-        &self,
-        key: &Key<C::Key>,
-        entry: &Entry,
-    ) -> Result<Zeroizing<[u8; MAC_LEN]>, Failed> {
-        let mut sealing_key = Zeroizing::new([0; MAC_LEN]);
-        self.crypto.mac(&key.mac, SEAL, entry.id.as_bytes(), &mut sealing_key)?;
-        Ok(sealing_key)
     }
 }

@@ -61,18 +61,15 @@ impl Keys {
     /// The key ring. The keys that were read are wiped then.
     pub fn into_ring(self, cf: &mut Conf) -> Result<KeyRing<Evp>, Refusal> {
         let Ok(crypto) = Evp::new() else {
-            return Err(cf.refuse(format_args!(
-                "OpenSSL has no HMAC-SHA256 or AES-256-GCM for \"ssl_session_key\""
-            )));
+            return Err(
+                cf.refuse(format_args!("OpenSSL has no AES-256-GCM for \"ssl_session_key\""))
+            );
         };
         let mut ring = KeyRing::new(crypto);
         if let Keys::Files(keys) = self {
             for key in &keys {
                 ring.add(key).map_err(|Failed| {
-                    cf.refuse(format_args!(
-                        "OpenSSL makes no HMAC with an \"ssl_session_key\", or, as before 3.0.3, a \
-                         wrong one"
-                    ))
+                    cf.refuse(format_args!("no memory for an \"ssl_session_key\""))
                 })?;
             }
         }

@@ -4,6 +4,7 @@
 //! started anew; none is allocated here. They hold the key that they were last used with, which is
 //! derived from one that is in memory all the time; OpenSSL wipes both when they are freed.
 
+use core::cell::RefCell;
 use core::ffi::{c_int, c_void};
 use core::ptr;
 
@@ -11,26 +12,12 @@ use foreign_types::{ForeignType, ForeignTypeRef, foreign_type};
 use nginx_sys::{
     ERR_pop_to_mark, ERR_set_mark, EVP_CIPHER_CTX, EVP_CIPHER_CTX_ctrl, EVP_CIPHER_CTX_free,
     EVP_CIPHER_CTX_new, EVP_CIPHER_fetch, EVP_CIPHER_free, EVP_CTRL_AEAD_GET_TAG,
-    EVP_CTRL_AEAD_SET_TAG, EVP_CipherFinal_ex, EVP_CipherInit_ex2, EVP_CipherUpdate, EVP_MAC,
-    EVP_MAC_CTX, EVP_MAC_CTX_free, EVP_MAC_CTX_new, EVP_MAC_fetch, EVP_MAC_final, EVP_MAC_free,
-    EVP_MAC_init, EVP_MAC_update, OSSL_PARAM_construct_end, OSSL_PARAM_construct_utf8_string,
-    RAND_bytes,
+    EVP_CTRL_AEAD_SET_TAG, EVP_CipherFinal_ex, EVP_CipherInit_ex2, EVP_CipherUpdate, RAND_bytes,
 };
-use session_core::crypto::{Crypto, Failed, MAC_LEN, NONCE_LEN, TAG_LEN};
+use session_core::crypto::{AES_KEY_LEN, Crypto, Failed, NONCE_LEN, TAG_LEN};
+use zeroize::{Zeroize, Zeroizing};
 
 foreign_type! {
-    /// An algorithm that makes MACs.
-    unsafe type Mac {
-        type CType = EVP_MAC;
-        fn drop = EVP_MAC_free;
-    }
-
-    /// HMAC-SHA256 with a key.
-    pub unsafe type MacKey {
-        type CType = EVP_MAC_CTX;
-        fn drop = EVP_MAC_CTX_free;
-    }
-
     /// A cipher at work in one direction.
     unsafe type Cipher {
         type CType = EVP_CIPHER_CTX;
@@ -41,9 +28,39 @@ foreign_type! {
 /// The algorithms of OpenSSL's default context: its configuration says which providers they come
 /// from.
 pub struct Evp {
-    hmac: Mac,
     encrypt: Cipher,
     decrypt: Cipher,
+    pool: RefCell<Pool>,
+}
+
+/// How much randomness is fetched at once, in bytes: for eight tickets. RAND_bytes(3) takes a
+/// microsecond, however little is asked for.
+const POOL_LEN: usize = 256;
+
+/// Randomness that was fetched and not used yet. It is filled when it is first used, by a handshake:
+/// so a process that was forked has its own.
+struct Pool {
+    bytes: Zeroizing<[u8; POOL_LEN]>,
+    /// How many of `bytes`, from the first, are still good.
+    left: usize,
+}
+
+impl Pool {
+    /// Fills `out`, which is shorter than the pool, with what nobody else gets.
+    fn take(&mut self, out: &mut [u8]) -> Result<(), Failed> {
+        if self.left < out.len() {
+            self.left = 0;
+            // SAFETY: RAND_bytes(3) fills that many bytes.
+            quietly(|| done(unsafe { RAND_bytes(self.bytes.as_mut_ptr(), POOL_LEN as c_int) }))?;
+            self.left = POOL_LEN;
+        }
+        let rest = self.left.checked_sub(out.len()).ok_or(Failed)?;
+        let taken = self.bytes.get_mut(rest..self.left).ok_or(Failed)?;
+        out.copy_from_slice(taken);
+        taken.zeroize();
+        self.left = rest;
+        Ok(())
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -56,77 +73,24 @@ impl Evp {
     /// Fetches the algorithms.
     pub fn new() -> Result<Self, Failed> {
         quietly(|| {
-            // SAFETY: EVP_MAC_fetch(3): a new reference, or null.
-            let hmac = unsafe { EVP_MAC_fetch(ptr::null_mut(), c"HMAC".as_ptr(), ptr::null()) };
-            if hmac.is_null() {
-                return Err(Failed);
-            }
-            // SAFETY: it is ours to free.
-            let hmac = unsafe { Mac::from_ptr(hmac) };
+            let pool = RefCell::new(Pool { bytes: Zeroizing::new([0; POOL_LEN]), left: 0 });
             let (encrypt, decrypt) =
                 (Cipher::aes_gcm(Way::Encrypt)?, Cipher::aes_gcm(Way::Decrypt)?);
-            Ok(Evp { hmac, encrypt, decrypt })
+            Ok(Evp { encrypt, decrypt, pool })
         })
     }
 }
 
 impl Crypto for Evp {
-    type Key = MacKey;
-
-    fn key(&self, secret: &[u8]) -> Result<MacKey, Failed> {
-        quietly(|| {
-            // SAFETY: EVP_MAC_CTX_new(3): it counts the algorithm up.
-            let key = unsafe { EVP_MAC_CTX_new(self.hmac.as_ptr()) };
-            if key.is_null() {
-                return Err(Failed);
-            }
-            // SAFETY: it is ours to free.
-            let key = unsafe { MacKey::from_ptr(key) };
-            // SAFETY: the parameters live until the end of the call, which copies them and the
-            // secret.
-            let started = unsafe {
-                let digest = c"SHA256".as_ptr().cast_mut();
-                let params = [
-                    OSSL_PARAM_construct_utf8_string(c"digest".as_ptr(), digest, 0),
-                    OSSL_PARAM_construct_end(),
-                ];
-                EVP_MAC_init(key.as_ptr(), secret.as_ptr(), secret.len(), params.as_ptr())
-            };
-            done(started).map(|()| key)
-        })
-    }
-
-    fn mac(
-        &self,
-        key: &MacKey,
-        label: &[u8],
-        data: &[u8],
-        mac: &mut [u8; MAC_LEN],
-    ) -> Result<(), Failed> {
-        let mut len = 0;
-        // SAFETY: EVP_MAC_init(3): without a key it starts again with the one that it has, from 3.0.3
-        // on; before that it does nothing, which KeyRing::add() notices. At most the size of `mac` is
-        // written.
-        quietly(|| unsafe {
-            done(EVP_MAC_init(key.as_ptr(), ptr::null(), 0, ptr::null()))?;
-            done(EVP_MAC_update(key.as_ptr(), label.as_ptr(), label.len()))?;
-            done(EVP_MAC_update(key.as_ptr(), data.as_ptr(), data.len()))?;
-            done(EVP_MAC_final(key.as_ptr(), mac.as_mut_ptr(), &raw mut len, mac.len()))
-        })?;
-        if len == MAC_LEN { Ok(()) } else { Err(Failed) }
-    }
-
     fn random(&self, out: &mut [u8]) -> Result<(), Failed> {
-        let len = c_int::try_from(out.len()).map_err(|_| Failed)?;
-        // SAFETY: RAND_bytes(3) fills `len` bytes. OpenSSL notices that a worker was forked.
-        quietly(|| done(unsafe { RAND_bytes(out.as_mut_ptr(), len) }))
+        self.pool.try_borrow_mut().map_err(|_| Failed)?.take(out)
     }
 
     fn encrypt(
         &self,
-        key: &[u8; MAC_LEN],
+        key: &[u8; AES_KEY_LEN],
         nonce: &[u8; NONCE_LEN],
-        aad: [&[u8]; 2],
+        aad: &[u8],
         data: &mut [u8],
     ) -> Result<[u8; TAG_LEN], Failed> {
         let mut tag = [0; TAG_LEN];
@@ -143,9 +107,9 @@ impl Crypto for Evp {
 
     fn decrypt(
         &self,
-        key: &[u8; MAC_LEN],
+        key: &[u8; AES_KEY_LEN],
         nonce: &[u8; NONCE_LEN],
-        aad: [&[u8]; 2],
+        aad: &[u8],
         data: &mut [u8],
         tag: &[u8; TAG_LEN],
     ) -> Result<bool, Failed> {
@@ -182,7 +146,12 @@ impl Cipher {
 }
 
 impl CipherRef {
-    fn start(&self, key: &[u8; MAC_LEN], nonce: &[u8; NONCE_LEN], way: Way) -> Result<(), Failed> {
+    fn start(
+        &self,
+        key: &[u8; AES_KEY_LEN],
+        nonce: &[u8; NONCE_LEN],
+        way: Way,
+    ) -> Result<(), Failed> {
         // SAFETY: key and nonce have the lengths of AES-256 and of GCM's default (96 bits).
         done(unsafe {
             EVP_CipherInit_ex2(
@@ -197,17 +166,14 @@ impl CipherRef {
     }
 
     /// Takes in what is only authenticated, and changes `data` in place.
-    fn run(&self, aad: [&[u8]; 2], data: &mut [u8]) -> Result<(), Failed> {
+    fn run(&self, aad: &[u8], data: &mut [u8]) -> Result<(), Failed> {
         let mut len = 0;
-        for part in aad {
-            let part_len = c_int::try_from(part.len()).map_err(|_| Failed)?;
-            // SAFETY: EVP_EncryptInit(3), "AEAD Interface": without a place for it nothing is
-            // written.
-            done(unsafe {
-                let nowhere = ptr::null_mut();
-                EVP_CipherUpdate(self.as_ptr(), nowhere, &raw mut len, part.as_ptr(), part_len)
-            })?;
-        }
+        let aad_len = c_int::try_from(aad.len()).map_err(|_| Failed)?;
+        // SAFETY: EVP_EncryptInit(3), "AEAD Interface": without a place for it nothing is written.
+        done(unsafe {
+            let nowhere = ptr::null_mut();
+            EVP_CipherUpdate(self.as_ptr(), nowhere, &raw mut len, aad.as_ptr(), aad_len)
+        })?;
         let data_len = c_int::try_from(data.len()).map_err(|_| Failed)?;
         let place = data.as_mut_ptr();
         // SAFETY: GCM writes as many bytes as it reads; in and out may be the same.

@@ -101,19 +101,14 @@ impl Policy {
         self.rules.single_use && tls == Tls::V13
     }
 
-    /// A lookup of a session ID that was offered. `Err` is the outcome of one that is none.
-    fn lookup(&self, id: &SessionId, tls: Tls) -> Result<lookup::Lookup, Outcome> {
-        match self.rules.ring.known(id, tls) {
-            Ok(Some(entry)) if self.takes(tls) => {
-                Ok(lookup::Lookup::take(entry, self.rules.fetch.len()))
-            }
-            Ok(Some(entry)) => Ok(lookup::Lookup::new(entry)),
-            Ok(None) => Err(Outcome::Forged),
-            Err(Failed) => {
-                self.crypto_failed();
-                Err(Outcome::Error)
-            }
-        }
+    /// A lookup of a session ID that was offered; none if the ID is forged.
+    fn lookup(&self, id: &SessionId, tls: Tls) -> Option<lookup::Lookup> {
+        let entry = self.rules.ring.known(id, tls)?;
+        Some(if self.takes(tls) {
+            lookup::Lookup::take(entry, self.rules.fetch.len())
+        } else {
+            lookup::Lookup::new(entry)
+        })
     }
 
     /// Looks for a session that no lookup was made for: the ClientHello could not be read ahead
@@ -130,13 +125,11 @@ impl Policy {
                 Err(_) => return self.not_here(connection),
             },
         };
-        let mut lookup = match self.lookup(id, tls(connection.is_tls13())) {
-            Ok(lookup) => lookup,
-            Err(outcome) => {
-                attached.state().report_now(outcome, None);
-                debug!(connection.log(), "SSL session fetch {:08x}: {outcome}", id.short_hash());
-                return Found::Nowhere;
-            }
+        let Some(mut lookup) = self.lookup(id, tls(connection.is_tls13())) else {
+            let outcome = Outcome::Forged;
+            attached.state().report_now(outcome, None);
+            debug!(connection.log(), "SSL session fetch {:08x}: {outcome}", id.short_hash());
+            return Found::Nowhere;
         };
         // Nobody has asked for the epoch in this handshake: a client must not get round it.
         if self.rules.epoch.as_ref().is_some_and(Watch::is_due) {
@@ -274,7 +267,7 @@ impl Policy {
             self.crypto_failed();
             DerError::OutOfMemory
         };
-        let entry = ring.issued(id, tls(session.is_tls13())).map_err(failed)?;
+        let entry = ring.issued(id, tls(session.is_tls13()));
         ring.begin(buf).map_err(failed)?;
         session.to_der(buf, MAX_SESSION)?;
         ring.seal(&entry, buf).map_err(failed)?;
@@ -452,7 +445,7 @@ impl Handler for Policy {
     fn session_removed(&self, session: &SessionRef) {
         let Some(id) = SessionId::new(session.id()) else { return };
         let known = self.rules.ring.known(&id, tls(session.is_tls13()));
-        let Ok(Some(entry)) = known else { return };
+        let Some(entry) = known else { return };
         debug!(Log::cycle(), "SSL session remove {:08x}", id.short_hash());
         for tier in &self.rules.store {
             tier.remove(entry.name());

@@ -52,8 +52,8 @@ struct Inner {
     lookups: Vec<Lookup>,
     /// When the session was made that is resumed, in seconds since the epoch.
     resumed: Option<i64>,
-    /// What became of those that were no lookups.
-    refused: Option<Outcome>,
+    /// Whether a session ID was forged, so that there is no lookup of it.
+    forged: bool,
     /// For how many answers it waits.
     waiting: usize,
     started: Option<Instant>,
@@ -94,7 +94,7 @@ impl State {
             reader: HelloReader::new(),
             lookups: Vec::new(),
             resumed: None,
-            refused: None,
+            forged: false,
             waiting: 0,
             started: None,
             report: Report::default(),
@@ -370,10 +370,8 @@ impl Inner {
         for id in ids {
             debug!(attached.log(), "SSL session fetch {:08x}", id.short_hash());
             match policy.lookup(id, tls) {
-                Ok(lookup) => self.lookups.push(lookup),
-                Err(outcome) => {
-                    self.refused = Some(self.refused.map_or(outcome, |one| one.or(outcome)));
-                }
+                Some(lookup) => self.lookups.push(lookup),
+                None => self.forged = true,
             }
         }
         // First, so that the server which has the session may have told of the epoch before.
@@ -403,8 +401,9 @@ impl Inner {
     fn finish(&mut self, attached: &Attached<Policy>) {
         attached.forget();
         self.phase = Phase::AwaitReader;
+        let forged = self.forged.then_some(Outcome::Forged);
         let outcomes = self.lookups.iter().map(Lookup::outcome);
-        let outcome = self.refused.into_iter().chain(outcomes).reduce(Outcome::or);
+        let outcome = forged.into_iter().chain(outcomes).reduce(Outcome::or);
         self.report = Report {
             outcome,
             time: self.started.map(|started| started.elapsed()).unwrap_or_default(),
