@@ -129,6 +129,11 @@ pub struct Ending {
     errno: ngx_err_t,
 }
 
+impl Ending {
+    /// There was no memory for what came.
+    pub const OUT_OF_MEMORY: Ending = Ending { result: -1, errno: libc::ENOMEM };
+}
+
 foreign_type! {
     /// A TLS session.
     pub unsafe type Session {

@@ -65,6 +65,8 @@ pub struct Policy {
     waiters: Waiters<Policy>,
     /// A session in DER, for as long as it takes to store or decode it.
     scratch: RefCell<Vec<u8>>,
+    /// What was read from a socket just now.
+    wire: RefCell<Vec<u8>>,
     too_large: RefCell<Throttle>,
     corrupt: RefCell<Throttle>,
     failed: RefCell<Throttle>,
@@ -78,6 +80,7 @@ impl Policy {
             rules,
             waiters: Waiters::new(),
             scratch: RefCell::new(Vec::new()),
+            wire: RefCell::new(Vec::new()),
             too_large: RefCell::new(Throttle::new()),
             corrupt: RefCell::new(Throttle::new()),
             failed: RefCell::new(Throttle::new()),

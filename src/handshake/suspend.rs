@@ -21,12 +21,8 @@ use crate::ffi::tls::{Attached, Ending, Read, Sink, Socket, SocketRead};
 use crate::log_at;
 use crate::net::backend::Waiter;
 
-/// How much is read at first, in bytes: a ClientHello of a browser, with room to spare.
-const FIRST_READ: usize = 2048;
-/// How much the buffer grows by after that, in bytes.
-const NEXT_READ: usize = 4096;
-/// Less room than this in the buffer is not worth a read, in bytes.
-const WORTH_READING: usize = 512;
+/// How much is read at once, in bytes: a record of TLS, with all that comes with it.
+const READ: usize = 16 * 1024 + 512;
 /// The most that is kept of a ClientHello that has not come to its end, in bytes. One cut into
 /// tiny records takes several times its length; beyond this it is left to OpenSSL.
 const MAX_READING: usize = 64 * 1024;
@@ -195,7 +191,7 @@ impl State {
             }
         }
         if inner.phase == Phase::AwaitAnswers {
-            if let Some(read) = inner.keep(attached, socket) {
+            if let Some(read) = inner.keep(policy, attached, socket) {
                 return read;
             }
         }
@@ -244,8 +240,7 @@ impl Inner {
         socket: &Socket,
     ) -> Option<Read> {
         loop {
-            let max = self.room();
-            let n = match socket.read(&mut self.buf, max) {
+            let n = match self.read_socket(policy, socket) {
                 SocketRead::Bytes(n) => n,
                 SocketRead::Again => return Some(Read::Suspended),
                 SocketRead::Ended(ending) => {
@@ -287,14 +282,19 @@ impl Inner {
                 Phase::AwaitHello => {}
                 // The same, but a read that came up short is enough: an end that is not seen now
                 // is seen when the answers are there.
-                Phase::AwaitAnswers if n < max => return Some(Read::Suspended),
+                Phase::AwaitAnswers if n < READ => return Some(Read::Suspended),
                 _ => return None,
             }
         }
     }
 
     /// Keeps what the client sends while a lookup waits. `None` if it waits no longer.
-    fn keep(&mut self, attached: &Attached<Policy>, socket: &Socket) -> Option<Read> {
+    fn keep(
+        &mut self,
+        policy: &Policy,
+        attached: &Attached<Policy>,
+        socket: &Socket,
+    ) -> Option<Read> {
         loop {
             if self.buf.len() >= MAX_WAITING {
                 log_at!(
@@ -305,9 +305,8 @@ impl Inner {
                 self.abort(attached, Outcome::Timeout);
                 return None;
             }
-            let max = self.room();
-            match socket.read(&mut self.buf, max) {
-                SocketRead::Bytes(n) if n >= max => {}
+            match self.read_socket(policy, socket) {
+                SocketRead::Bytes(n) if n >= READ => {}
                 SocketRead::Bytes(_) | SocketRead::Again => return Some(Read::Suspended),
                 SocketRead::Ended(ending) => {
                     debug!(attached.log(), "client gone while its SSL session was fetched");
@@ -323,13 +322,18 @@ impl Inner {
         }
     }
 
-    /// How much to read next.
-    fn room(&self) -> usize {
-        match self.buf.capacity().saturating_sub(self.buf.len()) {
-            0 if self.buf.is_empty() => FIRST_READ,
-            spare if spare >= WORTH_READING => spare,
-            _ => NEXT_READ,
+    /// Reads what is there. The buffer of all handshakes is long enough for it, that of this one
+    /// takes no more room than what is in it.
+    fn read_socket(&mut self, policy: &Policy, socket: &Socket) -> SocketRead {
+        let Ok(mut wire) = policy.wire.try_borrow_mut() else { return SocketRead::OutOfMemory };
+        wire.clear();
+        let read = socket.read(&mut wire, READ);
+        if self.buf.try_reserve_exact(wire.len()).is_err() {
+            // What was read is lost.
+            return SocketRead::Ended(Ending::OUT_OF_MEMORY);
         }
+        self.buf.extend_from_slice(&wire);
+        read
     }
 
     /// Gives OpenSSL what was read, and after it the socket.
