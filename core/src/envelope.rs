@@ -122,8 +122,12 @@ struct Aad {
 impl Aad {
     fn new(header: &[u8; HEADER_LEN], session_id: &SessionId) -> Self {
         let mut bytes = [0; HEADER_LEN + MAX_SESSION_ID];
-        let parts = header.iter().chain(session_id.as_bytes());
-        let len = bytes.iter_mut().zip(parts).map(|(to, from)| *to = *from).count();
+        let id = session_id.as_bytes();
+        if let Some((head, rest)) = bytes.split_first_chunk_mut::<HEADER_LEN>() {
+            *head = *header;
+            rest.get_mut(..id.len()).unwrap_or_default().copy_from_slice(id);
+        }
+        let len = HEADER_LEN.saturating_add(id.len());
         Aad { bytes, len }
     }
 }

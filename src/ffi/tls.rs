@@ -441,6 +441,7 @@ static METHOD: AtomicPtr<BIO_METHOD> = AtomicPtr::new(ptr::null_mut());
 
 impl Globals {
     /// They exist once a context was hooked, so that callbacks can count on them.
+    #[inline]
     fn get<H: Handler>() -> Option<Self> {
         if let Some(method) = NonNull::new(METHOD.load(Ordering::Relaxed)) {
             return Some(Globals {
@@ -449,6 +450,11 @@ impl Globals {
                 method,
             });
         }
+        Self::register::<H>()
+    }
+
+    #[cold]
+    fn register<H: Handler>() -> Option<Self> {
         // SAFETY: plain registrations with OpenSSL, by the only thread; the method is never freed,
         // since BIOs refer to it.
         unsafe {
@@ -579,12 +585,8 @@ impl Connection {
 
     /// What was attached, if anything.
     pub fn attached<H: Handler>(&self) -> Option<&Attached<H>> {
-        let globals = Globals::get::<H>()?;
-        // SAFETY: the data of this index is what attach() set, in memory of the connection's
-        // pool, which lives longer than the SSL object (ngx_ssl_shutdown() frees that first).
-        unsafe {
-            SSL_get_ex_data(self.ssl.as_ptr(), globals.ssl_index).cast::<Attached<H>>().as_ref()
-        }
+        // SAFETY: the SSL object is valid.
+        unsafe { attached_of(self.ssl.as_ptr()) }
     }
 
     /// Attaches `state` to the connection, once. It is dropped when the connection closes.
@@ -645,19 +647,18 @@ impl Connection {
         }
         Ok(())
     }
+}
 
-    /// Takes the filter out. Never from within its own read.
-    fn remove_filter<H: Handler>(&self, attached: &Attached<H>) {
-        // SAFETY: SSL_set0_rbio() takes the reference that is counted up for it and drops the
-        // filter, whose destruction drops the filter's own (bio_destroy()).
-        unsafe {
-            let socket = attached.socket.get();
-            if SSL_get_rbio(self.ssl.as_ptr()) == attached.filter.get() && !socket.is_null() {
-                BIO_up_ref(socket);
-                SSL_set0_rbio(self.ssl.as_ptr(), socket);
-            }
-        }
-    }
+/// What is attached to a connection, if anything.
+///
+/// # Safety
+/// `ssl` is valid for the current call.
+unsafe fn attached_of<'a, H: Handler>(ssl: *const SSL) -> Option<&'a Attached<H>> {
+    let globals = Globals::get::<H>()?;
+    // SAFETY: the caller's; the data of this index is what attach() set, in memory of the
+    // connection's pool, which lives longer than the SSL object (ngx_ssl_shutdown() frees that
+    // first).
+    unsafe { SSL_get_ex_data(ssl, globals.ssl_index).cast::<Attached<H>>().as_ref() }
 }
 
 /// A state in its place beside a connection.
@@ -713,6 +714,19 @@ impl<H: Handler> Attached<H> {
         if let Some(token) = self.token.take() {
             if let Ok(mut slots) = self.handler.waiters().0.try_borrow_mut() {
                 slots.remove(token);
+            }
+        }
+    }
+
+    /// Takes the filter out. Never from within its own read.
+    fn remove_filter(&self) {
+        // SAFETY: SSL_set0_rbio() takes the reference that is counted up for it and drops the
+        // filter, whose destruction drops the filter's own (bio_destroy()).
+        unsafe {
+            let socket = self.socket.get();
+            if SSL_get_rbio(self.ssl.as_ptr()) == self.filter.get() && !socket.is_null() {
+                BIO_up_ref(socket);
+                SSL_set0_rbio(self.ssl.as_ptr(), socket);
             }
         }
     }
@@ -869,10 +883,9 @@ impl<H: Handler> Hooks<H> {
             return;
         }
         // SAFETY: OpenSSL calls with a valid object.
-        let Some(connection) = (unsafe { Connection::of(ssl) }) else { return };
-        let Some(attached) = connection.attached::<H>() else { return };
+        let Some(attached) = (unsafe { attached_of::<H>(ssl) }) else { return };
         if !attached.filter.get().is_null() && self.handler.is_through(attached) {
-            connection.remove_filter(attached);
+            attached.remove_filter();
         }
         // OpenSSL says that it is done, too, where it pauses for early data; after a
         // HelloRetryRequest it will ask for the session once more.

@@ -1,0 +1,45 @@
+# What a handshake costs a worker, in instructions and allocations, against what was recorded: a
+# regression shows on any machine. Improvements are recorded by "bench/instructions write".
+
+use strict;
+use warnings;
+
+use lib 't/lib';
+BEGIN { $ENV{TEST_DEADLINE} ||= 600 }
+use SSLSession::Fixture;
+use SSLSession::Instructions qw(measure recorded record_file);
+use Test::More;
+
+plan skip_all => 'counts under valgrind itself' if $ENV{TEST_NGINX_USE_VALGRIND};
+
+# Another compiler, OpenSSL or nginx counts a little otherwise; what is below this is noise of the
+# signatures and of timers.
+use constant { MARGIN => 0.15, NOISE => 3000 };
+
+# Of which the module alone decides: without it, what has grown may be OpenSSL's.
+my %at_most = (
+    more        => sub { $_[0] * (1 + MARGIN) + NOISE },
+    module      => sub { $_[0] * (1 + MARGIN / 3) + NOISE / 10 },
+    allocations => sub { $_[0] + 1 },
+);
+
+my $recorded = recorded();
+my @lines    = measure();
+for my $line (@lines) {
+    my ($sessions, $handshake, $all, %count) = @$line[0 .. 2];
+    @count{qw(more module allocations)} = @$line[3 .. 5];
+    my $before = $recorded->{$sessions}{$handshake}
+        or fail("$sessions, $handshake: not recorded in " . record_file()), next;
+    my (undef, %before) = shift @$before;
+    @before{qw(more module allocations)} = @$before;
+    for my $what (qw(more module allocations)) {
+        my $limit = $at_most{$what}->($before{$what});
+        cmp_ok $count{$what}, '<=', $limit, sprintf '%s, %s: %s, recorded %s', $sessions, $handshake, $what, $before{$what};
+    }
+    # Nothing is measured where the module does nothing.
+    my $works = $sessions ne 'idle';
+    ok $works ? $count{module} > 1000 : $count{module} == 0, "$sessions, $handshake: the module " . ($works ? 'works' : 'does nothing');
+}
+is scalar @lines, scalar(map { keys %$_ } values %$recorded), 'all that was recorded was counted';
+
+done_testing;
