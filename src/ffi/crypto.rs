@@ -10,9 +10,9 @@ use core::ptr;
 
 use foreign_types::{ForeignType, ForeignTypeRef, foreign_type};
 use nginx_sys::{
-    ERR_pop_to_mark, ERR_set_mark, EVP_CIPHER_CTX, EVP_CIPHER_CTX_ctrl, EVP_CIPHER_CTX_free,
-    EVP_CIPHER_CTX_new, EVP_CIPHER_fetch, EVP_CIPHER_free, EVP_CTRL_AEAD_GET_TAG,
-    EVP_CTRL_AEAD_SET_TAG, EVP_CipherFinal_ex, EVP_CipherInit_ex2, EVP_CipherUpdate, RAND_bytes,
+    ERR_clear_error, EVP_CIPHER_CTX, EVP_CIPHER_CTX_ctrl, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new,
+    EVP_CIPHER_fetch, EVP_CIPHER_free, EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG,
+    EVP_CipherFinal_ex, EVP_CipherInit_ex2, EVP_CipherUpdate, RAND_bytes,
 };
 use session_core::crypto::{AES_KEY_LEN, Crypto, Failed, NONCE_LEN, TAG_LEN};
 use zeroize::{Zeroize, Zeroizing};
@@ -51,7 +51,7 @@ impl Pool {
         if self.left < out.len() {
             self.left = 0;
             // SAFETY: RAND_bytes(3) fills that many bytes.
-            quietly(|| done(unsafe { RAND_bytes(self.bytes.as_mut_ptr(), POOL_LEN as c_int) }))?;
+            done(unsafe { RAND_bytes(self.bytes.as_mut_ptr(), POOL_LEN as c_int) })?;
             self.left = POOL_LEN;
         }
         let rest = self.left.checked_sub(out.len()).ok_or(Failed)?;
@@ -72,12 +72,9 @@ enum Way {
 impl Evp {
     /// Fetches the algorithms.
     pub fn new() -> Result<Self, Failed> {
-        quietly(|| {
-            let pool = RefCell::new(Pool { bytes: Zeroizing::new([0; POOL_LEN]), left: 0 });
-            let (encrypt, decrypt) =
-                (Cipher::aes_gcm(Way::Encrypt)?, Cipher::aes_gcm(Way::Decrypt)?);
-            Ok(Evp { encrypt, decrypt, pool })
-        })
+        let pool = RefCell::new(Pool { bytes: Zeroizing::new([0; POOL_LEN]), left: 0 });
+        let (encrypt, decrypt) = (Cipher::aes_gcm(Way::Encrypt)?, Cipher::aes_gcm(Way::Decrypt)?);
+        Ok(Evp { encrypt, decrypt, pool })
     }
 }
 
@@ -94,14 +91,10 @@ impl Crypto for Evp {
         data: &mut [u8],
     ) -> Result<[u8; TAG_LEN], Failed> {
         let mut tag = [0; TAG_LEN];
-        quietly(|| {
-            self.encrypt.start(key, nonce, Way::Encrypt)?;
-            self.encrypt.run(aad, data)?;
-            if !self.encrypt.finish() {
-                return Err(Failed);
-            }
-            self.encrypt.tag(EVP_CTRL_AEAD_GET_TAG, &mut tag)
-        })?;
+        self.encrypt.start(key, nonce, Way::Encrypt)?;
+        self.encrypt.run(aad, data)?;
+        self.encrypt.finish()?;
+        self.encrypt.tag(EVP_CTRL_AEAD_GET_TAG, &mut tag)?;
         Ok(tag)
     }
 
@@ -113,12 +106,10 @@ impl Crypto for Evp {
         data: &mut [u8],
         tag: &[u8; TAG_LEN],
     ) -> Result<bool, Failed> {
-        quietly(|| {
-            self.decrypt.start(key, nonce, Way::Decrypt)?;
-            self.decrypt.run(aad, data)?;
-            self.decrypt.tag(EVP_CTRL_AEAD_SET_TAG, &mut tag.clone())?;
-            Ok(self.decrypt.finish())
-        })
+        self.decrypt.start(key, nonce, Way::Decrypt)?;
+        self.decrypt.run(aad, data)?;
+        self.decrypt.tag(EVP_CTRL_AEAD_SET_TAG, &mut tag.clone())?;
+        Ok(self.decrypt.finish().is_ok())
     }
 }
 
@@ -134,9 +125,7 @@ impl Cipher {
             }
             let context = Cipher::from_ptr(context);
             let cipher = EVP_CIPHER_fetch(ptr::null_mut(), c"AES-256-GCM".as_ptr(), ptr::null());
-            if cipher.is_null() {
-                return Err(Failed);
-            }
+            done((!cipher.is_null()).into())?;
             let (null, ctx) = (ptr::null(), context.as_ptr());
             let started = EVP_CipherInit_ex2(ctx, cipher, null, null, way as c_int, ptr::null());
             EVP_CIPHER_free(cipher);
@@ -181,11 +170,11 @@ impl CipherRef {
         if len == data_len { Ok(()) } else { Err(Failed) }
     }
 
-    /// Ends the work. Whether it is right: when decrypting, whether the tag was.
-    fn finish(&self) -> bool {
+    /// Ends the work. When decrypting it fails if the tag was wrong.
+    fn finish(&self) -> Result<(), Failed> {
         let (mut rest, mut len) = ([0; TAG_LEN], 0);
         // SAFETY: GCM leaves nothing for the end; there is room for a block all the same.
-        unsafe { EVP_CipherFinal_ex(self.as_ptr(), rest.as_mut_ptr(), &raw mut len) == 1 }
+        done(unsafe { EVP_CipherFinal_ex(self.as_ptr(), rest.as_mut_ptr(), &raw mut len) })
     }
 
     fn tag(&self, control: u32, tag: &mut [u8; TAG_LEN]) -> Result<(), Failed> {
@@ -197,17 +186,14 @@ impl CipherRef {
     }
 }
 
+/// What goes wrong here is kept out of the error queue, where OpenSSL would take it for an error of
+/// the handshake that is under way. There is nothing else in it: what that handshake had got wrong
+/// would have ended it.
 fn done(result: c_int) -> Result<(), Failed> {
-    if result == 1 { Ok(()) } else { Err(Failed) }
-}
-
-/// Keeps what goes wrong here out of the error queue, where OpenSSL would take it for an error of
-/// the handshake that is under way.
-fn quietly<T>(work: impl FnOnce() -> Result<T, Failed>) -> Result<T, Failed> {
-    // SAFETY: ERR_set_mark(3); marks nest.
-    unsafe { ERR_set_mark() };
-    let result = work();
-    // SAFETY: the mark that was set above, or the beginning of a queue that was empty.
-    unsafe { ERR_pop_to_mark() };
-    result
+    if result == 1 {
+        return Ok(());
+    }
+    // SAFETY: OpenSSL's queue of this thread.
+    unsafe { ERR_clear_error() };
+    Err(Failed)
 }

@@ -9,7 +9,7 @@ use std::rc::Weak;
 
 use nginx_sys::{
     ngx_add_timer, ngx_cycle, ngx_del_timer, ngx_delete_posted_event, ngx_event_t, ngx_int_t,
-    ngx_msec_t, ngx_post_event, ngx_posted_events,
+    ngx_msec_t, ngx_post_event, ngx_posted_events, ngx_posted_next_events, ngx_queue_t,
 };
 
 use super::clock;
@@ -90,13 +90,29 @@ impl<T: On<K>, K> Event<T, K> {
         }
     }
 
-    /// Fires at the end of this turn of the event loop.
+    /// Fires at the end of this turn of the event loop, unless it was told to fire in the next one.
     pub fn soon(&self) {
+        self.post(&raw mut ngx_posted_events);
+    }
+
+    /// Fires in the next turn of the event loop, which does not wait for events. What has happened
+    /// by then comes before it.
+    pub fn next_turn(&self) {
+        self.post(&raw mut ngx_posted_next_events);
+    }
+
+    /// Whether it fires in this turn or in the next one.
+    pub fn is_due(&self) -> bool {
+        // SAFETY: the event is ours.
+        unsafe { (*self.event()).posted() != 0 }
+    }
+
+    fn post(&self, queue: *mut ngx_queue_t) {
         // SAFETY: the event is ours and stays until it fires or is dropped; posting it twice does
-        // nothing.
+        // nothing. The queue is one of nginx's.
         unsafe {
             (*self.event()).log = (*ngx_cycle).log;
-            ngx_post_event(self.event(), &raw mut ngx_posted_events);
+            ngx_post_event(self.event(), queue);
         }
     }
 }

@@ -5,7 +5,7 @@ use core::cell::{Cell, RefCell};
 use core::ffi::{CStr, c_char, c_int, c_long, c_uchar, c_uint, c_void};
 use core::mem;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicUsize, Ordering};
 use std::boxed::Box;
 use std::rc::Rc;
 use std::vec::Vec;
@@ -18,23 +18,24 @@ use nginx_sys::{
     BIO_meth_set_create, BIO_meth_set_ctrl, BIO_meth_set_destroy, BIO_meth_set_read,
     BIO_meth_set_write, BIO_new, BIO_read, BIO_set_data, BIO_set_flags, BIO_set_init,
     BIO_set_retry_reason, BIO_test_flags, BIO_up_ref, BIO_write, CRYPTO_EX_INDEX_SSL,
-    CRYPTO_EX_INDEX_SSL_CTX, CRYPTO_get_ex_new_index, ERR_pop_to_mark, ERR_set_mark, NGX_ALIGNMENT,
-    OSSL_HANDSHAKE_STATE_TLS_ST_OK, RAND_bytes, SSL, SSL_CB_ACCEPT_LOOP, SSL_CB_HANDSHAKE_DONE,
-    SSL_CB_HANDSHAKE_START, SSL_CTRL_GET_MAX_PROTO_VERSION, SSL_CTRL_GET_SESS_CACHE_MODE,
-    SSL_CTRL_SET_SESS_CACHE_MODE, SSL_CTX, SSL_CTX_ctrl, SSL_CTX_free, SSL_CTX_get_ex_data,
-    SSL_CTX_get_info_callback, SSL_CTX_get_options, SSL_CTX_sess_get_get_cb,
-    SSL_CTX_sess_get_new_cb, SSL_CTX_sess_get_remove_cb, SSL_CTX_sess_set_get_cb,
-    SSL_CTX_sess_set_new_cb, SSL_CTX_sess_set_remove_cb, SSL_CTX_set_allow_early_data_cb,
-    SSL_CTX_set_ex_data, SSL_CTX_set_generate_session_id, SSL_CTX_set_info_callback,
-    SSL_CTX_up_ref, SSL_SESS_CACHE_NO_INTERNAL_LOOKUP, SSL_SESS_CACHE_NO_INTERNAL_STORE,
-    SSL_SESS_CACHE_SERVER, SSL_SESSION, SSL_SESSION_free, SSL_SESSION_get_id,
-    SSL_SESSION_get_protocol_version, SSL_SESSION_get_time, SSL_SESSION_get_timeout,
-    SSL_SESSION_get0_hostname, SSL_SESSION_get0_peer, SSL_client_hello_get0_ext, SSL_ctrl,
-    SSL_get_SSL_CTX, SSL_get_ex_data, SSL_get_options, SSL_get_rbio, SSL_get_state, SSL_is_server,
-    SSL_session_reused, SSL_set_ex_data, SSL_set0_rbio, SSL_version, TLS1_3_VERSION,
-    TLSEXT_TYPE_server_name, X509_get0_notAfter, d2i_SSL_SESSION, i2d_SSL_SESSION,
-    ngx_connection_t, ngx_err_t, ngx_errno, ngx_pool_cleanup_add, ngx_post_event,
-    ngx_posted_events, ngx_set_errno, ngx_ssl_connection_index,
+    CRYPTO_EX_INDEX_SSL_CTX, CRYPTO_get_ex_new_index, ERR_clear_error, ERR_pop_to_mark,
+    ERR_set_mark, NGX_ALIGNMENT, OSSL_HANDSHAKE_STATE_TLS_ST_OK, RAND_bytes, SSL,
+    SSL_CB_ACCEPT_LOOP, SSL_CB_HANDSHAKE_DONE, SSL_CB_HANDSHAKE_START,
+    SSL_CTRL_GET_MAX_PROTO_VERSION, SSL_CTRL_GET_SESS_CACHE_MODE, SSL_CTRL_SET_SESS_CACHE_MODE,
+    SSL_CTX, SSL_CTX_ctrl, SSL_CTX_free, SSL_CTX_get_ex_data, SSL_CTX_get_info_callback,
+    SSL_CTX_get_options, SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb,
+    SSL_CTX_sess_get_remove_cb, SSL_CTX_sess_set_get_cb, SSL_CTX_sess_set_new_cb,
+    SSL_CTX_sess_set_remove_cb, SSL_CTX_set_allow_early_data_cb, SSL_CTX_set_ex_data,
+    SSL_CTX_set_generate_session_id, SSL_CTX_set_info_callback, SSL_CTX_up_ref,
+    SSL_SESS_CACHE_NO_INTERNAL_LOOKUP, SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER,
+    SSL_SESSION, SSL_SESSION_free, SSL_SESSION_get_id, SSL_SESSION_get_protocol_version,
+    SSL_SESSION_get_time, SSL_SESSION_get_timeout, SSL_SESSION_get0_hostname,
+    SSL_SESSION_get0_peer, SSL_client_hello_get0_ext, SSL_ctrl, SSL_get_SSL_CTX, SSL_get_ex_data,
+    SSL_get_options, SSL_get_rbio, SSL_get_state, SSL_is_server, SSL_session_reused,
+    SSL_set_ex_data, SSL_set0_rbio, SSL_version, TLS1_3_VERSION, TLSEXT_TYPE_server_name,
+    X509_get0_notAfter, d2i_SSL_SESSION, i2d_SSL_SESSION, ngx_connection_t, ngx_err_t, ngx_errno,
+    ngx_pool_cleanup_add, ngx_post_event, ngx_posted_events, ngx_set_errno,
+    ngx_ssl_connection_index,
 };
 use session_core::codec::OutOfMemory;
 use session_core::hello::server_name;
@@ -148,14 +149,12 @@ impl Session {
         let len = c_long::try_from(der.len()).ok()?;
         let mut next = der.as_ptr();
         // SAFETY: d2i_SSL_SESSION(3) reads at most `len` bytes and moves `next` behind what it
-        // read. What it puts into the error queue is no error of this handshake.
-        let session = unsafe {
-            ERR_set_mark();
-            let session = d2i_SSL_SESSION(ptr::null_mut(), &raw mut next, len);
-            ERR_pop_to_mark();
-            session
-        };
+        // read.
+        let session = unsafe { d2i_SSL_SESSION(ptr::null_mut(), &raw mut next, len) };
         if session.is_null() {
+            // SAFETY: OpenSSL's queue of this thread. What is in it is no error of this handshake:
+            // such a one would have ended it.
+            unsafe { ERR_clear_error() };
             return None;
         }
         // SAFETY: a new session, ours to free.
@@ -851,9 +850,18 @@ unsafe fn session_hooks<'a, H: Handler>(c: NonNull<ngx_connection_t>) -> Option<
     unsafe { hooks((*c.as_ptr()).ssl.as_ref()?.session_ctx) }
 }
 
+static STEPS: AtomicUsize = AtomicUsize::new(0);
+
+/// How many steps of handshakes this worker has seen: what it was busy with.
+pub fn steps() -> usize {
+    STEPS.load(Ordering::Relaxed)
+}
+
 unsafe extern "C" fn info<H: Handler>(ssl: *const SSL, what: c_int, ret: c_int) {
     // SAFETY: OpenSSL calls with a valid object, whose current context has this callback.
     let Some(hooks) = (unsafe { hooks::<H>(SSL_get_SSL_CTX(ssl)) }) else { return };
+    // One thread counts.
+    STEPS.store(steps().wrapping_add(1), Ordering::Relaxed);
     hooks.step(ssl.cast_mut(), what as u32);
     if let Some(kept) = hooks.info {
         // SAFETY: called as OpenSSL would.

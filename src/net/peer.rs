@@ -1,15 +1,17 @@
 //! One pipelined connection to one server, over TLS where that is configured.
 //!
-//! Requests of one turn of the event loop leave in one write; answers come in the order of the
-//! requests. A request whose deadline passes is told so and keeps its place in the line. The
+//! Requests of one turn of the event loop leave in one write, and under load those of a few turns;
+//! answers come in the order of the requests. A request whose deadline passes is told so and keeps its place in the line. The
 //! connection is given up when nothing at all has come for the whole timeout of a request.
 
 use core::cell::{Cell, OnceCell, RefCell, RefMut};
 use core::fmt;
 use core::mem;
 use core::ops::Range;
+use core::time::Duration;
 use std::boxed::Box;
 use std::rc::{Rc, Weak};
+use std::time::Instant;
 use std::vec::Vec;
 
 use session_core::breaker::{self, Breaker, Verdict};
@@ -29,7 +31,7 @@ use crate::ffi::event::{Event, On};
 use crate::ffi::link::{Address, ConnectError, Handshake, Io, Link, LinkOwner, Progress};
 use crate::ffi::log::Log;
 use crate::ffi::resolver::{Query, ResolveError, Resolved, Resolver, ResolverOwner};
-use crate::ffi::tls::Session;
+use crate::ffi::tls::{self, Session};
 use crate::{debug, log_at};
 
 /// How long a name that does not resolve is left alone, in seconds.
@@ -41,6 +43,14 @@ const READ_CHUNKS: usize = 16;
 /// The most that waits to be written, in bytes. Beyond it requests are refused as if the queue
 /// were full.
 const MAX_UNSENT: usize = 4 * 1024 * 1024;
+
+/// Requests that follow a write within this time wait for others to go with, as long as each turn of
+/// the event loop has handshakes to go on with, and no longer than this. A write and the read of its
+/// answers cost a busy worker more than all else about a lookup, and nginx accepts one connection in a
+/// turn.
+const HOLD: Duration = Duration::from_micros(500);
+/// This much does not wait, in bytes.
+const HELD: usize = 16 * 1024;
 
 /// So many answers in a row that may belong to other requests end a connection, before the last of
 /// those entries is removed: it may be good.
@@ -188,6 +198,9 @@ struct State {
     out: Vec<u8>,
     /// How much of `out` has been written.
     sent: usize,
+    /// When something was last written, and what waits for others to go with.
+    wrote: Option<Instant>,
+    held: Option<Held>,
     /// What the connection begins with, and how many answers to it are awaited: until the server
     /// has accepted it nothing else is written, as it would be carried out all the same. In a
     /// buffer of its own, which does not grow and leave a password behind.
@@ -241,6 +254,13 @@ enum Phase {
         deadline: u64,
     },
     Ready,
+}
+
+/// Requests that wait for others.
+struct Held {
+    since: Instant,
+    /// What the worker had done when that was last looked at.
+    steps: usize,
 }
 
 /// Whether the server says anything at all: it has until then to answer what was asked.
@@ -435,9 +455,23 @@ impl Peer {
         state.inflight.push(kind, now, timeout);
         self.arm(&mut state);
         if state.phase == Phase::Ready {
-            self.flush.soon();
+            self.write_soon(&mut state);
         }
         Ok(())
+    }
+
+    /// Writes at the end of this turn of the event loop what waits, or holds it.
+    fn write_soon(&self, state: &mut State) {
+        if state.held.is_some() || self.flush.is_due() {
+            return;
+        }
+        let now = Instant::now();
+        if state.wrote.is_some_and(|wrote| now.duration_since(wrote) < HOLD) {
+            state.held = Some(Held { since: now, steps: tls::steps() });
+            self.flush.next_turn();
+        } else {
+            self.flush.soon();
+        }
     }
 
     /// Whether a request may be made now. Connects if need be.
@@ -594,6 +628,7 @@ impl Peer {
             return;
         }
         let Some(link) = &state.link else { return };
+        state.held = None;
         let greets = state.greetings > 0 || !state.greeting.is_empty();
         let out = if greets { &state.greeting } else { &state.out };
         while let Some(unsent) = out.get(state.sent..).filter(|unsent| !unsent.is_empty()) {
@@ -601,6 +636,7 @@ impl Peer {
                 Io::Bytes(n) => state.sent = state.sent.saturating_add(n),
                 _ => break,
             }
+            state.wrote = Some(Instant::now());
         }
         if state.sent >= out.len() {
             link.wrote_all();
@@ -908,6 +944,8 @@ impl State {
             inflight: InFlight::new(),
             out: Vec::new(),
             sent: 0,
+            wrote: None,
+            held: None,
             greeting: Vec::new(),
             greetings: 0,
             greet_by: 0,
@@ -946,6 +984,16 @@ impl State {
         self.phase == Phase::Ready && self.greetings > 0
     }
 
+    /// Whether what is held may wait for more.
+    fn holds_on(&mut self) -> bool {
+        let len = self.out.len();
+        self.held.as_mut().is_some_and(|held| {
+            let steps = tls::steps();
+            let busy = steps != mem::replace(&mut held.steps, steps);
+            busy && len < HELD && held.since.elapsed() < HOLD
+        })
+    }
+
     /// Closes the connection and forgets what belonged to it.
     fn reset(&mut self) {
         self.link = None;
@@ -956,6 +1004,7 @@ impl State {
         self.doubt = None;
         self.greetings = 0;
         self.sent = 0;
+        self.held = None;
         self.skip = 0;
         self.proven = false;
         self.has_refused = false;
@@ -1095,7 +1144,11 @@ impl On<Flush> for Peer {
             self.tell(state);
             return;
         }
-        self.write(&mut state);
+        if state.holds_on() {
+            self.flush.next_turn();
+        } else {
+            self.write(&mut state);
+        }
     }
 }
 

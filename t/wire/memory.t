@@ -137,9 +137,9 @@ subtest 'clients that vanish during the lookup' => sub {
         }
         push @offers, map { { protocol => $protocol, session => $_ } } @own, ($own[0]) x 4;
     }
-    # In bunches of 60, as several lookups wait at once: three times as many handshakes as of other
+    # In bunches of 60, as several lookups wait at once: six times as many handshakes as of other
     # kinds, so that the bunches' own ups and downs do not count.
-    flat($nginx{remote}, 1 / 20, sub {
+    flat($nginx{remote}, 1 / 10, sub {
         for my $end (qw(reset close half_close)) {
             $relay->hold;
             my @clients = map { tls_client(port => $port{remote}, %$_)->start } @offers;
