@@ -69,29 +69,42 @@ impl Tls {
 }
 
 /// Keys. The first one issues session IDs, and all know theirs again.
-pub struct KeyRing<C> {
+pub struct KeyRing<C, M = Hmac<Sha256>> {
     crypto: C,
-    keys: Vec<Key>,
+    keys: Vec<Key<M>>,
 }
 
-/// Made ready for MACs, which is half of what they cost. Wiped when it is dropped.
-struct Key {
-    id: u8,
-    hmac: Hmac<Sha256>,
+/// A key of HMAC-SHA256 (RFC 2104), made ready for use, which is half of what a MAC costs. It is
+/// wiped when it is dropped.
+pub trait MacKey: Sized {
+    /// Makes a key ready for use.
+    fn new(secret: &[u8; KEY_LEN]) -> Result<Self, Failed>;
+
+    /// The MAC of `label`, and `data` after it.
+    fn of(&self, label: &[u8], data: &[u8]) -> Zeroizing<[u8; MAC_LEN]>;
 }
 
-impl Key {
+impl MacKey for Hmac<Sha256> {
     fn new(secret: &[u8; KEY_LEN]) -> Result<Self, Failed> {
-        let hmac = Hmac::new_from_slice(secret).map_err(|_| Failed)?;
-        let mut key = Key { id: 0, hmac };
-        [key.id, ..] = *key.mac(KEY_ID, b"");
-        Ok(key)
+        Self::new_from_slice(secret).map_err(|_| Failed)
     }
 
-    /// HMAC-SHA256 of a label, and `data` after it.
-    fn mac(&self, label: &[u8], data: &[u8]) -> Zeroizing<[u8; MAC_LEN]> {
-        let hmac = self.hmac.clone().chain_update(label).chain_update(data);
-        Zeroizing::new(hmac.finalize().into_bytes().into())
+    fn of(&self, label: &[u8], data: &[u8]) -> Zeroizing<[u8; MAC_LEN]> {
+        let whole = self.clone().chain_update(label).chain_update(data);
+        Zeroizing::new(whole.finalize().into_bytes().into())
+    }
+}
+
+struct Key<M> {
+    id: u8,
+    mac: M,
+}
+
+impl<M: MacKey> Key<M> {
+    fn new(secret: &[u8; KEY_LEN]) -> Result<Self, Failed> {
+        let mac = M::new(secret)?;
+        let [id, ..] = *mac.of(KEY_ID, b"");
+        Ok(Key { id, mac })
     }
 
     /// Whether this key has issued the session ID.
@@ -103,20 +116,20 @@ impl Key {
             return false;
         }
         // What makes a forged ID a true one.
-        let mac = self.mac(tls.label(), body);
+        let mac = self.mac.of(tls.label(), body);
         let mac = mac.get(..tag.len()).unwrap_or_default();
         mac.ct_eq(tag).into()
     }
 
     /// The entry of a session ID that this key, at that place of the ring, has issued.
     fn entry(&self, id: &SessionId, tls: Tls, place: usize) -> Entry {
-        let name = Name::of_mac(*self.mac(NAME, id.as_bytes()));
+        let name = Name::of_mac(*self.mac.of(NAME, id.as_bytes()));
         Entry { id: *id, tls, name, key: Some(place) }
     }
 
     /// The key of an envelope.
     fn sealing_key(&self, id: &SessionId) -> Zeroizing<[u8; MAC_LEN]> {
-        self.mac(SEAL, id.as_bytes())
+        self.mac.of(SEAL, id.as_bytes())
     }
 }
 
@@ -147,7 +160,7 @@ impl Entry {
     }
 }
 
-impl<C: Crypto> KeyRing<C> {
+impl<C: Crypto, M: MacKey> KeyRing<C, M> {
     /// A ring without keys.
     pub const fn new(crypto: C) -> Self {
         KeyRing { crypto, keys: Vec::new() }
@@ -173,7 +186,7 @@ impl<C: Crypto> KeyRing<C> {
             let [key_id, random @ ..] = body;
             *key_id = key.id;
             self.crypto.random(random)?;
-            let mac = key.mac(tls.label(), body);
+            let mac = key.mac.of(tls.label(), body);
             tag.iter_mut().zip(mac.iter()).for_each(|(to, from)| *to = *from);
         }
         Ok(id)
@@ -244,7 +257,7 @@ impl<C: Crypto> KeyRing<C> {
 
     /// The key of an entry; none without keys. Fails with an entry of another ring, so that no
     /// session leaves a ring that has keys without being sealed, nor comes in.
-    fn key_of(&self, entry: &Entry) -> Result<Option<&Key>, Failed> {
+    fn key_of(&self, entry: &Entry) -> Result<Option<&Key<M>>, Failed> {
         match entry.key {
             None if !self.has_keys() => Ok(None),
             None => Err(Failed),

@@ -32,7 +32,7 @@ fn main() {
 }
 
 fn measure(rounds: usize) -> Result<String, Failed> {
-    let mut ring = KeyRing::new(Evp::new()?);
+    let mut ring: KeyRing<Evp> = KeyRing::new(Evp::new()?);
     let mut secret = [0; KEY_LEN];
     Evp::new()?.random(&mut secret)?;
     ring.add(&secret)?;

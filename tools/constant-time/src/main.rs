@@ -22,14 +22,19 @@ mod rust_crypto;
 
 use crabgrind::memcheck::{MemState, mark_memory};
 use crabgrind::valgrind::running_mode;
+use hmac::Hmac;
 use rust_crypto::RustCrypto;
-use session_core::crypto::{Crypto, Failed, MAC_LEN, NONCE_LEN, TAG_LEN};
+use session_core::crypto::Failed;
 use session_core::hello::SessionId;
-use session_core::key_ring::{ID_LEN, KeyRing, Tls};
+use session_core::key_ring::{ID_LEN, KEY_LEN, KeyRing, MAC_LEN, MacKey, Tls};
+use sha2::Sha256;
 use std::cell::Cell;
 use std::env;
 use std::hint::black_box;
 use std::process::ExitCode;
+use zeroize::Zeroizing;
+
+type Ring = KeyRing<&'static RustCrypto, Marking>;
 
 /// Where the tag of a session ID begins, and its length.
 const TAG: usize = 20;
@@ -44,8 +49,8 @@ fn main() -> ExitCode {
         Some("session-id") => session_id(),
         Some("tag") => tag(compared_by_key_ring),
         Some("session-id-slices") => session_id_slices(),
-        Some("tag-slices") => tag(|_, crypto, id| compared_by_hand(crypto, id, same_slices)),
-        Some("tag-early-exit") => tag(|_, crypto, id| compared_by_hand(crypto, id, same_bytes)),
+        Some("tag-slices") => tag(|_, id| compared_by_hand(id, same_slices)),
+        Some("tag-early-exit") => tag(|_, id| compared_by_hand(id, same_bytes)),
         _ => {
             eprintln!("usage: constant-time session-id|tag|CONTROL");
             return ExitCode::FAILURE;
@@ -115,31 +120,29 @@ fn session_id_slices() {
 /// outcome is known. A comparison that looks at the bytes one by one and ends at a difference comes
 /// to secret bytes before it comes to that one, in all places but the first, and is reported; so is
 /// one that goes by words, wherever it begins.
-fn tag(known: fn(&KeyRing<&Marking>, &&Marking, &SessionId) -> bool) {
-    let crypto = &Marking::default();
-    let mut ring = KeyRing::new(crypto);
+fn tag(known: fn(&Ring, &SessionId) -> bool) {
+    let mut ring = Ring::new(Box::leak(Box::default()));
     ring.add(&[1; 32]).expect("works");
     let issued = ring.issue(Tls::V13).expect("works");
-    assert!(known(&ring, &crypto, &session_id_of(&issued)));
+    assert!(known(&ring, &session_id_of(&issued)));
     for place in 0..ID_TAG_LEN {
         let mut forged = issued;
         forged[TAG + place] ^= 0x40;
-        crypto.public_byte.set(Some(place));
-        assert!(!known(&ring, &crypto, &session_id_of(&forged)));
-        crypto.public_byte.set(None);
-        assert_eq!(crypto.marked.take(), 1, "a MAC was asked for");
+        PUBLIC_BYTE.set(Some(place));
+        assert!(!known(&ring, &session_id_of(&forged)));
+        PUBLIC_BYTE.set(None);
+        assert_eq!(MARKED.take(), 1, "a MAC was asked for");
     }
 }
 
-fn compared_by_key_ring(ring: &KeyRing<&Marking>, _: &&Marking, id: &SessionId) -> bool {
-    ring.known(id, Tls::V13).expect("works").is_some()
+fn compared_by_key_ring(ring: &Ring, id: &SessionId) -> bool {
+    ring.known(id, Tls::V13).is_some()
 }
 
-fn compared_by_hand(crypto: &&Marking, id: &SessionId, same: fn(&[u8], &[u8]) -> bool) -> bool {
+fn compared_by_hand(id: &SessionId, same: fn(&[u8], &[u8]) -> bool) -> bool {
     let (body, tag) = id.as_bytes().split_at(TAG);
-    let key = crypto.key(&[1; 32]).expect("works");
-    let mut mac = [0; MAC_LEN];
-    crypto.mac(&key, b"tls13", body, &mut mac).expect("works");
+    let key = Marking::new(&[1; 32]).expect("works");
+    let mac = key.of(b"tls13", body);
     // Of a length that the compiler does not know: it compares few bytes at once, and is right.
     same(&mac[..black_box(tag.len())], tag)
 }
@@ -152,60 +155,27 @@ fn same_bytes(one: &[u8], other: &[u8]) -> bool {
     one.iter().zip(other).all(|(one, other)| black_box(one) == other)
 }
 
-/// Algorithms whose MACs are secrets, but for one byte, while there is one that is public.
-#[derive(Default)]
-struct Marking {
-    crypto: RustCrypto,
-    public_byte: Cell<Option<usize>>,
+/// Keys whose MACs are secrets, but for one byte, while there is one that is public.
+struct Marking(Hmac<Sha256>);
+
+thread_local! {
+    static PUBLIC_BYTE: Cell<Option<usize>> = const { Cell::new(None) };
     /// How many MACs were marked.
-    marked: Cell<usize>,
+    static MARKED: Cell<usize> = const { Cell::new(0) };
 }
 
-impl Crypto for &Marking {
-    type Key = <&'static RustCrypto as Crypto>::Key;
-
-    fn key(&self, secret: &[u8]) -> Result<Self::Key, Failed> {
-        (&self.crypto).key(secret)
+impl MacKey for Marking {
+    fn new(secret: &[u8; KEY_LEN]) -> Result<Self, Failed> {
+        MacKey::new(secret).map(Marking)
     }
 
-    fn mac(
-        &self,
-        key: &Self::Key,
-        label: &[u8],
-        data: &[u8],
-        mac: &mut [u8; MAC_LEN],
-    ) -> Result<(), Failed> {
-        (&self.crypto).mac(key, label, data, mac)?;
-        if let Some(place) = self.public_byte.get() {
-            secret(mac);
+    fn of(&self, label: &[u8], data: &[u8]) -> Zeroizing<[u8; MAC_LEN]> {
+        let mut mac = self.0.of(label, data);
+        if let Some(place) = PUBLIC_BYTE.get() {
+            secret(&mut *mac);
             public(&mut mac[place..=place]);
-            self.marked.set(self.marked.get() + 1);
+            MARKED.set(MARKED.get() + 1);
         }
-        Ok(())
-    }
-
-    fn random(&self, out: &mut [u8]) -> Result<(), Failed> {
-        (&self.crypto).random(out)
-    }
-
-    fn encrypt(
-        &self,
-        key: &[u8; MAC_LEN],
-        nonce: &[u8; NONCE_LEN],
-        aad: [&[u8]; 2],
-        data: &mut [u8],
-    ) -> Result<[u8; TAG_LEN], Failed> {
-        (&self.crypto).encrypt(key, nonce, aad, data)
-    }
-
-    fn decrypt(
-        &self,
-        key: &[u8; MAC_LEN],
-        nonce: &[u8; NONCE_LEN],
-        aad: [&[u8]; 2],
-        data: &mut [u8],
-        tag: &[u8; TAG_LEN],
-    ) -> Result<bool, Failed> {
-        (&self.crypto).decrypt(key, nonce, aad, data, tag)
+        mac
     }
 }
