@@ -135,6 +135,30 @@ subtest 'the requests of one turn of the event loop leave in one write' => sub {
     lines_are($nginx);
 };
 
+subtest 'the requests of several turns leave in one write when the worker is busy' => sub {
+    my ($port, $redis) = (free_port(), redis());
+    my $nginx = nginx(conf => conf($port, 'store', backend('127.0.0.1:' . $redis->port, fetch_timeout => '10s')));
+    plan skip_all => 'nginx without --with-debug' if $nginx->log !~ /\[debug\]/;
+    my @sessions = map { stored_session($port, $redis) } 1 .. 24;
+    my ($worker) = $nginx->workers;
+    my ($least, $lookups) = (scalar @sessions, 0);
+    # A turn may take longer than requests are held. Where they are not, it is one write for each in
+    # every try.
+    for my $try (1 .. 8) {
+        # nginx accepts one connection in a turn.
+        my $asked = $nginx->log_pos;
+        kill STOP => $worker;
+        my @clients = map { tls_client(port => $port, protocol => 'TLSv1.2', session => $_)->start } @sessions;
+        kill CONT => $worker;
+        $lookups += grep { ($_->request // '') =~ /^HIT/ && $_->reused } @clients;
+        my $writes = $nginx->log_count(qr/\[debug\] .* send: fd:\d+ (\d+) of \1$/, from => $asked);
+        $least = $writes if $writes < $least;
+    }
+    is $lookups, 8 * @sessions, 'all are resumed';
+    cmp_ok $least, '<=', @sessions / 2, scalar(@sessions) . " lookups in $least writes";
+    lines_are($nginx);
+};
+
 for my $timeout (50, 200) {
     subtest "a lookup ends at its timeout of $timeout ms" => sub {
         my ($port, $redis) = (free_port(), redis());
