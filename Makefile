@@ -9,7 +9,7 @@ debian_tests := t/resumption.t $(addprefix t/wire/,fleet.t take.t verify.t vhost
 test_debian := $(addprefix test-debian-,$(debian_releases))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build build-vendored demo test $(test_debian) test-debian test-hup test-leak test-valgrind valgrind-handshakes check audit fuzz fuzz-merge sanitize-core constant-time bench clean
+.PHONY: help deps build build-vendored demo test $(test_debian) test-debian test-hup test-leak test-valgrind valgrind-handshakes check audit fuzz fuzz-merge sanitize-core constant-time bench bench-smoke clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -70,6 +70,9 @@ constant-time: ## comparisons of secrets, under valgrind
 
 bench: build ## the figures of docs/, on this machine
 	bench/run
+
+bench-smoke: build ## the same in small: fails only if something works wrongly
+	bench/run smoke
 
 clean: ## forget everything built
 	cargo clean

@@ -79,6 +79,7 @@ impl Client {
     pub fn new(
         context: &SslContext,
         session: Option<&SslSession>,
+        name: Option<&str>,
         talk: Talk,
         out: Vec<u8>,
     ) -> Result<Self> {
@@ -86,6 +87,9 @@ impl Client {
         if let Some(session) = session {
             // SAFETY: the session comes from a context with the same settings.
             unsafe { ssl.set_session(session)? };
+        }
+        if let Some(name) = name {
+            ssl.set_hostname(name)?;
         }
         ssl.set_connect_state();
         let mut stream = SslStream::new(ssl, Wire::new(out))?;

@@ -57,6 +57,8 @@ pub struct Task {
 
 pub struct Engine {
     pub to: SocketAddr,
+    /// The host that they ask for.
+    pub name: Option<String>,
     /// Addresses that connections come from, one after the other: 127.0.0.1 and what follows.
     sources: u8,
     version: SslVersion,
@@ -70,6 +72,8 @@ pub struct Engine {
     scratch: Vec<u8>,
     started: usize,
     held: Vec<Client>,
+    /// Of handshakes since they were asked for.
+    times: Vec<Duration>,
 }
 
 #[derive(Default)]
@@ -98,6 +102,7 @@ impl Engine {
     pub fn new(to: SocketAddr, version: SslVersion, sources: u8) -> Result<Self> {
         Ok(Engine {
             to,
+            name: None,
             sources,
             version,
             contexts: Contexts::new(version)?,
@@ -110,6 +115,7 @@ impl Engine {
             scratch: vec![0; 1 << 16],
             started: 0,
             held: Vec::new(),
+            times: Vec::new(),
         })
     }
 
@@ -151,13 +157,21 @@ impl Engine {
             let session = self.sessions.offer();
             let out = self.buffers.pop().unwrap_or_default();
             let context = &self.contexts.forgetting;
-            let mut client = Client::new(context, session.as_ref(), Talk::Silent, out)?;
+            let mut client =
+                Client::new(context, session.as_ref(), self.name.as_deref(), Talk::Silent, out)?;
             client.cut(part)?;
             let source = self.source();
             client.connect(self.to, source, None)?;
             self.held.push(client);
         }
         Ok(format!(r#"{{"held":{}}}"#, self.held.len()))
+    }
+
+    pub fn latency(&mut self) -> String {
+        let percentiles = percentiles(&mut self.times);
+        let n = self.times.len();
+        self.times.clear();
+        format!(r#"{{"timed":{n},{percentiles}}}"#)
     }
 
     pub fn drop_held(&mut self) {
@@ -176,6 +190,7 @@ impl Engine {
         let wall = start.elapsed().as_nanos();
         let own = cpu("self")? - own;
         let after = cpu_at_rest(&task.pids)?;
+        self.times.extend_from_slice(&tally.times);
         let cpu: Vec<String> =
             after.iter().zip(before).map(|(after, before)| (after - before).to_string()).collect();
         let behind = tally.behind.as_micros();
@@ -264,7 +279,8 @@ impl Engine {
         let keeps = task.talk == Talk::Tickets || task.offer == Offer::Newest;
         let context = if keeps { &self.contexts.keeping } else { &self.contexts.forgetting };
         let out = self.buffers.pop().unwrap_or_default();
-        let mut client = Client::new(context, session.as_ref(), task.talk, out)?;
+        let mut client =
+            Client::new(context, session.as_ref(), self.name.as_deref(), task.talk, out)?;
         let source = self.source();
         client.connect(self.to, source, scheduled)?;
         self.add(client)

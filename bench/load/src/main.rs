@@ -23,6 +23,8 @@
 //! release              closes them
 //! forget               drops the sessions
 //! to PORT              from now on, another server
+//! name HOST            from now on, the host that clients ask for (SNI)
+//! latency              the latency of all handshakes since this was asked last
 //! ```
 //!
 //! where `...` is `N CLIENTS [pids=PID,...]`, a closed loop; with `Ns` for so many seconds. With
@@ -107,6 +109,8 @@ fn command(engine: &mut Engine, words: &[&str]) -> Result<String> {
         }
         ["release"] => engine.drop_held(),
         ["forget"] => engine.sessions.forget(),
+        ["latency"] => return Ok(engine.latency()),
+        ["name", host] => engine.name = Some((*host).to_owned()),
         ["to", port] => engine.to = address(port)?,
         [what, quota, clients, options @ ..] => {
             let (offer, talk) = offered(what).ok_or("what is that?")?;

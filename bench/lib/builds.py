@@ -1,0 +1,63 @@
+"""The nginx that are measured, each with its build of the module."""
+
+import glob
+import os
+import re
+import subprocess
+
+from settings import MODULE, QUICK, ROOT, Failed
+
+
+class Build:
+    def __init__(self, letter, binary, module):
+        said = subprocess.run([binary, "-V"], capture_output=True, text=True, check=True).stderr
+        self.letter, self.binary, self.module = letter, binary, module
+        self.version = re.search(r"nginx version: (\S+)", said).group(1)
+        self.openssl = re.findall(r"(?:built|running) with (OpenSSL \S+?)[ )]", said)[-1]
+        self.flags = re.search(r"configure arguments:(.*)", said).group(1)
+        self.name = f"({letter}) {self.version}"
+        self.label = f"{self.name}, {self.openssl}"
+
+
+def build():
+    """What `make build` has left, the vendored nginx, other Debian releases, and the clients. The
+    first of them is measured in full."""
+    # Not by tools/build-module: it would put this build in the place of the other.
+    env = {name: value for name, value in os.environ.items()
+           if name not in ("NGX_VERSION", "OPENSSL_VERSION", "PCRE2_VERSION", "ZLIB_VERSION",
+                           "NGINX_SOURCE_DIR", "NGINX_BUILD_DIR")}
+    env.setdefault("NGX_CONFIGURE_ARGS", "--with-debug --with-poll_module --with-select_module")
+    cargo = ["cargo", "build", "--quiet", "--release", "--locked"]
+    run(cargo + ["--manifest-path", "bench/load/Cargo.toml", "--target-dir", "target/bench/load"],
+        env)
+    # Against the vendored nginx: of its headers those of OpenSSL matter, which are the system's.
+    run(cargo + ["--manifest-path", "bench/seal/Cargo.toml", "--features", "nginx-sys/vendored",
+                 "--target-dir", "target/bench/seal"], env)
+    with open("target/nginx-binary", encoding="utf-8") as file:
+        installed = file.read().strip()
+    builds = []
+    if not installed.startswith(os.path.join(ROOT, "target/")):
+        builds.append(Build("a", installed, os.path.abspath(f"target/{MODULE}")))
+        if QUICK:
+            return builds
+    run(cargo + ["-p", "ngx-http-ssl-session-module", "--features", "vendored",
+                 "--target-dir", "target/vendored"], env)
+    made = glob.glob("target/vendored/release/build/nginx-sys-*/out/objs/nginx")
+    vendored = os.path.abspath(max(made, key=os.path.getmtime))
+    builds.append(Build("b", vendored, os.path.abspath(f"target/vendored/release/lib{MODULE}")))
+    if QUICK:
+        return builds
+    for letter, release in (("c", "trixie"), ("d", "sid")):
+        binary = os.path.abspath(f"target/debian-{release}/nginx")
+        if os.path.exists(binary):
+            run(["tools/build-module", "unpacked", os.path.dirname(binary)])
+            builds.append(Build(letter, binary,
+                                os.path.abspath(f"target/debian-{release}/{MODULE}")))
+    return builds
+
+
+def run(command, env=None):
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failed(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+    return done.stdout

@@ -1,0 +1,53 @@
+"""How much is measured, and where things are."""
+
+import os
+import sys
+
+# Shows that everything works, no more.
+QUICK = sys.argv[1:2] == ["smoke"]
+
+
+def size(full, quick):
+    return quick if QUICK else full
+
+
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", size(11, 1)))
+FEW_ROUNDS = min(ROUNDS, 5)             # where each takes long
+SLICES = size(3, 1)                     # in which each round goes over the servers
+SESSIONS = size(512, 64)
+ALONE, CROWD = 1, 64                    # clients at the same time
+SLICE = {ALONE: size(100, 12), CROWD: size(400, 72)}    # resumed handshakes in one go
+FULL_SLICE = size(150, 16)
+HELD = size(2000, 60)                   # handshakes suspended at once
+HOLDS = size(3, 1)                      # how often that is repeated
+LOOKUPS = size(4000, 100)
+PRESSED = size(3000, 200)               # handshakes in one go while a store is out of order
+OUTAGES = size(5, 1)                    # how often that is repeated
+FLOOD = size(300, 32)                   # handshakes in one go with forged session IDs
+RECONNECTS = size(30, 3)
+SCHEDULE = size(1.0, 0.3)               # seconds of arrivals in one go
+LOADS = (0.5, 0.8)                      # of what nginx's own cache reaches
+STORED = size((10**3, 10**4, 10**5, 10**6), (200, 1000))
+SAMPLE = size(4000, 100)                # of them are resumed
+SERVERS = size((1, 2, 4, 8, 16), (1, 2))
+BLOCKS = size((1, 10, 100, 1000), (1, 10))
+SUSPENDED = size((10, 100, 1000, 10_000), (10, 100))
+ZONE = size("1g", "16m")
+
+PATIENCE = 60                           # seconds
+CPUS = sorted(os.sched_getaffinity(0))
+SERVER_CPU, LOAD_CPU = CPUS[0], CPUS[-1]
+VERSIONS = ("1.2", "1.3")
+CERTIFICATES = ("ecdsa", "rsa")
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+MODULE = "ngx_http_ssl_session_module.so"
+LOAD = os.path.join(ROOT, "target/bench/load/release/load")
+SEAL = os.path.join(ROOT, "target/bench/seal/release/seal")
+RESULTS = os.path.join(ROOT, "target", size("bench.json", "bench-smoke.json"))
+CHART = os.path.join(ROOT, "target", size("bench.svg", "bench-smoke.svg"))
+DOCUMENT = os.path.join(ROOT, "docs/performance.md")
+
+
+class Failed(Exception):
+    """Something was not as expected: there is no figure."""

@@ -1,0 +1,173 @@
+"""Results as tables, for the terminal and for the documentation."""
+
+
+def table(title, head, rows):
+    lines = [head, ["-" * len(word) for word in head], *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    for i, width in enumerate(widths):
+        lines[1][i] = "-" * width
+    return "\n".join([f"\n{title}", ""] + [
+        "| " + " | ".join(word.ljust(width) for word, width in zip(line, widths)) + " |"
+        for line in lines])
+
+
+def span(row, name, digits=3):
+    return f"{row[name]:.{digits}f} ({row[name + '_min']:.{digits}f}-{row[name + '_max']:.{digits}f})"
+
+
+def costs(title, results, stores=True):
+    """Rows of compare()."""
+    head = ["nginx", "certificate", "TLS", "clients", "sessions", "worker CPU, us",
+            "ratio (min-max)", "handshakes/s", "ratio (min-max)", "worker busy"]
+    if stores:
+        head += ["store CPU, us"]
+    head += ["p50, us", "p99", "p99.9", "bytes in", "out"]
+    lines = []
+    for r in results:
+        line = [r["build"], r["certificate"], r["tls"], str(r["clients"]), r["sessions"],
+                f"{r['us']:.1f}", span(r, "ratio"), f"{r['rate']:.0f}", span(r, "rate_ratio"),
+                f"{r['busy'] * 100:.0f} %"]
+        if stores:
+            line += [f"{r['store_us']:.1f}" if r["store_us"] else "-"]
+        lines.append(line + [f"{r['p50_us']:.0f}", f"{r['p99_us']:.0f}", f"{r['p999_us']:.0f}",
+                             f"{r['sent']:.0f}", f"{r['received']:.0f}"])
+    return table(f"{title}; medians of {results[0]['rounds']} rounds", head, lines)
+
+
+def resumed(results):
+    text = costs("Resumed handshakes: worker CPU, handshakes per second, and ratios to "
+                 "ssl_session_cache shared", results)
+    alone = [r for r in results if r["clients"] == 1]
+    rows = [[r["build"], r["tls"], r["sessions"], span(r, "added_us", 1)] for r in alone
+            if r["sessions"] != "nginx shared"]
+    return text + "\n" + table(
+        "Latency of one client, p50, microseconds more than with ssl_session_cache shared; "
+        f"medians of {results[0]['rounds']} rounds (min-max)",
+        ["nginx", "TLS", "sessions", "us more"], rows)
+
+
+def full(results):
+    return costs("Full handshakes: worker CPU, handshakes per second, and ratios to nginx "
+                 "without the module", results)
+
+
+def early(results):
+    return costs("Handshakes with a request in early data, and its answer", results)
+
+
+def schedule(results):
+    return table(
+        "Resumed handshakes on a schedule: latency from the scheduled time, microseconds; of "
+        f"{results[0]['rounds']} rounds",
+        ["nginx", "TLS", "handshakes/s", "of what nginx shared reaches", "sessions", "p50", "p99",
+         "p99.9", "max", "p50, more (min-max)", "worker busy", "clients late at most"],
+        [[r["build"], r["tls"], str(r["per_second"]), f"{r['part'] * 100:.0f} %", r["sessions"],
+          *(f"{r[k]:.0f}" for k in ("p50_us", "p99_us", "p999_us", "max_us")),
+          span(r, "added_us", 1), f"{r['busy'] * 100:.0f} %", str(r["behind_us"])]
+         for r in results])
+
+
+def memory(results):
+    kinds = ("rss", "pss", "uss", "data")
+    return table(
+        f"Worker memory per handshake in progress, bytes, {results[0]['handshakes']} at once; "
+        "more than in the second line (min-max)",
+        ["nginx", "TLS", "what", *(kind.upper() for kind in kinds),
+         "more RSS", "more USS (min-max)", "more DATA"],
+        [[r["build"], r["tls"], r["what"], *(str(r[kind]) for kind in kinds),
+          f"{r['rss_more']:+}",
+          f"{r['uss_more']:+} ({r['uss_more_min']:+} {r['uss_more_max']:+})",
+          f"{r['data_more']:+}"] for r in results])
+
+
+def lookup(results):
+    return table(
+        "Lookup in redis on the loopback, $ssl_session_fetch_time, microseconds",
+        ["nginx", "TLS", "clients", "lookups", "p50", "p99", "max"],
+        [[r["build"], r["tls"], *(str(r[k]) for k in (
+            "clients", "lookups", "p50_us", "p99_us", "max_us"))] for r in results])
+
+
+def reconnect(results):
+    return table(
+        "Worker CPU of a new connection to Redis, microseconds; medians of "
+        f"{results[0]['rounds']} rounds (min-max)",
+        ["nginx", "TLS", "link", "us"],
+        [[r["build"], r["tls"], r["sessions"], span(r, "us", 0)] for r in results])
+
+
+def sealing(results):
+    rows = []
+    for r in results:
+        # A resumption of TLS 1.3 gives a ticket, which is a session of its own.
+        for version, steps in (("1.2", ("check", "open")),
+                               ("1.3", ("check", "open", "issue", "seal"))):
+            rows.append([r["build"], version, *(str(r[f"{step}_ns"]) for step in (
+                "check", "refuse", "open", "issue", "seal")),
+                str(sum(r[f"{step}_ns"] for step in steps))])
+    return table(
+        "Sealing, nanoseconds for a session of 150 bytes, and what of it a resumed handshake has: "
+        "the check of its ID and the name of its entry, and opening; in TLS 1.3 issuing and "
+        "sealing a ticket, too",
+        ["nginx", "TLS", "check", "refuse a forged ID", "open", "issue", "seal", "a handshake"],
+        rows)
+
+
+def forged(results):
+    return table(
+        "64 clients that offer session IDs which nobody has issued; beside "
+        f"{results[0]['sessions']}, medians of {results[0]['rounds']} rounds",
+        ["nginx", "TLS", "sessions", "handshakes/s", "ratio (min-max)", "worker CPU, us",
+         "ratio (min-max)"],
+        [[r["build"], r["tls"], r["sessions"], f"{r['rate']:.0f}", span(r, "rate_ratio"),
+          f"{r['us']:.1f}", span(r, "ratio")] for r in results])
+
+
+def outage(results):
+    return table(
+        "64 clients that all offer sessions, Redis hung (SIGSTOP) or killed; beside full "
+        f"handshakes of nginx without the module, medians of {results[0]['runs']} rounds",
+        ["nginx", "TLS", "Redis", "handshakes/s", "ratio (min-max)",
+         "per second of CPU, ratio (min-max)", "p50, ms more",
+         "p99, ms more", "log lines, most", "first hit after its return, ms (max)"],
+        [[r["build"], r["tls"], r["what"], str(r["per_second"]), span(r, "rate"), span(r, "cpu"),
+          f"{r['p50_more_ms']:+.2f}", f"{r['p99_more_ms']:+.2f}", str(r["log_lines"]),
+          f"{r['first_hit_ms']} ({r['first_hit_ms_max']})"] for r in results])
+
+
+def growth(results):
+    parts = []
+    for what, title in (("sessions", "stored sessions"),
+                        ("servers", "servers of the backend"),
+                        ("blocks", "server{} blocks")):
+        rows = [r for r in results if r["what"] == what]
+        first = {}
+        for r in rows:
+            first.setdefault(r["sessions"], r["us"])
+        parts.append(table(
+            f"Resumed handshakes of TLS {rows[0]['tls']} by number of {title}; medians of "
+            f"{rows[0]['rounds']} rounds",
+            ["nginx", title, "sessions", "worker CPU, us (min-max)", "to the first line",
+             "store CPU, us"],
+            [[r["build"], f"{r['n']:,}", r["sessions"], span(r, "us", 1),
+              f"{r['us'] / first[r['sessions']]:.3f}",
+              f"{r['store_us']:.1f}" if r["store_us"] else "-"] for r in rows]))
+    rows = [r for r in results if r["what"] == "suspended"]
+    parts.append(table(
+        "Handshakes of TLS 1.3 that wait for a store: memory, full handshakes of others meanwhile "
+        "beside those of a worker on which none wait, and CPU from the store's answer to the end",
+        ["nginx", "suspended", "bytes each", "more than nginx's own", "others, us",
+         "ratio (min-max)", "came to their end", "us each"],
+        [[r["build"], f"{r['n']:,}", str(r["bytes"]), f"{r['more_bytes']:+}", f"{r['us']:.1f}",
+          span(r, "ratio"), f"{r['finished']:,}", f"{r['finish_us']:.1f}"] for r in rows]))
+    return "\n".join(parts)
+
+
+def syscalls(results):
+    names = sorted({call for r in results for call, n in r["calls"].items() if n >= 0.1})
+    return table(
+        "System calls of the worker per resumed handshake",
+        ["nginx", "TLS", "clients", "sessions", "all", *names],
+        [[r["build"], r["tls"], str(r["clients"]), r["sessions"],
+          f"{sum(r['calls'].values()):.1f}",
+          *(f"{r['calls'].get(name, 0):.1f}" for name in names)] for r in results])
