@@ -18,7 +18,7 @@ def growth(built, work, _):
 
 
 def resume(load):
-    return load.go("resume", SLICE[CROWD], CROWD, cpu=True)
+    return load.go("resume", SLICE[CROWD, load.version], CROWD, cpu=True)
 
 
 def sessions(built, work):

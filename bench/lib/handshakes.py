@@ -97,7 +97,8 @@ def resumed(built, work, reduced):
             results += compare(
                 {"build": built.name, "certificate": "ecdsa", "tls": version, "clients": clients},
                 loads, "nginx shared",
-                lambda load, n=clients: load.go("resume", SLICE[n], n, cpu=True), sites.hits())
+                lambda load, n=clients: load.go("resume", SLICE[n, load.version], n, cpu=True),
+                sites.hits())
         for load in loads.values():
             load.stop()
     sites.check_logs()
@@ -150,7 +151,7 @@ def early(built, work, _):
 
         def go(load, n=clients):
             what = "early-once" if load.server is sites["redis, single_use"].server else "early"
-            answer = load.go(what, SLICE[n], n, cpu=True)
+            answer = load.go(what, SLICE[n, "1.3"], n, cpu=True)
             if answer["early"] != answer["handshakes"]:
                 raise Failed(f"early data was not accepted: {answer}")
             return answer
@@ -172,7 +173,7 @@ def schedule(built, work, _):
         loads = {name: site.primed(version, SESSIONS) for name, site in sites.all.items()}
         most = statistics.median(
             answer["handshakes"] / (answer["wall_ns"] / 1e9) for answer in (
-                loads["nginx shared"].go("resume", SLICE[CROWD], CROWD) for _ in range(5)))
+                loads["nginx shared"].go("resume", SLICE[CROWD, version], CROWD) for _ in range(5)))
         for part in LOADS:
             behind = dict.fromkeys(loads, 0)
             rate = round(most * part)

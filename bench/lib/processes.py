@@ -13,6 +13,8 @@ from settings import (CERTIFICATES, LOAD, LOAD_CPU, PATIENCE, SERVER_CPU, Failed
 
 KEYS = {"ecdsa": ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
         "rsa": ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]}
+# The buffers of a connection go from one to the next.
+MALLOC = "glibc.malloc.tcache_max=65536:glibc.malloc.tcache_count=200"
 MEMORY = ("rss", "pss", "uss", "data")
 
 ours = []                               # what has to end with us
@@ -107,7 +109,9 @@ http {{
 }}
 """)
         super().__init__([built.binary, "-p", self.dir, "-c", f"{self.dir}/nginx.conf",
-                          "-e", f"{self.dir}/error.log"], SERVER_CPU)
+                          "-e", f"{self.dir}/error.log"], SERVER_CPU,
+                         # What it warns of is in the log, too.
+                         stderr=subprocess.DEVNULL)
         wait("nginx", lambda: self.find_worker() and connects(self.ports["ecdsa"]))
         self.rest()
 
@@ -189,7 +193,8 @@ class Load(Process):
         self.server, self.version = server, version
         self.pids = ",".join(str(pid) for pid in (server.worker, *(s.pid for s in stores)))
         super().__init__([LOAD, str(server.ports[port]), version], LOAD_CPU,
-                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                         env=os.environ | {"GLIBC_TUNABLES": MALLOC})
 
     def prime(self, n, primer=None, port="ecdsa", *options):
         """Sessions of n full handshakes with another server than the one they are offered to."""

@@ -16,7 +16,9 @@ FEW_ROUNDS = min(ROUNDS, 5)             # where each takes long
 SLICES = size(3, 1)                     # in which each round goes over the servers
 SESSIONS = size(512, 64)
 ALONE, CROWD = 1, 64                    # clients at the same time
-SLICE = {ALONE: size(100, 12), CROWD: size(400, 72)}    # resumed handshakes in one go
+# Resumed handshakes in one go, a tenth of a second.
+SLICE = {(ALONE, "1.2"): size(300, 12), (ALONE, "1.3"): size(120, 12),
+         (CROWD, "1.2"): size(1000, 72), (CROWD, "1.3"): size(300, 72)}
 FULL_SLICE = size(150, 16)
 HELD = size(2000, 60)                   # handshakes suspended at once
 HOLDS = size(3, 1)                      # how often that is repeated

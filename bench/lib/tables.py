@@ -15,22 +15,20 @@ def span(row, name, digits=3):
     return f"{row[name]:.{digits}f} ({row[name + '_min']:.{digits}f}-{row[name + '_max']:.{digits}f})"
 
 
-def costs(title, results, stores=True):
-    """Rows of compare()."""
-    head = ["nginx", "certificate", "TLS", "clients", "sessions", "worker CPU, us",
-            "ratio (min-max)", "handshakes/s", "ratio (min-max)", "worker busy"]
-    if stores:
-        head += ["store CPU, us"]
-    head += ["p50, us", "p99", "p99.9", "bytes in", "out"]
-    lines = []
-    for r in results:
-        line = [r["build"], r["certificate"], r["tls"], str(r["clients"]), r["sessions"],
-                f"{r['us']:.1f}", span(r, "ratio"), f"{r['rate']:.0f}", span(r, "rate_ratio"),
-                f"{r['busy'] * 100:.0f} %"]
-        if stores:
-            line += [f"{r['store_us']:.1f}" if r["store_us"] else "-"]
-        lines.append(line + [f"{r['p50_us']:.0f}", f"{r['p99_us']:.0f}", f"{r['p999_us']:.0f}",
-                             f"{r['sent']:.0f}", f"{r['received']:.0f}"])
+def costs(title, results):
+    """Rows of compare(). Bytes are those that the server has received and sent."""
+    labels = {"build": "nginx", "certificate": "certificate", "tls": "TLS", "clients": "clients"}
+    for name in ("certificate", "clients"):
+        if len({r[name] for r in results}) == 1:
+            title += f"; {labels.pop(name)}: {results[0][name]}"
+    head = [*labels.values(), "sessions", "worker CPU, us", "ratio (min-max)", "handshakes/s",
+            "ratio (min-max)", "worker busy", "store CPU, us", "p50, us", "p99", "p99.9",
+            "bytes in", "out"]
+    lines = [[*(str(r[label]) for label in labels), r["sessions"],
+              f"{r['us']:.1f}", span(r, "ratio"), f"{r['rate']:.0f}", span(r, "rate_ratio"),
+              f"{r['busy'] * 100:.0f} %", f"{r['store_us']:.1f}" if r["store_us"] else "-",
+              f"{r['p50_us']:.0f}", f"{r['p99_us']:.0f}", f"{r['p999_us']:.0f}",
+              f"{r['sent']:.0f}", f"{r['received']:.0f}"] for r in results]
     return table(f"{title}; medians of {results[0]['rounds']} rounds", head, lines)
 
 
