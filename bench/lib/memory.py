@@ -23,7 +23,8 @@ def memory(built, work, reduced):
     results = []
     for version in VERSIONS:
         load = Load(maker, version)
-        load.go("prime", 512)
+        # As many as are held: lookups of one session would be one request.
+        load.go("prime", HELD)
         samples = {name: [] for name in HELLOS}
         for _ in range(1 if reduced else HOLDS):
             for name, growths in samples.items():

@@ -50,6 +50,7 @@ def stop_all():
 
 class Nginx(Process):
     made = 0
+    worker = None
 
     def __init__(self, work, built, sessions, module=True, tickets=False, log=False, server="",
                  keepalive=0, blocks=1):
@@ -119,15 +120,17 @@ http {{
         super().kill()
         # A master that is killed leaves its worker behind.
         try:
-            os.kill(self.worker, signal.SIGKILL)
-        except (AttributeError, OSError):
+            if self.worker:
+                os.kill(self.worker, signal.SIGKILL)
+        except OSError:
             pass
 
     def find_worker(self):
         if self.process.poll() is not None:
             raise Failed("nginx: " + self.errors())
         with open(f"/proc/{self.pid}/task/{self.pid}/children", encoding="ascii") as file:
-            self.worker = int((file.read().split() or [0])[0])
+            children = file.read().split()
+        self.worker = int(children[0]) if children else None
         return self.worker
 
     def at_rest(self):

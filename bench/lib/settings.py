@@ -34,7 +34,7 @@ SAMPLE = size(4000, 100)                # of them are resumed
 SERVERS = size((1, 2, 4, 8, 16), (1, 2))
 BLOCKS = size((1, 10, 100, 1000), (1, 10))
 SUSPENDED = size((10, 100, 1000, 10_000), (10, 100))
-ZONE = size("1g", "16m")
+ZONE = size("1000m", "16m")
 
 PATIENCE = 60                           # seconds
 CPUS = sorted(os.sched_getaffinity(0))

@@ -142,13 +142,14 @@ def growth(results):
         first = {}
         for r in rows:
             first.setdefault(r["sessions"], r["us"])
+        # Stores cannot be filled in turns: those were not measured side by side.
         parts.append(table(
             f"Resumed handshakes of TLS {rows[0]['tls']} by number of {title}; medians of "
             f"{rows[0]['rounds']} rounds",
-            ["nginx", title, "sessions", "worker CPU, us (min-max)", "to the first line",
+            ["nginx", title, "sessions", "worker CPU, us (min-max)", "to the fewest",
              "store CPU, us"],
             [[r["build"], f"{r['n']:,}", r["sessions"], span(r, "us", 1),
-              f"{r['us'] / first[r['sessions']]:.3f}",
+              f"{r['us'] / first[r['sessions']]:.3f}" if what == "sessions" else span(r, "ratio"),
               f"{r['store_us']:.1f}" if r["store_us"] else "-"] for r in rows]))
     rows = [r for r in results if r["what"] == "suspended"]
     parts.append(table(

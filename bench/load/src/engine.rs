@@ -1,5 +1,6 @@
 //! Many connections on one thread, in a closed loop or on a schedule.
 
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -309,7 +310,11 @@ impl Engine {
 
     /// Waits for events, and goes on where there are any.
     fn turn(&mut self, task: &Task, tally: &mut Tally, timer: Option<&OwnedFd>) -> Result<()> {
-        self.poll.poll(&mut self.events, Some(PATIENCE))?;
+        while let Err(e) = self.poll.poll(&mut self.events, Some(PATIENCE)) {
+            if e.kind() != ErrorKind::Interrupted {
+                return Err(e.into());
+            }
+        }
         if self.events.is_empty() {
             return Err(format!("{} connections hang", self.active()).into());
         }
