@@ -71,7 +71,7 @@ constant-time: ## comparisons of secrets, under valgrind
 bench: build ## the figures of docs/, on this machine
 	bench/run
 
-bench-smoke: build ## the same in small: fails only if something works wrongly
+bench-smoke: deps build ## the same in small: fails only if something works wrongly
 	bench/run smoke
 
 clean: ## forget everything built

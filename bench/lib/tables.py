@@ -12,7 +12,8 @@ def table(title, head, rows):
 
 
 def span(row, name, digits=3):
-    return f"{row[name]:.{digits}f} ({row[name + '_min']:.{digits}f}-{row[name + '_max']:.{digits}f})"
+    median, low, high = (f"{row[name + end]:.{digits}f}" for end in ("", "_min", "_max"))
+    return f"{median} ({low}-{high})"
 
 
 def costs(title, results):
