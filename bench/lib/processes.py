@@ -199,11 +199,11 @@ class Load(Process):
                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                          env=os.environ | {"GLIBC_TUNABLES": MALLOC})
 
-    def prime(self, n, primer=None, port="ecdsa", *options):
+    def prime(self, n, primer=None, port="ecdsa"):
         """Sessions of n full handshakes with another server than the one they are offered to."""
         if primer:
             self.to(primer, port)
-        self.go("prime", n, *options)
+        self.go("prime", n)
         if primer:
             self.to(self.server, port)
 

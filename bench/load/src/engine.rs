@@ -52,8 +52,6 @@ pub struct Task {
     pub rate: Option<f64>,
     /// Processes whose CPU time is taken.
     pub pids: Vec<u32>,
-    /// Of the sessions that come each so many'th is kept.
-    pub every: usize,
 }
 
 pub struct Engine {
@@ -121,17 +119,18 @@ impl Engine {
     }
 
     pub fn run(&mut self, task: &Task) -> Result<String> {
-        let mut forged = Sessions::default();
-        if task.offer == Offer::Forged {
-            let Quota::Handshakes(n) = task.quota else { return Err("forged by number".into()) };
-            forged = self.sessions.forged(n, self.version == SslVersion::TLS1_3)?;
-        }
-        if task.offer == Offer::Forged {
-            std::mem::swap(&mut self.sessions, &mut forged);
-        }
+        let genuine = match (task.offer, task.quota) {
+            (Offer::Forged, Quota::Handshakes(n)) => {
+                // Before the clock runs.
+                let forged = self.sessions.forged(n, self.version == SslVersion::TLS1_3)?;
+                Some(std::mem::replace(&mut self.sessions, forged))
+            }
+            (Offer::Forged, Quota::Time(_)) => return Err("forged by number only".into()),
+            _ => None,
+        };
         let answer = self.measured(task, |engine| engine.work(task));
-        if task.offer == Offer::Forged {
-            self.sessions = forged;
+        if let Some(genuine) = genuine {
+            self.sessions = genuine;
         }
         answer
     }
@@ -199,7 +198,7 @@ impl Engine {
         Ok(format!(
             concat!(
                 r#"{{"handshakes":{},"resumed":{},"early":{},"failed":{},"error":{},"#,
-                r#""sessions":{},"came":{},"wall_ns":{},"own_ns":{},"cpu_ns":[{}],{},"#,
+                r#""sessions":{},"wall_ns":{},"own_ns":{},"cpu_ns":[{}],{},"#,
                 r#""received":{},"sent":{},"behind_us":{},"most":{}}}"#
             ),
             tally.handshakes,
@@ -208,7 +207,6 @@ impl Engine {
             tally.failed,
             error,
             self.sessions.len(),
-            self.sessions.came(),
             wall,
             own,
             cpu.join(","),
@@ -332,7 +330,7 @@ impl Engine {
                 Err(e) => tally.fail(e.to_string()),
             }
             self.buffers.push(client.buffer());
-            self.sessions.keep_arrived(task.every);
+            self.sessions.keep_arrived();
             self.clients[token.0] = None;
             self.free.push(token.0);
         }

@@ -6,7 +6,7 @@
 //! With SOURCES connections come from so many addresses of 127.0.0.0/8.
 //!
 //! ```text
-//! prime N [every=K]    N full handshakes; each Kth of their sessions is kept
+//! prime N              N full handshakes; their sessions are kept
 //! full ...             handshakes that offer nothing, and are full
 //! resume ...           handshakes that offer the sessions, one after the other, and are resumed
 //! request ...          the same, with a request in each connection
@@ -103,9 +103,9 @@ fn command(engine: &mut Engine, words: &[&str]) -> Result<String> {
             let offer = offered(what).ok_or("finish what?")?.0;
             return engine.finish(&task(offer, Talk::Silent, "0", "0", options)?);
         }
-        ["prime", n, options @ ..] => {
+        ["prime", n] => {
             let clients = MAKERS.to_string();
-            return engine.run(&task(Offer::None, Talk::Tickets, n, &clients, options)?);
+            return engine.run(&task(Offer::None, Talk::Tickets, n, &clients, &[])?);
         }
         ["release"] => engine.drop_held(),
         ["forget"] => engine.sessions.forget(),
@@ -140,11 +140,10 @@ fn task(offer: Offer, talk: Talk, quota: &str, clients: &str, options: &[&str]) 
         None => Quota::Handshakes(quota.parse()?),
     };
     let clients = clients.parse()?;
-    let mut task = Task { offer, talk, clients, quota, rate: None, pids: Vec::new(), every: 1 };
+    let mut task = Task { offer, talk, clients, quota, rate: None, pids: Vec::new() };
     for option in options {
         match option.split_once('=').ok_or("an option without a value")? {
             ("rate", rate) => task.rate = Some(rate.parse()?),
-            ("every", every) => task.every = every.parse()?,
             ("pids", pids) => {
                 task.pids =
                     pids.split(',').map(str::parse).collect::<std::result::Result<_, _>>()?;

@@ -8,6 +8,12 @@ use openssl::ssl::{
 
 use crate::Result;
 
+/// What browsers offer, which is less than what OpenSSL does.
+const CIPHERS: &str = "ECDHE+AESGCM:ECDHE+CHACHA20";
+const GROUPS: &str = "X25519:P-256:P-384";
+const SIGNATURES: &str = "ECDSA+SHA256:RSA-PSS+SHA256:RSA+SHA256:ECDSA+SHA384:RSA-PSS+SHA384:\
+                          RSA+SHA384:RSA-PSS+SHA512:RSA+SHA512";
+
 thread_local! {
     /// Sessions that have arrived since they were taken last.
     static ARRIVED: RefCell<Vec<SslSession>> = const { RefCell::new(Vec::new()) };
@@ -36,8 +42,10 @@ fn builder(version: SslVersion) -> Result<SslContextBuilder> {
     context.set_min_proto_version(Some(version))?;
     context.set_max_proto_version(Some(version))?;
     context.set_session_cache_mode(SslSessionCacheMode::OFF);
-    // As browsers; OpenSSL goes over the list of what is offered several times.
-    context.set_cipher_list("ECDHE+AESGCM:ECDHE+CHACHA20")?;
+    // OpenSSL goes over the lists several times.
+    context.set_cipher_list(CIPHERS)?;
+    context.set_sigalgs_list(SIGNATURES)?;
+    context.set_groups_list(GROUPS)?;
     // Without it each record is read in two steps, header and body.
     context.set_read_ahead(true);
     Ok(context)
@@ -48,17 +56,11 @@ pub struct Sessions {
     all: Vec<SslSession>,
     /// The one that is offered next.
     next: usize,
-    /// Sessions that have come, whether they were kept or not.
-    came: usize,
 }
 
 impl Sessions {
     pub fn len(&self) -> usize {
         self.all.len()
-    }
-
-    pub fn came(&self) -> usize {
-        self.came
     }
 
     /// Each in turn, whatever the number of handshakes in one go.
@@ -73,16 +75,8 @@ impl Sessions {
         self.all.pop()
     }
 
-    /// Keeps each `every`th of those that have arrived.
-    pub fn keep_arrived(&mut self, every: usize) {
-        ARRIVED.with_borrow_mut(|arrived| {
-            for session in arrived.drain(..) {
-                if self.came % every == 0 {
-                    self.all.push(session);
-                }
-                self.came += 1;
-            }
-        });
+    pub fn keep_arrived(&mut self) {
+        ARRIVED.with_borrow_mut(|arrived| self.all.append(arrived));
     }
 
     pub fn forget(&mut self) {
