@@ -187,7 +187,8 @@ def schedule(built, work, _):
             for row in compare(
                     {"build": built.name, "certificate": "ecdsa", "tls": version, "part": part,
                      "per_second": rate},
-                    loads, "nginx shared", go, sites.hits(), rounds=FEW_ROUNDS, slices=1):
+                    loads, "nginx shared", go, sites.hits(), rounds=FEW_ROUNDS, slices=1,
+                    merged=True):
                 results.append(row | {"behind_us": behind[row["sessions"]]})
         for load in loads.values():
             load.stop()

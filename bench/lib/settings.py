@@ -14,7 +14,8 @@ def size(full, quick):
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", size(11, 1)))
 FEW_ROUNDS = min(ROUNDS, 5)             # where each takes long
 SLICES = size(3, 1)                     # in which each round goes over the servers
-SESSIONS = size(512, 64)
+# More than are offered at once: lookups of one session would be one request.
+SESSIONS = size(512, 256)
 ALONE, CROWD = 1, 64                    # clients at the same time
 # Resumed handshakes in one go, a tenth of a second.
 SLICE = {(ALONE, "1.2"): size(300, 12), (ALONE, "1.3"): size(120, 12),
@@ -29,8 +30,8 @@ FLOOD = size(300, 32)                   # handshakes in one go with forged sessi
 RECONNECTS = size(30, 3)
 SCHEDULE = size(1.0, 0.3)               # seconds of arrivals in one go
 LOADS = (0.5, 0.8)                      # of what nginx's own cache reaches
-STORED = size((10**3, 10**4, 10**5, 10**6), (200, 1000))
-SAMPLE = size(4000, 100)                # of them are resumed
+STORED = size((10**3, 10**4, 10**5, 10**6), (400, 1000))
+SAMPLE = size(4000, 200)                # of them are resumed
 SERVERS = size((1, 2, 4, 8, 16), (1, 2))
 BLOCKS = size((1, 10, 100, 1000), (1, 10))
 SUSPENDED = size((10, 100, 1000, 10_000), (10, 100))
