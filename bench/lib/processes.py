@@ -8,8 +8,8 @@ import socket
 import subprocess
 import time
 
-from builds import run
-from settings import (CERTIFICATES, LOAD, LOAD_CPU, PATIENCE, SERVER_CPU, Failed)
+from builds import clients, run
+from settings import CERTIFICATES, LOAD_CPU, PATIENCE, SERVER_CPU, Failed
 
 KEYS = {"ecdsa": ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
         "rsa": ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]}
@@ -195,9 +195,9 @@ class Load(Process):
     def __init__(self, server, version, port="ecdsa", stores=()):
         self.server, self.version = server, version
         self.pids = ",".join(str(pid) for pid in (server.worker, *(s.pid for s in stores)))
-        super().__init__([LOAD, str(server.ports[port]), version], LOAD_CPU,
+        super().__init__([*clients(), str(server.ports[port]), version], LOAD_CPU,
                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                         env=os.environ | {"GLIBC_TUNABLES": MALLOC})
+                         env=os.environ | {"GLIBC_TUNABLES": MALLOC, "OPENSSL_CONF": "/dev/null"})
 
     def prime(self, n, primer=None, port="ecdsa"):
         """Sessions of n full handshakes with another server than the one they are offered to."""

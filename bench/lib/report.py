@@ -9,7 +9,7 @@ import shutil
 import time
 
 import tables
-from builds import run
+from builds import clients, run
 from chart import chart
 from settings import (CHART, DOCUMENT, LOAD_CPU, QUICK, RESULTS, SERVER_CPU, Failed)
 from targets import targets_table
@@ -73,6 +73,7 @@ def machine(builds):
         "server_cpu": SERVER_CPU, "load_cpu": LOAD_CPU,
         "kernel": platform.release(),
         "nginx": [built.label for built in builds],
+        "clients": json.loads(run([*clients(), "0", "1.2"], say="version"))["openssl"],
         "redis": re.search(r"v=(\S+)", run(["redis-server", "--version"])).group(1),
         "memcached": run(["memcached", "-V"]).split()[-1],
     }
@@ -82,8 +83,8 @@ def heading(m):
     return "\n".join([
         f"{m['date']}, commit {m['commit']}, {m['cpus']} x {m['cpu']}, Linux {m['kernel']}",
         *m["nginx"],
-        f"redis {m['redis']}, memcached {m['memcached']}; nginx on CPU {m['server_cpu']}, clients "
-        f"and stores on {m['load_cpu']}"])
+        f"redis {m['redis']}, memcached {m['memcached']}, clients with {m['clients']}; nginx on CPU "
+        f"{m['server_cpu']}, clients and stores on {m['load_cpu']}"])
 
 
 def write():

@@ -24,6 +24,7 @@
 //! forget               drops the sessions
 //! to PORT              from now on, another server
 //! name HOST            from now on, the host that clients ask for (SNI)
+//! version              the OpenSSL in use
 //! latency              the latency of all handshakes since this was asked last
 //! ```
 //!
@@ -109,6 +110,9 @@ fn command(engine: &mut Engine, words: &[&str]) -> Result<String> {
         }
         ["release"] => engine.drop_held(),
         ["forget"] => engine.sessions.forget(),
+        ["version"] => {
+            return Ok(format!(r#"{{"openssl":"{}"}}"#, openssl::version::version()));
+        }
         ["latency"] => return Ok(engine.latency()),
         ["name", host] => engine.name = Some((*host).to_owned()),
         ["to", port] => engine.to = address(port)?,
