@@ -2,7 +2,10 @@
 
 import statistics
 
-from settings import ROUNDS, SLICES, Failed
+from processes import stop_all
+from settings import ROUNDS, SETS, SLICES, Failed
+
+LATENCIES = ("p50_us", "p99_us", "p999_us", "max_us")
 
 
 def compare(labels, loads, base, go, hits=None, rounds=ROUNDS, slices=SLICES, merged=False):
@@ -64,19 +67,49 @@ def row(rounds, base, latency):
     def against(what, how):
         return [how(r[what], own[what]) for r, own in zip(rounds, base)]
 
-    result = {"rounds": len(rounds), "handshakes": sum(all_of("handshakes")),
-              "us_all": [round(us, 3) for us in all_of("us")]}
-    result |= spread("us", all_of("us"))
-    result |= spread("ratio", against("us", lambda is_, was: is_ / was), 5)
-    result |= spread("rate", all_of("rate"), 1)
-    result |= spread("rate_ratio", against("rate", lambda is_, was: is_ / was), 5)
-    result |= spread("added_us", against("p50_us", lambda is_, was: is_ - was), 1)
-    result |= spread("store_us", all_of("store_us"))
-    result |= spread("load_us", all_of("load_us"))
-    result |= spread("busy", all_of("busy"), 3)
-    result |= {"received": round(statistics.median(all_of("received")), 1),
-               "sent": round(statistics.median(all_of("sent")), 1)}
-    return result | latency
+    every = {name: all_of(name) for name in ("us", "rate", "store_us", "load_us", "busy")}
+    every |= {"ratio": against("us", lambda is_, was: is_ / was),
+              "rate_ratio": against("rate", lambda is_, was: is_ / was),
+              "added_us": against("p50_us", lambda is_, was: is_ - was)}
+    return summed_up({
+        "handshakes": sum(all_of("handshakes")), "every": every,
+        "received": round(statistics.median(all_of("received")), 1),
+        "sent": round(statistics.median(all_of("sent")), 1)} | latency)
+
+
+DIGITS = {"ratio": 5, "rate": 1, "rate_ratio": 5, "added_us": 1, "busy": 3}
+
+
+def summed_up(result):
+    """With the medians and ranges of its rounds."""
+    for name, values in result["every"].items():
+        result |= spread(name, values, DIGITS.get(name, 2))
+    return result | {"rounds": len(result["every"]["us"])}
+
+
+def sets(part, *args):
+    """The rows of a part that is measured with several sets of processes, each a few rounds. Two
+    processes that do the same differ by some per cent for as long as they live: by where the kernel
+    has put their memory."""
+    together = {}
+    for _ in range(SETS):
+        for row_ in part(*args):
+            labels = tuple(row_[label] for label in (
+                "build", "certificate", "tls", "clients", "sessions"))
+            together.setdefault(labels, []).append(row_)
+        stop_all()
+    return [merged_rows(rows) for rows in together.values()]
+
+
+def merged_rows(rows):
+    """One row of several that are alike but for their figures."""
+    merged = dict(rows[0])
+    for name in LATENCIES + ("received", "sent"):
+        merged[name] = statistics.median(row_[name] for row_ in rows)
+    merged["handshakes"] = sum(row_["handshakes"] for row_ in rows)
+    merged["every"] = {name: [value for row_ in rows for value in row_["every"][name]]
+                       for name in merged["every"]}
+    return summed_up(merged)
 
 
 def spread(name, values, digits=2):

@@ -10,7 +10,7 @@ import subprocess
 from compare import compare, spread
 from processes import Load, Nginx, Process, check_logs, wait
 from settings import (ALONE, CERTIFICATES, CROWD, FEW_ROUNDS, FULL_SLICE, LOAD_CPU, LOADS, LOOKUPS,
-                      PATIENCE, RECONNECTS, SCHEDULE, SESSIONS, SLICE, VERSIONS, Failed)
+                      PATIENCE, RECONNECTS, SCHEDULE, SET_ROUNDS, SESSIONS, SLICE, VERSIONS, Failed)
 from stores import Memcached, Redis, both
 
 REDUCED = ("nginx shared", "shared:", "redis")
@@ -98,7 +98,7 @@ def resumed(built, work, reduced):
                 {"build": built.name, "certificate": "ecdsa", "tls": version, "clients": clients},
                 loads, "nginx shared",
                 lambda load, n=clients: load.go("resume", SLICE[n, load.version], n, cpu=True),
-                sites.hits())
+                sites.hits(), SET_ROUNDS)
         for load in loads.values():
             load.stop()
     sites.check_logs()
@@ -125,7 +125,7 @@ def full(built, work, reduced):
                  "clients": CROWD},
                 loads, "no module",
                 lambda load: load.go("full", FULL_SLICE, CROWD, cpu=True),
-                [(redis.lookups, [])])
+                [(redis.lookups, [])], SET_ROUNDS)
             for load in loads.values():
                 load.stop()
     check_logs(site.server for site in sites.values())

@@ -13,6 +13,8 @@ def size(full, quick):
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", size(11, 1)))
 FEW_ROUNDS = min(ROUNDS, 5)             # where each takes long
+SETS = size(3, 1)                       # of processes, among which the rounds are shared out
+SET_ROUNDS = -(-ROUNDS // SETS)
 SLICES = size(3, 1)                     # in which each round goes over the servers
 # More than are offered at once: lookups of one session would be one request.
 SESSIONS = size(512, 256)
