@@ -22,11 +22,11 @@ class Site:
     def __init__(self, server, primer=None, stores=()):
         self.server, self.primer, self.stores = server, primer, stores
 
-    def load(self, version, port="ecdsa"):
-        return Load(self.server, version, port, self.stores)
+    def load(self, version, port="ecdsa", full=False):
+        return Load(self.server, version, port, self.stores, full)
 
-    def primed(self, version, n, port="ecdsa"):
-        load = self.load(version, port)
+    def primed(self, version, n, port="ecdsa", full=False):
+        load = self.load(version, port, full)
         load.prime(n, self.primer, port)
         return load
 
@@ -119,7 +119,8 @@ def full(built, work, reduced):
     results = []
     for certificate in CERTIFICATES[:1] if reduced else CERTIFICATES:
         for version in VERSIONS:
-            loads = {name: site.load(version, certificate) for name, site in sites.items()}
+            loads = {name: site.load(version, certificate, full=True)
+                     for name, site in sites.items()}
             results += compare(
                 {"build": built.name, "certificate": certificate, "tls": version,
                  "clients": CROWD},

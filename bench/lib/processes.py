@@ -188,14 +188,15 @@ http {{
 
 class Load(Process):
     """Clients; they keep their sessions from one go to the next. "stores" are processes that work
-    for the server, and whose CPU is looked at beside the worker's."""
+    for the server, and whose CPU is looked at beside the worker's; "full" are clients that make
+    full handshakes at the least cost."""
 
     handshakes = 0                      # of all clients
 
-    def __init__(self, server, version, port="ecdsa", stores=()):
+    def __init__(self, server, version, port="ecdsa", stores=(), full=False):
         self.server, self.version = server, version
         self.pids = ",".join(str(pid) for pid in (server.worker, *(s.pid for s in stores)))
-        super().__init__([*clients(), str(server.ports[port]), version], LOAD_CPU,
+        super().__init__([*clients(full), str(server.ports[port]), version], LOAD_CPU,
                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                          env=os.environ | {"GLIBC_TUNABLES": MALLOC, "OPENSSL_CONF": "/dev/null"})
 

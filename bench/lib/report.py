@@ -73,18 +73,24 @@ def machine(builds):
         "server_cpu": SERVER_CPU, "load_cpu": LOAD_CPU,
         "kernel": platform.release(),
         "nginx": [built.label for built in builds],
-        "clients": json.loads(run([*clients(), "0", "1.2"], say="version"))["openssl"],
+        "clients": [openssl(full) for full in (False, True)],
         "redis": re.search(r"v=(\S+)", run(["redis-server", "--version"])).group(1),
         "memcached": run(["memcached", "-V"]).split()[-1],
     }
+
+
+def openssl(full):
+    said_it = run([*clients(full), "0", "1.2"], say="version")
+    return " ".join(json.loads(said_it)["openssl"].split()[:2])
 
 
 def heading(m):
     return "\n".join([
         f"{m['date']}, commit {m['commit']}, {m['cpus']} x {m['cpu']}, Linux {m['kernel']}",
         *m["nginx"],
-        f"redis {m['redis']}, memcached {m['memcached']}, clients with {m['clients']}; nginx on CPU "
-        f"{m['server_cpu']}, clients and stores on {m['load_cpu']}"])
+        f"redis {m['redis']}, memcached {m['memcached']}, clients with {m['clients'][0]}, full "
+        f"handshakes with {m['clients'][1]}; nginx on CPU {m['server_cpu']}, clients and stores on "
+        f"{m['load_cpu']}"])
 
 
 def write():

@@ -28,7 +28,7 @@ def forged(built, work, _):
     }
     results = []
     for version in VERSIONS:
-        loads = {name: site.primed(version, 16) for name, site in sites.items()}
+        loads = {name: site.primed(version, 16, full=True) for name, site in sites.items()}
         results += compare({"build": built.name, "tls": version}, loads, "nginx shared",
                            lambda load: load.go("forged", FLOOD, CROWD, cpu=True),
                            [(redis.lookups, [])])
@@ -50,7 +50,7 @@ def outage(built, work, _):
         redis = Redis(work)
         plain = Nginx(work, built, "", module=False)
         server = Nginx(work, built, both(f"redis://{redis.address()}"))
-        base, load = Load(plain, version), Load(server, version)
+        base, load = (Load(one, version, full=True) for one in (plain, server))
         base.go("prime", 16)
         load.go("prime", SESSIONS)
         rows = {"hung": [], "killed": []}
