@@ -29,7 +29,7 @@ class Report:
             return
         if QUICK or old.get("machine", {}).get("commit") != self.report["machine"]["commit"]:
             return
-        self.report["parts"] = old["parts"]
+        self.report["parts"] = old.get("parts", {})
 
     def add(self, part, results, began, before):
         self.report["parts"][part] = {
