@@ -171,3 +171,15 @@ def syscalls(results):
         [[r["build"], r["tls"], str(r["clients"]), r["sessions"],
           f"{sum(r['calls'].values()):.1f}",
           *(f"{r['calls'].get(name, 0):.1f}" for name in names)] for r in results])
+
+
+def profile(results):
+    if not results:
+        return "\nProfile: perf is not here, or may not be used"
+    parts = list(results[0]["us"])
+    return table(
+        f"Where a worker's CPU goes, microseconds per resumed handshake of {results[0]['clients']} "
+        f"clients, with perf at work; medians of {results[0]['rounds']} rounds",
+        ["nginx", "TLS", "sessions", *parts, "lookups in a write"],
+        [[r["build"], r["tls"], r["sessions"], *(f"{r['us'][part]:.1f}" for part in parts),
+          "-" if r["shared"] is None else f"{r['shared']:.1f}"] for r in results])
