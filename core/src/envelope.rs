@@ -125,7 +125,7 @@ impl Aad {
         let id = session_id.as_bytes();
         if let Some((head, rest)) = bytes.split_first_chunk_mut::<HEADER_LEN>() {
             *head = *header;
-            rest.get_mut(..id.len()).unwrap_or_default().copy_from_slice(id);
+            rest.iter_mut().zip(id).for_each(|(to, from)| *to = *from);
         }
         let len = HEADER_LEN.saturating_add(id.len());
         Aad { bytes, len }
