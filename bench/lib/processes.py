@@ -9,7 +9,7 @@ import subprocess
 import time
 
 from builds import clients, run
-from settings import CERTIFICATES, LOAD_CPU, PATIENCE, SERVER_CPU, Failed
+from settings import CERTIFICATES, LOAD_CPU, PATIENCE, SERVER_CPU, SOURCES, Failed
 
 KEYS = {"ecdsa": ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
         "rsa": ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]}
@@ -196,7 +196,8 @@ class Load(Process):
     def __init__(self, server, version, port="ecdsa", stores=(), full=False):
         self.server, self.version = server, version
         self.pids = ",".join(str(pid) for pid in (server.worker, *(s.pid for s in stores)))
-        super().__init__([*clients(full), str(server.ports[port]), version], LOAD_CPU,
+        super().__init__([*clients(full), str(server.ports[port]), version, str(SOURCES)],
+                         LOAD_CPU,
                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                          env=os.environ | {"GLIBC_TUNABLES": MALLOC, "OPENSSL_CONF": "/dev/null"})
 

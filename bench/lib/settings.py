@@ -18,6 +18,7 @@ SET_ROUNDS = -(-ROUNDS // SETS)
 SLICES = size(3, 1)                     # in which each round goes over the servers
 # More than are offered at once: lookups of one session would be one request.
 SESSIONS = size(512, 256)
+SOURCES = 8                             # addresses that clients come from, so that ports suffice
 ALONE, CROWD = 1, 64                    # clients at the same time
 # Resumed handshakes in one go, a tenth of a second.
 SLICE = {(ALONE, "1.2"): size(300, 12), (ALONE, "1.3"): size(120, 12),
