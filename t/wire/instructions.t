@@ -20,7 +20,7 @@ use constant { MARGIN => 0.15, NOISE => 3000 };
 my %at_most = (
     more        => sub { $_[0] * (1 + MARGIN) + NOISE },
     module      => sub { $_[0] * (1 + MARGIN / 3) + NOISE / 10 },
-    allocations => sub { $_[0] + 0.9 },
+    allocations => sub { $_[0] * 1.1 + 1 },
 );
 
 my $recorded = recorded();
