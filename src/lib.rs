@@ -40,6 +40,10 @@ impl HttpModule for SslSession {
         conf.apply(cf)
     }
 
+    fn begin_worker(conf: &MainConf) {
+        conf.begin();
+    }
+
     fn exit_worker(conf: &MainConf) {
         conf.close();
     }

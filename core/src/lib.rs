@@ -27,6 +27,7 @@ pub mod rendezvous;
 pub mod resp;
 pub mod said;
 pub mod slots;
+pub mod stats;
 pub mod target;
 pub mod throttle;
 pub mod topology;

@@ -7,17 +7,23 @@ use std::string::{String, ToString};
 use std::vec::Vec;
 
 use nginx_sys::{
-    NGX_CONF_1MORE, NGX_CONF_BLOCK, NGX_CONF_TAKE1, NGX_HTTP_MAIN_CONF, ngx_command_t,
+    NGX_CONF_1MORE, NGX_CONF_BLOCK, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_HTTP_LOC_CONF,
+    NGX_HTTP_MAIN_CONF, ngx_command_t,
 };
 use session_core::cache_key::MAX_TEXT;
+use session_core::stats::Record;
 use session_core::target::{Redacted, Target, TargetError};
 
+use crate::SslSession;
 use crate::ffi::conf::{Conf, DUPLICATE, Directive, Place, Refusal, directive};
+use crate::ffi::content;
+use crate::ffi::counters::Counters;
 use crate::ffi::log::Level;
 use crate::ffi::module::Commands;
 use crate::ffi::tls::Hooked;
 use crate::handshake::{Policy, Rules, Watch};
 use crate::net::backend::{Answers, Backend as Servers};
+use crate::status::page::Metrics;
 use crate::status::variables;
 use crate::tier::Tier;
 use crate::tier::remote::Remote;
@@ -35,13 +41,20 @@ const SINGLE_USE: &str = "single_use";
 /// The parameter of `ssl_session_store` that leaves out sessions of clients with certificates.
 const NO_CLIENT_CERT: &str = "no_client_cert";
 
+/// The zone of the counters; no target can have a name with blanks.
+const COUNTERS: &str = "SSL session counters";
+/// Its size in bytes: hundreds of listening addresses with a dozen workers. What is not used is not
+/// touched.
+const COUNTERS_LEN: usize = 4 * 1024 * 1024;
+
 /// The directives of `http{}`.
-pub static COMMANDS: Commands<[ngx_command_t; 6]> = Commands::new([
+pub static COMMANDS: Commands<[ngx_command_t; 7]> = Commands::new([
     directive::<SslSessionFetch>(NGX_HTTP_MAIN_CONF | NGX_CONF_1MORE),
     directive::<SslSessionStore>(NGX_HTTP_MAIN_CONF | NGX_CONF_1MORE),
     directive::<SslSessionBackend>(NGX_HTTP_MAIN_CONF | NGX_CONF_BLOCK | NGX_CONF_TAKE1),
     directive::<SslSessionKey>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
     directive::<SslSessionEpoch>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
+    directive::<SslSessionStatus>(NGX_HTTP_LOC_CONF | NGX_CONF_NOARGS),
     ngx_command_t::empty(),
 ]);
 
@@ -65,6 +78,7 @@ pub struct MainConf {
     tiers: Vec<(String, Rc<dyn Tier>)>,
     /// The servers of those tiers.
     servers: Vec<Rc<Servers>>,
+    counters: Option<Counters>,
 }
 
 /// The targets of one directive.
@@ -136,6 +150,18 @@ impl Directive for SslSessionEpoch {
             )));
         }
         conf.epoch = Some((name, cf.place()));
+        Ok(())
+    }
+}
+
+struct SslSessionStatus;
+
+impl Directive for SslSessionStatus {
+    type Conf = MainConf;
+    const NAME: &'static CStr = c"ssl_session_status";
+
+    fn set(cf: &mut Conf, _: &mut MainConf) -> Result<(), Refusal> {
+        content::serve::<SslSession, Metrics>(cf);
         Ok(())
     }
 }
@@ -360,6 +386,7 @@ impl MainConf {
             );
         }
         self.policy = Some(policy);
+        self.counters = Some(cf.counters(COUNTERS, COUNTERS_LEN, crate::module())?);
         // Their texts may hold passwords.
         self.tiers = Vec::new();
         Ok(())
@@ -398,6 +425,18 @@ impl MainConf {
             None => refuse(format_args!(
                 "without a target of \"ssl_session_fetch\" that other machines share"
             )),
+        }
+    }
+
+    /// What was counted.
+    pub fn snapshot(&self) -> Vec<Record> {
+        self.counters.as_ref().map(Counters::snapshot).unwrap_or_default()
+    }
+
+    /// The worker begins.
+    pub fn begin(&self) {
+        if let (Some(policy), Some(counters)) = (&self.policy, self.counters) {
+            policy.begin(counters);
         }
     }
 

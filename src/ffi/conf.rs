@@ -21,12 +21,13 @@ use nginx_sys::{
     ngx_http_core_loc_conf_t, ngx_http_core_main_conf_t, ngx_http_core_module,
     ngx_http_core_srv_conf_t, ngx_http_ssl_module, ngx_http_ssl_srv_conf_t, ngx_inet_addr,
     ngx_int_t, ngx_log_t, ngx_module_t, ngx_msec_t, ngx_pagesize, ngx_parse_size, ngx_parse_time,
-    ngx_parse_url, ngx_shared_memory_add, ngx_ssl_read_password_file, ngx_str_t, ngx_uint_t,
-    ngx_url_t,
+    ngx_parse_url, ngx_shared_memory_add, ngx_shm_zone_t, ngx_ssl_read_password_file, ngx_str_t,
+    ngx_uint_t, ngx_url_t,
 };
 use session_core::target::Redacted;
 use zeroize::Zeroizing;
 
+use super::counters::Counters;
 use super::link::Address;
 use super::log::Level;
 use super::resolver::Resolver;
@@ -594,6 +595,29 @@ impl Conf {
                 "zone \"{name}\" of the \"{directive}\" directive is too small"
             )));
         }
+        let zone = self.shared_memory(name, bytes, module)?;
+        // SAFETY: it was declared just now, and the tag says whose it is.
+        Ok(unsafe { Zone::new(zone) })
+    }
+
+    /// Declares the zone of a module's counters, of so many bytes.
+    pub fn counters(
+        &mut self,
+        name: &str,
+        bytes: usize,
+        module: *const ngx_module_t,
+    ) -> Result<Counters, Refusal> {
+        let zone = self.shared_memory(name, bytes, module)?;
+        // SAFETY: as in zone().
+        Ok(unsafe { Counters::new(zone) })
+    }
+
+    fn shared_memory(
+        &mut self,
+        name: &str,
+        bytes: usize,
+        module: *const ngx_module_t,
+    ) -> Result<*mut ngx_shm_zone_t, Refusal> {
         // SAFETY: the name is copied to the pool, where it stays as long as the zone. The tag
         // says whose the zone is, so its data is ours.
         unsafe {
@@ -602,8 +626,13 @@ impl Conf {
             let tag = module.cast_mut().cast::<c_void>();
             let zone = ngx_shared_memory_add(&raw mut self.0, &raw mut name, bytes, tag);
             // nginx has said why.
-            if zone.is_null() { Err(Refusal::Said) } else { Ok(Zone::new(zone)) }
+            if zone.is_null() { Err(Refusal::Said) } else { Ok(zone) }
         }
+    }
+
+    /// The configurations of the block that is read.
+    pub(super) fn context(&self) -> *mut c_void {
+        self.0.ctx
     }
 
     /// Reads a block whose directives are those of `module` and change `conf`.

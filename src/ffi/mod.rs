@@ -14,6 +14,8 @@
 pub mod client;
 pub mod clock;
 pub mod conf;
+pub mod content;
+pub mod counters;
 pub mod crypto;
 pub mod event;
 pub mod link;

@@ -33,6 +33,9 @@ pub trait HttpModule {
     /// After it was read and its modules have merged their configurations.
     fn postconfiguration(cf: &mut Conf, conf: &mut Self::MainConf) -> Result<(), Refusal>;
 
+    /// A worker begins.
+    fn begin_worker(conf: &Self::MainConf);
+
     /// A worker is about to exit.
     fn exit_worker(conf: &Self::MainConf);
 }
@@ -60,6 +63,7 @@ pub const fn http_module<M: HttpModule>(
         ctx: ptr::from_ref(context).cast_mut().cast(),
         commands: ptr::from_ref(commands).cast_mut().cast(),
         type_: NGX_HTTP_MODULE as ngx_uint_t,
+        init_process: Some(init_process::<M>),
         exit_process: Some(exit_process::<M>),
         ..ngx_module_t::default()
     }
@@ -131,18 +135,32 @@ unsafe extern "C" fn postconfiguration<M: HttpModule>(cf: *mut ngx_conf_t) -> ng
     }
 }
 
+unsafe extern "C" fn init_process<M: HttpModule>(cycle: *mut ngx_cycle_t) -> ngx_int_t {
+    // SAFETY: nginx's current cycle.
+    if let Some(conf) = unsafe { main_conf::<M>(cycle) } {
+        M::begin_worker(conf);
+    }
+    NGX_OK as ngx_int_t
+}
+
 unsafe extern "C" fn exit_process<M: HttpModule>(cycle: *mut ngx_cycle_t) {
+    // SAFETY: nginx's current cycle.
+    if let Some(conf) = unsafe { main_conf::<M>(cycle) } {
+        M::exit_worker(conf);
+    }
+}
+
+/// The main configuration of a cycle; none without `http{}`.
+///
+/// # Safety
+/// `cycle` is one of nginx's, with its configuration read.
+unsafe fn main_conf<'a, M: HttpModule>(cycle: *mut ngx_cycle_t) -> Option<&'a M::MainConf> {
     // SAFETY: ngx_http_cycle_get_module_main_conf(), which is a macro; without http{} there is
     // no context.
     unsafe {
         let ctx = (*(*cycle).conf_ctx.add(ngx_http_module.index)).cast::<ngx_http_conf_ctx_t>();
-        if ctx.is_null() {
-            return;
-        }
-        let conf = *(*ctx).main_conf.add((*M::module()).ctx_index);
-        if let Some(conf) = conf.cast::<M::MainConf>().as_ref() {
-            M::exit_worker(conf);
-        }
+        let conf = *(*ctx.as_ref()?).main_conf.add((*M::module()).ctx_index);
+        conf.cast::<M::MainConf>().as_ref()
     }
 }
 

@@ -19,7 +19,7 @@ use nginx_sys::{
     BIO_meth_set_write, BIO_new, BIO_read, BIO_set_data, BIO_set_flags, BIO_set_init,
     BIO_set_retry_reason, BIO_test_flags, BIO_up_ref, BIO_write, CRYPTO_EX_INDEX_SSL,
     CRYPTO_EX_INDEX_SSL_CTX, CRYPTO_get_ex_new_index, ERR_clear_error, ERR_pop_to_mark,
-    ERR_set_mark, NGX_ALIGNMENT, OSSL_HANDSHAKE_STATE_TLS_ST_OK, RAND_bytes, SSL,
+    ERR_set_mark, NGX_ALIGNMENT, OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA, RAND_bytes, SSL,
     SSL_CB_ACCEPT_LOOP, SSL_CB_HANDSHAKE_DONE, SSL_CB_HANDSHAKE_START,
     SSL_CTRL_GET_MAX_PROTO_VERSION, SSL_CTRL_GET_SESS_CACHE_MODE, SSL_CTRL_SET_SESS_CACHE_MODE,
     SSL_CTX, SSL_CTX_ctrl, SSL_CTX_free, SSL_CTX_get_ex_data, SSL_CTX_get_info_callback,
@@ -71,7 +71,7 @@ pub trait Handler: Sized + 'static {
     fn is_through(&self, attached: &Attached<Self>) -> bool;
 
     /// A handshake has come to its end.
-    fn handshake_done(&self, attached: &Attached<Self>);
+    fn handshake_done(&self, connection: &Connection, attached: Option<&Attached<Self>>);
 
     /// OpenSSL asks for the session of `id`.
     fn session(self: &Rc<Self>, connection: &Connection, id: &[u8]) -> Found;
@@ -521,6 +521,18 @@ impl Connection {
         unsafe { Log::from_raw((*self.c.as_ptr()).log) }
     }
 
+    /// A number of the listening address that it came to, and its text.
+    pub fn listening(&self) -> Option<(usize, &str)> {
+        // SAFETY: the connection is valid; what it was accepted from lives as long as the cycle,
+        // and so does its text.
+        unsafe {
+            let listening = (*self.c.as_ptr()).listening;
+            let text = listening.as_ref()?.addr_text;
+            let text = core::slice::from_raw_parts(text.data, text.len);
+            Some((listening.addr(), core::str::from_utf8(text).ok()?))
+        }
+    }
+
     /// Whether it is QUIC.
     pub fn is_quic(&self) -> bool {
         // SAFETY: the connection is valid.
@@ -891,15 +903,20 @@ impl<H: Handler> Hooks<H> {
             return;
         }
         // SAFETY: OpenSSL calls with a valid object.
-        let Some(attached) = (unsafe { attached_of::<H>(ssl) }) else { return };
-        if !attached.filter.get().is_null() && self.handler.is_through(attached) {
-            attached.remove_filter();
+        let attached = unsafe { attached_of::<H>(ssl) };
+        if let Some(attached) = attached {
+            if !attached.filter.get().is_null() && self.handler.is_through(attached) {
+                attached.remove_filter();
+            }
         }
         // OpenSSL says that it is done, too, where it pauses for early data; after a
         // HelloRetryRequest it will ask for the session once more.
         // SAFETY: OpenSSL calls with a valid object.
-        if done && unsafe { SSL_get_state(ssl) } == OSSL_HANDSHAKE_STATE_TLS_ST_OK {
-            self.handler.handshake_done(attached);
+        if done && unsafe { SSL_get_state(ssl) } != OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA {
+            // SAFETY: the same.
+            if let Some(connection) = unsafe { Connection::of(ssl) } {
+                self.handler.handshake_done(&connection, attached);
+            }
         }
     }
 }

@@ -1,13 +1,16 @@
 //! The lookup of one session ID in the tiers.
 
 use std::rc::Rc;
+use std::time::Instant;
 use std::vec::Vec;
 
 use session_core::hello::SessionId;
 use session_core::key_ring::Entry;
 use session_core::outcome::Outcome;
+use session_core::stats::{self, Kind};
 use zeroize::Zeroizing;
 
+use super::count_time;
 use crate::net::backend::Waiter;
 use crate::tier::Tier;
 
@@ -22,6 +25,8 @@ pub struct Lookup {
     /// The tier whose entry was of no use.
     corrupt: Option<usize>,
     value: Zeroizing<Vec<u8>>,
+    /// When the current tier was asked, if that takes time.
+    asked_at: Option<Instant>,
     /// Whether the tiers before that of a hit have still to be told.
     refill: bool,
     /// Whether this one does what there is to do about the entry, of all who waited for it.
@@ -47,6 +52,7 @@ impl Lookup {
             outcome: Outcome::Miss,
             corrupt: None,
             value: Zeroizing::new(Vec::new()),
+            asked_at: None,
             refill: true,
             first: true,
         }
@@ -130,7 +136,7 @@ impl Lookup {
                     Err(outcome) => outcome,
                 },
             };
-            if self.took(outcome) {
+            if self.took(tiers, outcome) {
                 return Step::Ended;
             }
         }
@@ -141,7 +147,7 @@ impl Lookup {
     pub fn run_local(&mut self, tiers: &[Rc<dyn Tier>]) -> bool {
         while let Some(tier) = tiers.get(self.tier) {
             match self.now(&**tier) {
-                Some(outcome) if self.took(outcome) => return true,
+                Some(outcome) if self.took(tiers, outcome) => return true,
                 Some(_) => {}
                 None => self.tier = self.tier.saturating_add(1),
             }
@@ -164,7 +170,7 @@ impl Lookup {
         if outcome == Outcome::Hit {
             self.value.extend_from_slice(value);
         }
-        if self.took(outcome) { Step::Ended } else { self.run(tiers, waiter) }
+        if self.took(tiers, outcome) { Step::Ended } else { self.run(tiers, waiter) }
     }
 
     fn now(&mut self, tier: &dyn Tier) -> Option<Outcome> {
@@ -175,13 +181,27 @@ impl Lookup {
         }
     }
 
-    fn ask(&self, tier: &dyn Tier, waiter: Waiter) -> Result<(), Outcome> {
+    fn ask(&mut self, tier: &dyn Tier, waiter: Waiter) -> Result<(), Outcome> {
+        self.asked_at = Some(Instant::now());
         let name = self.entry.name();
         if self.take { tier.take(name, waiter) } else { tier.fetch(name, waiter) }
     }
 
     /// Counts the outcome of the current tier in. Whether that ends the lookup.
-    fn took(&mut self, outcome: Outcome) -> bool {
+    fn took(&mut self, tiers: &[Rc<dyn Tier>], outcome: Outcome) -> bool {
+        if let Some(tier) = tiers.get(self.tier) {
+            let (count, asked) = (tier.count(), self.asked_at.take());
+            count.add(stats::tier::LOOKUPS.saturating_add(stats::status(outcome)), 1);
+            if self.take {
+                count.add(stats::tier::TAKES, 1);
+            }
+            if outcome == Outcome::Hit {
+                count.add(stats::tier::BYTES_FETCHED, self.value.len() as u64);
+            }
+            if let Some(asked) = asked {
+                count_time(count, Kind::Tier, asked.elapsed());
+            }
+        }
         self.outcome = self.outcome.or(outcome);
         if outcome == Outcome::Hit {
             return true;

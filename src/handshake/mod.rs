@@ -10,10 +10,12 @@ use session_core::envelope::{OVERHEAD, OpenError};
 use session_core::hello::{ServerPolicy, SessionId};
 use session_core::key_ring::{Entry, ID_LEN, KeyRing, Tls};
 use session_core::outcome::Outcome;
+use session_core::stats::Kind;
 use session_core::throttle::Throttle;
 use zeroize::Zeroize;
 
 use crate::ffi::clock;
+use crate::ffi::counters::Counters;
 use crate::ffi::crypto::Evp;
 use crate::ffi::log::Log;
 use crate::ffi::tls::{
@@ -24,11 +26,13 @@ use crate::net::backend::{Answers, Waiter};
 use crate::tier::Tier;
 use crate::{debug, log_at};
 
+mod count;
 mod epoch;
 mod lookup;
 mod reject;
 mod suspend;
 
+use count::{Tally, count_time};
 pub use epoch::Watch;
 use reject::Reject;
 pub use suspend::{Report, State};
@@ -62,6 +66,7 @@ pub struct Policy {
     /// Whether a lookup may have to wait. Otherwise OpenSSL's question is answered when it comes,
     /// and nothing has to be read ahead of it.
     suspends: bool,
+    tally: Tally,
     waiters: Waiters<Policy>,
     /// A session in DER, for as long as it takes to store or decode it.
     scratch: RefCell<Vec<u8>>,
@@ -78,6 +83,7 @@ impl Policy {
         Policy {
             suspends: rules.fetch.iter().any(|tier| !tier.is_local()),
             rules,
+            tally: Tally::default(),
             waiters: Waiters::new(),
             scratch: RefCell::new(Vec::new()),
             wire: RefCell::new(Vec::new()),
@@ -90,6 +96,14 @@ impl Policy {
     /// The name of a tier of lookups.
     pub fn tier_name(&self, tier: usize) -> Option<&str> {
         self.rules.fetch.get(tier).map(|tier| tier.name())
+    }
+
+    /// The worker begins: what happens is counted from now on.
+    pub fn begin(&self, counters: Counters) {
+        self.tally.begin(counters);
+        for tier in self.rules.fetch.iter().chain(&self.rules.store) {
+            tier.count().begin(&counters, Kind::Tier, &[tier.name()]);
+        }
     }
 
     /// The worker exits.
@@ -338,8 +352,12 @@ impl Handler for Policy {
         attached.state().is_through()
     }
 
-    fn handshake_done(&self, attached: &Attached<Self>) {
-        attached.state().release();
+    fn handshake_done(&self, connection: &Connection, attached: Option<&Attached<Self>>) {
+        let report = attached.map(|attached| {
+            attached.state().release();
+            attached.state().report()
+        });
+        self.tally.handshake(connection, report.unwrap_or_default());
     }
 
     fn session(self: &Rc<Self>, connection: &Connection, id: &[u8]) -> Found {

@@ -77,6 +77,8 @@ pub struct Report {
     pub time: Duration,
     /// The number of the tier that had the session.
     pub tier: Option<usize>,
+    /// Whether the handshake was suspended.
+    pub suspended: bool,
 }
 
 impl State {
@@ -388,7 +390,7 @@ impl Inner {
             }
         }
         if self.waiting == 0 {
-            self.finish(attached);
+            self.finish(attached, false);
         }
     }
 
@@ -396,13 +398,13 @@ impl Inner {
     fn ended(&mut self, attached: &Attached<Policy>) {
         self.waiting = self.waiting.saturating_sub(1);
         if self.waiting == 0 {
-            self.finish(attached);
+            self.finish(attached, true);
             attached.resume();
         }
     }
 
     /// All lookups have ended.
-    fn finish(&mut self, attached: &Attached<Policy>) {
+    fn finish(&mut self, attached: &Attached<Policy>, suspended: bool) {
         attached.forget();
         self.phase = Phase::AwaitReader;
         let forged = self.forged.then_some(Outcome::Forged);
@@ -412,6 +414,7 @@ impl Inner {
             outcome,
             time: self.started.map(|started| started.elapsed()).unwrap_or_default(),
             tier: self.lookups.iter().find_map(Lookup::tier),
+            suspended,
         };
         if let Some(outcome) = outcome {
             debug!(
@@ -426,7 +429,7 @@ impl Inner {
     fn abort(&mut self, attached: &Attached<Policy>, outcome: Outcome) {
         self.lookups = Vec::new();
         self.waiting = 0;
-        self.finish(attached);
+        self.finish(attached, true);
         self.report.outcome = Some(outcome);
     }
 }

@@ -5,6 +5,7 @@ use std::vec::Vec;
 use session_core::cache_key::Name;
 use session_core::outcome::Outcome;
 
+use crate::ffi::counters::Count;
 use crate::net::backend::Waiter;
 
 pub mod remote;
@@ -14,6 +15,9 @@ pub mod shared;
 pub trait Tier {
     /// Its name, as in the configuration.
     fn name(&self) -> &str;
+
+    /// Where it is counted what becomes of it.
+    fn count(&self) -> &Count;
 
     /// Whether [`Tier::fetch_now`] answers.
     fn is_local(&self) -> bool;

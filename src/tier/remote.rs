@@ -8,10 +8,12 @@ use std::vec::Vec;
 use session_core::cache_key::{CacheKey, Name};
 use session_core::codec::Expiry;
 use session_core::outcome::Outcome;
+use session_core::stats::tier as stats;
 use session_core::throttle::Throttle;
 
 use super::Tier;
 use crate::ffi::clock;
+use crate::ffi::counters::Count;
 use crate::ffi::log::Log;
 use crate::log_at;
 use crate::net::backend::{Backend, Waiter};
@@ -25,19 +27,24 @@ pub struct Remote {
     /// Whether it may be that a server gives other entries than those asked for.
     mistrusted: Cell<bool>,
     dropped: RefCell<Throttle>,
+    count: Count,
 }
 
 impl Remote {
     /// A tier over `backend`; `name` is for logs and variables.
     pub fn new(name: String, prefix: Vec<u8>, backend: Rc<Backend>) -> Self {
         let (mistrusted, dropped) = (Cell::new(false), RefCell::new(Throttle::new()));
-        Remote { name, prefix, backend, mistrusted, dropped }
+        Remote { name, prefix, backend, mistrusted, dropped, count: Count::default() }
     }
 }
 
 impl Tier for Remote {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn count(&self) -> &Count {
+        &self.count
     }
 
     fn is_local(&self) -> bool {
@@ -67,8 +74,11 @@ impl Tier for Remote {
         let ttl = expires.saturating_sub(clock::unix_time());
         let Some(ttl) = u32::try_from(ttl).ok().filter(|&ttl| ttl > 0) else { return };
         if self.backend.store(&key, value, Expiry { ttl, at: expires }).is_ok() {
+            self.count.add(stats::STORED, 1);
+            self.count.add(stats::BYTES_STORED, value.len() as u64);
             return;
         }
+        self.count.add(stats::DROPPED, 1);
         let times = self.dropped.try_borrow_mut().ok().and_then(|mut t| t.pass(clock::now_ms()));
         if let Some(times) = times {
             let (name, unavailable) = (&self.name, self.backend.unavailable());
@@ -84,6 +94,7 @@ impl Tier for Remote {
         if let Some(key) = CacheKey::new(&self.prefix, name) {
             // An entry that cannot be removed expires; nothing else depends on it.
             let _ = self.backend.remove(&key);
+            self.count.add(stats::REMOVALS, 1);
         }
     }
 

@@ -6,10 +6,12 @@ use std::vec::Vec;
 
 use session_core::cache_key::Name;
 use session_core::outcome::Outcome;
+use session_core::stats::tier as stats;
 use session_core::throttle::Throttle;
 
 use super::Tier;
 use crate::ffi::clock;
+use crate::ffi::counters::Count;
 use crate::ffi::log::Log;
 use crate::ffi::zone::Zone;
 use crate::log_at;
@@ -20,18 +22,23 @@ pub struct Shared {
     name: String,
     zone: Zone,
     full: RefCell<Throttle>,
+    count: Count,
 }
 
 impl Shared {
     /// A tier over `zone`; `name` is for logs and variables.
     pub fn new(name: String, zone: Zone) -> Self {
-        Shared { name, zone, full: RefCell::new(Throttle::new()) }
+        Shared { name, zone, full: RefCell::new(Throttle::new()), count: Count::default() }
     }
 }
 
 impl Tier for Shared {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn count(&self) -> &Count {
+        &self.count
     }
 
     fn is_local(&self) -> bool {
@@ -61,8 +68,11 @@ impl Tier for Shared {
     fn store(&self, name: &Name, value: &[u8], expires: i64) {
         let now = clock::unix_time();
         if self.zone.put(name.as_bytes(), value, now, expires).is_ok() {
+            self.count.add(stats::STORED, 1);
+            self.count.add(stats::BYTES_STORED, value.len() as u64);
             return;
         }
+        self.count.add(stats::DROPPED, 1);
         let times = self.full.try_borrow_mut().ok().and_then(|mut t| t.pass(clock::now_ms()));
         if let Some(times) = times {
             let (name, len) = (&self.name, value.len());
@@ -76,6 +86,7 @@ impl Tier for Shared {
 
     fn remove(&self, name: &Name) {
         self.zone.remove(name.as_bytes());
+        self.count.add(stats::REMOVALS, 1);
     }
 
     fn fetch_text(&self, _: &str, _: Waiter) -> Result<(), Outcome> {

@@ -42,10 +42,10 @@ subtest 'every directive is described, and used in a configuration that runs' =>
     my $docs = $text{'directives.md'};
     cmp_ok keys %table, '>', 25, 'there are directives';
     for my $name (sort keys %table) {
-        like $conf, qr/(?:^|\{)\s*$name\s/m, "$name: in an example";
+        like $conf, qr/(?:^|\{)\s*$name[\s;]/m, "$name: in an example";
         if ($blocks->{$name}) {
             my ($section) = $docs =~ /^### $name\n(.*?)(?=^##)/ms or fail("$name has no section"), next;
-            like $section, qr/^\| Syntax \| `$name [^`]+`.* \|\n\| Default \| .+ \|\n\| Context \| `http` \|$/m,
+            like $section, qr/^\| Syntax \| `$name(?: [^`]+|;)`.* \|\n\| Default \| .+ \|\n\| Context \| `(?:http|location)` \|$/m,
                 "$name: syntax, default, context";
         } elsif ($name eq 'server') {
             like $docs, qr/^`server address \[.*\];`$/m, "$name: syntax";
