@@ -36,7 +36,6 @@ sub visit {
     return $client;
 }
 
-print STDERR `curl -isS http://127.0.0.1:$status/` if $ENV{SHOW};
 for my $protocol (qw(TLSv1.2 TLSv1.3)) {
     my $labels = qq(listen="127.0.0.1:$port",protocol="$protocol");
     my $before = metrics();
@@ -48,8 +47,66 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
     is $after->{qq(handshakes_total{$labels,result="resumed"})}, 10, 'resumed ones';
     is $after->{qq(fetches_total{$labels,status="HIT"})}, 10, 'hits';
 }
+subtest 'promtool finds nothing to say' => sub {
+    plan skip_all => 'no promtool' if !grep { -x "$_/promtool" } split /:/, $ENV{PATH};
+    my $said = `curl -fsS http://127.0.0.1:$status/ | promtool check metrics 2>&1`;
+    is $?, 0, 'check metrics' or diag $said;
+    is $said, '', 'no warnings';
+};
+
+subtest 'the answer' => sub {
+    my $head = `curl -fsSI http://127.0.0.1:$status/`;
+    like $head, qr{^HTTP/1\.1 200 }, 'HEAD';
+    like $head, qr{^Content-Type: text/plain; version=0\.0\.4; charset=utf-8\r$}mi, 'type';
+    my ($len) = $head =~ /^Content-Length: (\d+)/mi;
+    is length(`curl -fsS http://127.0.0.1:$status/`), $len, 'length';
+    is `curl -sS -o /dev/null -w '%{http_code}' -d x http://127.0.0.1:$status/`, 405, 'POST';
+};
+
+subtest 'targets' => sub {
+    my $before = metrics();
+    my $session = (visit('TLSv1.2')->sessions)[0];
+    my $moved = sub { metrics()->{$_[0]} - $before->{$_[0]} };
+    is $moved->('tier_stores_total{tier="shared:tls",result="stored"}'), 1, 'stored in the zone';
+    is $moved->('tier_stores_total{tier="store",result="stored"}'), 1, 'and in Redis';
+    wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in Redis';
+    $redis->cmd('DEL', cache_key($session));
+    visit('TLSv1.2', $session);
+    is $moved->('tier_lookups_total{tier="shared:tls",status="HIT"}'), 1, 'found in the zone';
+    is $moved->('tier_lookups_total{tier="store",status="HIT"}'), 0, 'and not asked for in Redis';
+    cmp_ok $moved->('tier_bytes_total{tier="shared:tls",direction="fetched"}'), '>', 100, 'bytes';
+};
+
+subtest 'a handshake that waits, and one without an answer' => sub {
+    my ($waits, $shown) = (free_port(), free_port());
+    my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
+    my $one = nginx(log => 'notice', conf => $conf =~ s/shared:tls:1m //gr =~ s/server 127[^;]*;/server 127.0.0.1:${\ $relay->port}; fetch_timeout 100ms;/r
+        =~ s/$port/$waits/r =~ s/$status/$shown/r);
+    my $value = sub {
+        my ($what) = @_;
+        my ($number) = `curl -fsS http://127.0.0.1:$shown/` =~ /^nginx_ssl_session_\Q$what\E (\S+)$/m;
+        return $number;
+    };
+    my $visit = sub {
+        my $client = tls_client(port => $waits, protocol => 'TLSv1.3', session => $_[0]);
+        $client->request;
+        return $client;
+    };
+    my $session = ($visit->()->sessions)[0];
+    wait_until { $visit->($session)->reused } 5, 'resumption';
+    my $waited = $value->('suspension_seconds_count{protocol="TLSv1.3"}');
+    $visit->($session);
+    is $value->('suspension_seconds_count{protocol="TLSv1.3"}'), $waited + 1, 'it was suspended';
+    is $value->('tier_lookup_seconds_count{tier="store"}'), $waited + 1, 'a lookup';
+    $relay->drop;
+    $visit->($session);
+    is $value->('tier_lookups_total{tier="store",status="TIMEOUT"}'), 1, 'a timeout';
+    cmp_ok $value->('tier_lookup_seconds_sum{tier="store"}'), '>=', 0.09, 'and its time';
+    is $value->(qq(fetches_total{listen="127.0.0.1:$waits",protocol="TLSv1.3",status="TIMEOUT"})), 1, 'of a handshake';
+    is $value->('tier_lookup_seconds_bucket{tier="store",le="+Inf"}'), $waited + 2, 'all are in the last bucket';
+};
+
 my $all = metrics();
-print STDERR `curl -isS http://127.0.0.1:$status/ | grep -v bucket` if $ENV{SHOW};
 $nginx->reload($conf);
 is_deeply metrics(), $all, 'a reload keeps them';
 done_testing;
