@@ -474,8 +474,9 @@ impl Settings {
     }
 
     /// The servers, and what cache keys begin with.
-    pub fn into_servers(self) -> (Rc<Servers>, Vec<u8>) {
-        let Settings { links, finder, servers, prefix } = self;
+    pub fn into_servers(self, name: &str) -> (Rc<Servers>, Vec<u8>) {
+        let Settings { mut links, finder, servers, prefix } = self;
+        links.limits.backend = name.into();
         let moves = !matches!(finder, Finder::Key);
         let fetch_timeout = links.limits.fetch_timeout;
         let backend = Servers::new(fetch_timeout, moves, |replies| {
@@ -517,5 +518,6 @@ fn default_limits() -> Limits {
         queue: QUEUE,
         max_value: MAX_ENTRY,
         redirects: false,
+        backend: "".into(),
     }
 }

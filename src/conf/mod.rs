@@ -311,7 +311,7 @@ impl MainConf {
     }
 
     fn remote(&mut self, name: String, settings: Settings) -> Rc<dyn Tier> {
-        let (servers, prefix) = settings.into_servers();
+        let (servers, prefix) = settings.into_servers(&name);
         self.servers.push(Rc::clone(&servers));
         Rc::new(Remote::new(name, prefix, servers))
     }
@@ -436,6 +436,7 @@ impl MainConf {
     /// The worker begins.
     pub fn begin(&self) {
         if let (Some(policy), Some(counters)) = (&self.policy, self.counters) {
+            counters.begin_worker();
             policy.begin(counters);
         }
     }

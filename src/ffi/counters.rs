@@ -4,7 +4,7 @@ use core::cell::OnceCell;
 use core::ffi::c_void;
 use core::mem;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::string::{String, ToString};
 use std::vec::Vec;
 
@@ -14,9 +14,14 @@ use nginx_sys::{
 };
 use session_core::stats::{KINDS, Kind, Record};
 
+use super::clock;
+
 /// What no two workers share, in bytes, and in numbers.
 const LINE: usize = 64;
 const LINE_NUMBERS: usize = LINE / mem::size_of::<AtomicU64>();
+
+/// The zone of the worker's configuration.
+static CURRENT: AtomicPtr<ngx_shm_zone_t> = AtomicPtr::new(ptr::null_mut());
 
 /// Between two labels.
 const SEPARATOR: char = '\0';
@@ -61,10 +66,31 @@ impl Count {
         }
     }
 
+    /// Finds the lane in the worker's counters, if it is not found yet.
+    pub fn begin_late(&self, kind: Kind, labels: impl FnOnce() -> Vec<String>) {
+        if self.0.get().is_none() {
+            if let Some(counters) = Counters::current() {
+                let labels = labels();
+                let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+                self.begin(&counters, kind, &labels);
+            }
+        }
+    }
+
     /// Adds to a number.
     pub fn add(&self, place: usize, n: u64) {
         if let Some(lane) = self.0.get() {
             lane.add(place, n);
+        }
+    }
+
+    /// Sets a number that is no sum. A worker that exits leaves it to the one that has come in its
+    /// place, and that has the same lane.
+    pub fn set(&self, place: usize, n: u64) {
+        if let Some(number) = self.0.get().and_then(|lane| lane.number(place)) {
+            if !clock::is_exiting() {
+                number.store(n, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -96,6 +122,29 @@ impl Counters {
         Counters { zone }
     }
 
+    /// A worker begins: these are its counters. What its lanes have of one that is gone, and is no
+    /// sum, is set to 0.
+    pub fn begin_worker(&self) {
+        CURRENT.store(self.zone, Ordering::Relaxed);
+        let Some(pool) = self.pool() else { return };
+        for head in Locked::new(pool).records() {
+            // SAFETY: records are complete and never go.
+            if let Some((kind, lane)) = unsafe { KINDS.get((*head).kind).zip(lane_of(head)) } {
+                for place in kind.gauges() {
+                    if let Some(number) = lane.number(place) {
+                        number.store(0, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The counters of this worker.
+    fn current() -> Option<Self> {
+        let zone = CURRENT.load(Ordering::Relaxed);
+        (!zone.is_null()).then_some(Counters { zone })
+    }
+
     /// This worker's numbers in a record, which is made if it is not there. `None` if the zone is
     /// full.
     pub fn lane(&self, kind: Kind, labels: &[&str]) -> Option<Lane> {
@@ -108,11 +157,7 @@ impl Counters {
             .find(|&head| unsafe { (*head).kind == kind_at && text_of(head) == text.as_bytes() })
             .or_else(|| lock.make(kind_at, &text, kind.width()))?;
         // SAFETY: as above.
-        unsafe {
-            let lanes = (*head).lanes.max(1);
-            let first = numbers_of(head).add((ngx_worker % lanes).checked_mul((*head).stride)?);
-            Some(Lane { numbers: NonNull::new(first)?, len: kind.width() })
-        }
+        unsafe { lane_of(head) }
     }
 
     /// All records as they are now.
@@ -205,6 +250,20 @@ unsafe fn numbers_of(head: *mut Head) -> *mut AtomicU64 {
     unsafe {
         let len = mem::size_of::<Head>().saturating_add((*head).labels_len);
         head.cast::<u8>().add(len.next_multiple_of(LINE)).cast()
+    }
+}
+
+/// This worker's numbers in a record.
+///
+/// # Safety
+/// `head` is a record of the list.
+unsafe fn lane_of(head: *mut Head) -> Option<Lane> {
+    // SAFETY: the caller's; there are so many lanes.
+    unsafe {
+        let kind = KINDS.get((*head).kind)?;
+        let lane = ngx_worker.checked_rem((*head).lanes)?;
+        let first = numbers_of(head).add(lane.checked_mul((*head).stride)?);
+        Some(Lane { numbers: NonNull::new(first)?, len: kind.width().min((*head).stride) })
     }
 }
 

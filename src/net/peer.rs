@@ -11,6 +11,7 @@ use core::ops::Range;
 use core::time::Duration;
 use std::boxed::Box;
 use std::rc::{Rc, Weak};
+use std::string::ToString;
 use std::time::Instant;
 use std::vec::Vec;
 
@@ -21,12 +22,14 @@ use session_core::outcome::Outcome;
 use session_core::resp;
 use session_core::said::Said;
 use session_core::slots::Token;
+use session_core::stats::{Kind as Counted, server as stats};
 use session_core::throttle::Throttle;
 
 use super::buffer;
 use super::failure::Failure;
 use crate::ffi::client::{TlsClient, TlsName};
 use crate::ffi::clock;
+use crate::ffi::counters::Count;
 use crate::ffi::event::{Event, On};
 use crate::ffi::link::{Address, ConnectError, Handshake, Io, Link, LinkOwner, Progress};
 use crate::ffi::log::Log;
@@ -157,6 +160,8 @@ pub struct Limits {
     pub max_value: usize,
     /// Whether redirections are replies, and no errors.
     pub redirects: bool,
+    /// The name of the backend.
+    pub backend: Rc<str>,
 }
 
 /// The server is down or has too much to do; the request was not made.
@@ -183,6 +188,7 @@ pub struct Peer {
     tick: Event<Peer, Tick>,
     /// Something waits to be written.
     flush: Event<Peer, Flush>,
+    count: Count,
 }
 
 struct Tick;
@@ -312,6 +318,7 @@ impl Peer {
             told: Cell::new(0),
             tick: Event::new(this.clone()),
             flush: Event::new(this.clone()),
+            count: Count::default(),
         })
     }
 
@@ -423,6 +430,7 @@ impl Peer {
 
         let unsent = state.out.len().saturating_sub(state.sent);
         if state.inflight.len() >= self.limits.queue || unsent >= MAX_UNSENT {
+            self.count.add(stats::FULL, 1);
             if let Some(times) = state.full.pass(now) {
                 log_at!(
                     Log::cycle(),
@@ -453,6 +461,7 @@ impl Peer {
             Kind::Fetch(_) | Kind::Claim(_) | Kind::Query => self.limits.fetch_timeout,
         };
         state.inflight.push(kind, now, timeout);
+        self.count.add(stats::REQUESTS, 1);
         self.arm(&mut state);
         if state.phase == Phase::Ready {
             self.write_soon(&mut state);
@@ -511,6 +520,9 @@ impl Peer {
 
     /// Connects to the first of the addresses that are left to try and does not fail at once.
     fn connect(&self, state: &mut State, now: u64) -> Result<(), Failure> {
+        self.count.begin_late(Counted::Server, || {
+            Vec::from([self.limits.backend.to_string(), self.to_string()])
+        });
         let mut errno = 0;
         while state.untried > 0 {
             state.untried = state.untried.saturating_sub(1);
@@ -597,7 +609,9 @@ impl Peer {
         let earlier = state.session.as_ref().filter(|(of, _)| Some(of) == address.as_ref());
         match link.handshake(&tls.client, &tls.name, earlier.map(|(_, session)| session)) {
             Handshake::Done => {
-                let resumed = if link.was_resumed() { ", session reused" } else { "" };
+                let reused = link.was_resumed();
+                self.count.add(if reused { stats::TLS_REUSED } else { stats::TLS_NEW }, 1);
+                let resumed = if reused { ", session reused" } else { "" };
                 debug!(Log::cycle(), "SSL session backend {self}: SSL handshake done{resumed}");
                 self.keep_session(state);
                 self.ready(state, now);
@@ -611,6 +625,7 @@ impl Peer {
     /// The connection can be written to.
     fn ready(&self, state: &mut State, now: u64) {
         let Limits { connect_timeout, fetch_timeout, .. } = self.limits;
+        self.count.add(stats::CONNECTIONS, 1);
         state.phase = Phase::Ready;
         state.ready = now;
         // As long as connecting may take, and as a fetch has to be answered.
@@ -633,7 +648,10 @@ impl Peer {
         let out = if greets { &state.greeting } else { &state.out };
         while let Some(unsent) = out.get(state.sent..).filter(|unsent| !unsent.is_empty()) {
             match link.write(unsent) {
-                Io::Bytes(n) => state.sent = state.sent.saturating_add(n),
+                Io::Bytes(n) => {
+                    self.count.add(stats::SENT, n as u64);
+                    state.sent = state.sent.saturating_add(n);
+                }
                 _ => break,
             }
             state.wrote = Some(Instant::now());
@@ -658,6 +676,8 @@ impl Peer {
 
     /// Sets the timer for the next deadline.
     fn arm(&self, state: &mut State) {
+        self.count.set(stats::IN_FLIGHT, state.inflight.len() as u64);
+        self.count.set(stats::AVAILABLE, u64::from(!state.breaker.is_open()));
         let connect = match state.phase {
             Phase::Connecting { deadline } | Phase::Handshaking { deadline } => Some(deadline),
             Phase::Idle | Phase::Ready => None,
@@ -677,7 +697,7 @@ impl Peer {
         for _ in 0..READ_CHUNKS {
             let Some(link) = &state.link else { return Ok(()) };
             match link.read(&mut state.input, READ_CHUNK) {
-                Io::Bytes(_) => {}
+                Io::Bytes(n) => self.count.add(stats::RECEIVED, n as u64),
                 Io::Again => return Ok(()),
                 Io::Closed => return Err(Failure::Closed),
                 Io::Failed(errno) => {
@@ -786,6 +806,7 @@ impl Peer {
             if good && counts && state.greetings == 0 {
                 state.proven = true;
                 if state.breaker.succeeded() {
+                    self.count.add(stats::UP, 1);
                     log_at!(Log::cycle(), Notice, "{self} is up again");
                 }
             }
@@ -848,6 +869,7 @@ impl Peer {
         let failed = trips || state.breaker.is_open();
         let was_open = state.breaker.is_open();
         if failed && state.breaker.failed(now, clock::random()) {
+            self.count.add(stats::DOWN, 1);
             log_at!(Log::cycle(), Error, "{self} is down: {failure}");
         } else if was_open {
             debug!(Log::cycle(), "SSL session backend {self} is still down: {failure}");

@@ -208,6 +208,12 @@ impl Kind {
         self.families().iter().fold(0, |at: usize, one| at.saturating_add(one.values.len()))
     }
 
+    /// The places of the numbers that may become less.
+    pub fn gauges(self) -> impl Iterator<Item = usize> {
+        let places = self.families().iter().flat_map(|one| one.values.iter().map(|_| one.gauge));
+        places.enumerate().filter_map(|(place, gauge)| gauge.then_some(place))
+    }
+
     /// How many numbers a record of this kind has.
     pub fn width(self) -> usize {
         let times = if self.times().is_some() { BUCKETS.saturating_add(1) } else { 0 };
@@ -344,6 +350,9 @@ mod tests {
         assert_eq!(listen::FETCHED + STATUSES.len(), Kind::Listen.width());
         assert_eq!(tier::BYTES_STORED + 1, Kind::Tier.times_at());
         assert_eq!(server::AVAILABLE + 1, Kind::Server.width());
+        let gauges: vec::Vec<usize> = Kind::Server.gauges().collect();
+        assert_eq!(gauges, [server::IN_FLIGHT, server::AVAILABLE]);
+        assert_eq!(Kind::Tier.gauges().count(), 0);
         for (n, outcome) in [
             Outcome::Hit,
             Outcome::Miss,
