@@ -70,8 +70,15 @@ pub trait Handler: Sized + 'static {
     /// Whether the filter has no more to do.
     fn is_through(&self, attached: &Attached<Self>) -> bool;
 
-    /// A handshake has come to its end.
-    fn handshake_done(&self, connection: &Connection, attached: Option<&Attached<Self>>);
+    /// A handshake has come to its end, or is `paused` for early data; `first`: nothing was said of
+    /// it before. What was paused may come to its end without a word.
+    fn handshake_done(
+        &self,
+        connection: &Connection,
+        attached: Option<&Attached<Self>>,
+        paused: bool,
+        first: bool,
+    );
 
     /// OpenSSL asks for the session of `id`.
     fn session(self: &Rc<Self>, connection: &Connection, id: &[u8]) -> Found;
@@ -430,11 +437,14 @@ impl<H: Handler> Drop for Hooks<H> {
 #[derive(Clone, Copy)]
 struct Globals {
     ssl_index: c_int,
+    /// Of what is not null once it was said that the handshake has paused.
+    paused_index: c_int,
     ctx_index: c_int,
     method: NonNull<BIO_METHOD>,
 }
 
 static SSL_INDEX: AtomicI32 = AtomicI32::new(-1);
+static PAUSED_INDEX: AtomicI32 = AtomicI32::new(-1);
 static CTX_INDEX: AtomicI32 = AtomicI32::new(-1);
 static METHOD: AtomicPtr<BIO_METHOD> = AtomicPtr::new(ptr::null_mut());
 
@@ -445,6 +455,7 @@ impl Globals {
         if let Some(method) = NonNull::new(METHOD.load(Ordering::Relaxed)) {
             return Some(Globals {
                 ssl_index: SSL_INDEX.load(Ordering::Relaxed),
+                paused_index: PAUSED_INDEX.load(Ordering::Relaxed),
                 ctx_index: CTX_INDEX.load(Ordering::Relaxed),
                 method,
             });
@@ -462,6 +473,7 @@ impl Globals {
             };
             let globals = Globals {
                 ssl_index: index(CRYPTO_EX_INDEX_SSL),
+                paused_index: index(CRYPTO_EX_INDEX_SSL),
                 ctx_index: index(CRYPTO_EX_INDEX_SSL_CTX),
                 method: NonNull::new(BIO_meth_new(
                     BIO_TYPE_FILTER as c_int,
@@ -470,6 +482,7 @@ impl Globals {
             };
             let method = globals.method.as_ptr();
             if globals.ssl_index < 0
+                || globals.paused_index < 0
                 || globals.ctx_index < 0
                 || BIO_meth_set_read(method, Some(bio_read::<H>)) != 1
                 || BIO_meth_set_write(method, Some(bio_write::<H>)) != 1
@@ -480,6 +493,7 @@ impl Globals {
                 return None;
             }
             SSL_INDEX.store(globals.ssl_index, Ordering::Relaxed);
+            PAUSED_INDEX.store(globals.paused_index, Ordering::Relaxed);
             CTX_INDEX.store(globals.ctx_index, Ordering::Relaxed);
             METHOD.store(method, Ordering::Relaxed);
             Some(globals)
@@ -592,6 +606,23 @@ impl Connection {
     fn options(&self) -> u64 {
         // SAFETY: the SSL object is valid.
         unsafe { SSL_get_options(self.ssl.as_ptr()) }
+    }
+
+    /// Whether the handshake that OpenSSL says is done only pauses for early data, and whether it
+    /// says so of this one for the first time.
+    fn is_paused<H: Handler>(&self) -> (bool, bool) {
+        let Some(globals) = Globals::get::<H>() else { return (false, true) };
+        let (ssl, index) = (self.ssl.as_ptr(), globals.paused_index);
+        // SAFETY: the SSL object is valid; the data is only compared with null.
+        unsafe {
+            let first = SSL_get_ex_data(ssl, index).is_null();
+            let paused = SSL_get_state(ssl) == OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA;
+            if paused {
+                // Without memory it is counted twice.
+                SSL_set_ex_data(ssl, index, ptr::from_ref(&PAUSED_INDEX).cast_mut().cast());
+            }
+            (paused, first)
+        }
     }
 
     /// What was attached, if anything.
@@ -909,13 +940,11 @@ impl<H: Handler> Hooks<H> {
                 attached.remove_filter();
             }
         }
-        // OpenSSL says that it is done, too, where it pauses for early data; after a
-        // HelloRetryRequest it will ask for the session once more.
-        // SAFETY: OpenSSL calls with a valid object.
-        if done && unsafe { SSL_get_state(ssl) } != OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA {
-            // SAFETY: the same.
+        if done {
+            // SAFETY: OpenSSL calls with a valid object.
             if let Some(connection) = unsafe { Connection::of(ssl) } {
-                self.handler.handshake_done(&connection, attached);
+                let (paused, first) = connection.is_paused::<H>();
+                self.handler.handshake_done(&connection, attached, paused, first);
             }
         }
     }

@@ -352,12 +352,20 @@ impl Handler for Policy {
         attached.state().is_through()
     }
 
-    fn handshake_done(&self, connection: &Connection, attached: Option<&Attached<Self>>) {
-        let report = attached.map(|attached| {
-            attached.state().release();
-            attached.state().report()
-        });
-        self.tally.handshake(connection, report.unwrap_or_default());
+    fn handshake_done(
+        &self,
+        connection: &Connection,
+        attached: Option<&Attached<Self>>,
+        paused: bool,
+        first: bool,
+    ) {
+        let state = attached.map(Attached::state);
+        if first {
+            self.tally.handshake(connection, state.map(State::report).unwrap_or_default());
+        }
+        if let (Some(state), false) = (state, paused) {
+            state.release();
+        }
     }
 
     fn session(self: &Rc<Self>, connection: &Connection, id: &[u8]) -> Found {

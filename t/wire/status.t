@@ -152,6 +152,23 @@ subtest 'servers, and a worker that dies' => sub {
     cmp_ok $value->('requests_total'), '>', $requests, 'and counts on';
 };
 
+subtest 'early data is one handshake, too' => sub {
+    my ($early, $shown, $file) = (free_port(), free_port(), tmpdir() . '/early.pem');
+    my $one = nginx(log => 'notice', conf => "ssl_early_data on;\n" . ($conf =~ s/$port/$early/r =~ s/$status/$shown/r));
+    my $value = sub {
+        my ($number) = `curl -fsS http://127.0.0.1:$shown/` =~ /handshakes_total\{listen="127.0.0.1:$early",protocol="TLSv1.3",result="$_[0]"\} (\S+)$/m;
+        return $number;
+    };
+    # s_client must have its session from s_client.
+    s_client(port => $early, protocol => 'TLSv1.3', sess_out => $file);
+    is $value->('full'), 1, 'a full one';
+    my $client = s_client(port => $early, protocol => 'TLSv1.3', sess_in => $file, path => undef,
+        early_data => "GET / HTTP/1.0\r\n\r\n", args => ['-ign_eof']);
+    is $client->early_data, 'accepted', 'accepted' or diag $client->output;
+    is $value->('full'), 1, 'no other full one';
+    is $value->('resumed'), 1, 'and one that is resumed';
+};
+
 my $all = metrics();
 $nginx->reload($conf);
 my $after = metrics();
