@@ -159,7 +159,7 @@ unsafe fn main_conf<'a, M: HttpModule>(cycle: *mut ngx_cycle_t) -> Option<&'a M:
     // no context.
     unsafe {
         let ctx = (*(*cycle).conf_ctx.add(ngx_http_module.index)).cast::<ngx_http_conf_ctx_t>();
-        let conf = *(*ctx.as_ref()?).main_conf.add((*M::module()).ctx_index);
+        let conf = *ctx.as_ref()?.main_conf.add((*M::module()).ctx_index);
         conf.cast::<M::MainConf>().as_ref()
     }
 }
