@@ -28,6 +28,7 @@ pub mod resp;
 pub mod said;
 pub mod slots;
 pub mod stats;
+pub mod stored;
 pub mod target;
 pub mod throttle;
 pub mod topology;

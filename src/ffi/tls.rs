@@ -99,7 +99,7 @@ pub trait Handler: Sized + 'static {
     fn allows_early_data(&self, connection: &Connection) -> bool;
 
     /// A session was made that can be resumed later.
-    fn session_made(&self, connection: &Connection, session: &SessionRef);
+    fn session_made(self: &Rc<Self>, connection: &Connection, session: &SessionRef);
 
     /// A session must not be resumed any more.
     fn session_removed(&self, session: &SessionRef);

@@ -11,6 +11,7 @@ use session_core::hello::{ServerPolicy, SessionId};
 use session_core::key_ring::{Entry, ID_LEN, KeyRing, Tls};
 use session_core::outcome::Outcome;
 use session_core::stats::Kind;
+use session_core::stored::Stored;
 use session_core::throttle::Throttle;
 use zeroize::Zeroize;
 
@@ -135,13 +136,7 @@ impl Policy {
         if self.rules.fetch.is_empty() {
             return Found::NotHere;
         }
-        let attached = match connection.attached::<Policy>() {
-            Some(attached) => attached,
-            None => match connection.attach(self, State::new()) {
-                Ok(attached) => attached,
-                Err(_) => return self.not_here(connection),
-            },
-        };
+        let Some(attached) = self.attached(connection) else { return self.not_here(connection) };
         let Some(mut lookup) = self.lookup(id, tls(connection.is_tls13())) else {
             let outcome = Outcome::Forged;
             attached.state().report_now(outcome, None);
@@ -168,6 +163,11 @@ impl Policy {
             attached.state().put_lookup(lookup);
         }
         session.map_or_else(|| self.not_here(connection), Found::Session)
+    }
+
+    /// What is attached to a connection, from now on.
+    fn attached<'a>(self: &Rc<Self>, connection: &'a Connection) -> Option<&'a Attached<Policy>> {
+        connection.attached().or_else(|| connection.attach(self, State::new()).ok())
     }
 
     /// A cache of nginx's own may have what was taken here.
@@ -270,6 +270,60 @@ impl Policy {
                 tier.name()
             );
         }
+    }
+
+    /// Stores a session in all targets.
+    fn store(&self, connection: &Connection, session: &SessionRef) -> Stored {
+        if !self.rules.client_certificates && session.has_certificate() {
+            return Stored::Skipped;
+        }
+        // A ticket of a resumption must not outlive the withdrawal of what was resumed.
+        if let Some(epoch) = self.rules.epoch.as_ref().filter(|_| connection.is_resumed()) {
+            let resumed = connection.attached::<Policy>().and_then(|a| a.state().resumed());
+            if !resumed.is_some_and(|made| epoch.lets_renew(made)) {
+                return Stored::Skipped;
+            }
+        }
+        let Some(id) = SessionId::new(session.id()) else { return Stored::Skipped };
+        let now = clock::unix_time();
+        let expires = session.expires(now);
+        if expires <= now {
+            return Stored::Skipped;
+        }
+        let Ok(mut buf) = self.scratch.try_borrow_mut() else { return Stored::Dropped };
+        let stored = match self.sealed(session, &id, &mut buf) {
+            Ok(entry) => {
+                debug!(
+                    connection.log(),
+                    "SSL session store {:08x}: {} bytes for {} s",
+                    id.short_hash(),
+                    buf.len(),
+                    expires.saturating_sub(now)
+                );
+                let mut stored = Stored::Stored;
+                for tier in &self.rules.store {
+                    if !tier.store(entry.name(), &buf, expires) {
+                        stored = Stored::Dropped;
+                    }
+                }
+                stored
+            }
+            Err(DerError::TooLarge(len)) => {
+                if let Some(times) = pass(&self.too_large) {
+                    log_at!(
+                        connection.log(),
+                        Warn,
+                        "{times} SSL sessions larger than {MAX_SESSION} bytes not stored, \
+                         the last of {len}"
+                    );
+                }
+                Stored::Skipped
+            }
+            // The client has its session; only others cannot resume it.
+            Err(DerError::OutOfMemory) => Stored::Dropped,
+        };
+        wipe(&mut buf);
+        stored
     }
 
     /// Makes an entry of a session, in an empty buffer.
@@ -417,58 +471,15 @@ impl Handler for Policy {
         connection.attached::<Policy>().is_some_and(|attached| attached.state().has_taken())
     }
 
-    fn session_made(&self, connection: &Connection, session: &SessionRef) {
-        if self.rules.store.is_empty() {
-            return;
-        }
+    fn session_made(self: &Rc<Self>, connection: &Connection, session: &SessionRef) {
         // The session of a stateless ticket is with the client.
-        if connection.is_tls13() && connection.has_tickets() {
+        if self.rules.store.is_empty() || (connection.is_tls13() && connection.has_tickets()) {
             return;
         }
-        if !self.rules.client_certificates && session.has_certificate() {
-            return;
+        let stored = self.store(connection, session);
+        if let Some(attached) = self.attached(connection) {
+            attached.state().set_stored(stored);
         }
-        // A ticket of a resumption must not outlive the withdrawal of what was resumed.
-        if let Some(epoch) = self.rules.epoch.as_ref().filter(|_| connection.is_resumed()) {
-            let resumed = connection.attached::<Policy>().and_then(|a| a.state().resumed());
-            if !resumed.is_some_and(|made| epoch.lets_renew(made)) {
-                return;
-            }
-        }
-        let Some(id) = SessionId::new(session.id()) else { return };
-        let now = clock::unix_time();
-        let expires = session.expires(now);
-        if expires <= now {
-            return;
-        }
-        let Ok(mut buf) = self.scratch.try_borrow_mut() else { return };
-        match self.sealed(session, &id, &mut buf) {
-            Ok(entry) => {
-                debug!(
-                    connection.log(),
-                    "SSL session store {:08x}: {} bytes for {} s",
-                    id.short_hash(),
-                    buf.len(),
-                    expires.saturating_sub(now)
-                );
-                for tier in &self.rules.store {
-                    tier.store(entry.name(), &buf, expires);
-                }
-            }
-            Err(DerError::TooLarge(len)) => {
-                if let Some(times) = pass(&self.too_large) {
-                    log_at!(
-                        connection.log(),
-                        Warn,
-                        "{times} SSL sessions larger than {MAX_SESSION} bytes not stored, \
-                         the last of {len}"
-                    );
-                }
-            }
-            // The client has its session; only others cannot resume it.
-            Err(DerError::OutOfMemory) => {}
-        }
-        wipe(&mut buf);
     }
 
     fn session_removed(&self, session: &SessionRef) {

@@ -13,6 +13,7 @@ use std::vec::Vec;
 use session_core::hello::{HelloReader, Progress, SessionId, wanted_ids};
 use session_core::key_ring::Tls;
 use session_core::outcome::Outcome;
+use session_core::stored::Stored;
 
 use super::lookup::{Lookup, Step};
 use super::{Policy, Reject, server_policy, tls};
@@ -54,6 +55,7 @@ struct Inner {
     waiting: usize,
     started: Option<Instant>,
     report: Report,
+    stored: Option<Stored>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +84,20 @@ pub struct Report {
 }
 
 impl State {
+    /// What became of the sessions that were made; nothing if none was to be stored.
+    pub fn stored(&self) -> Option<Stored> {
+        self.0.try_borrow().ok()?.stored
+    }
+
+    /// Notes what became of one.
+    pub fn set_stored(&self, stored: Stored) {
+        if let Ok(mut inner) = self.0.try_borrow_mut() {
+            inner.stored = inner.stored.max(Some(stored));
+        }
+    }
+}
+
+impl State {
     /// The beginning of a handshake.
     pub fn new() -> Self {
         State(RefCell::new(Inner {
@@ -96,6 +112,7 @@ impl State {
             waiting: 0,
             started: None,
             report: Report::default(),
+            stored: None,
         }))
     }
 

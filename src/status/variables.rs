@@ -11,7 +11,8 @@ use crate::handshake::{Policy, Report};
 pub fn add(cf: &mut Conf) -> Result<(), Refusal> {
     variable::add::<Status>(cf)?;
     variable::add::<Time>(cf)?;
-    variable::add::<Tier>(cf)
+    variable::add::<Tier>(cf)?;
+    variable::add::<Store>(cf)
 }
 
 /// The lookup's outcome; empty if there was none.
@@ -20,6 +21,8 @@ struct Status;
 struct Time;
 /// The name of the tier that had the session.
 struct Tier;
+/// What became of new sessions; empty if none was to be stored.
+struct Store;
 
 fn report(connection: &Connection) -> Report {
     connection.attached::<Policy>().map(|attached| attached.state().report()).unwrap_or_default()
@@ -56,6 +59,18 @@ impl Variable for Tier {
         let tier = attached.state().report().tier;
         match tier.and_then(|tier| attached.handler().tier_name(tier)) {
             Some(name) => value.write_str(name),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Variable for Store {
+    const NAME: &'static str = "ssl_session_store_status";
+
+    fn write(connection: &Connection, value: &mut Value) -> fmt::Result {
+        let attached = connection.attached::<Policy>();
+        match attached.and_then(|attached| attached.state().stored()) {
+            Some(stored) => value.write_str(stored.as_str()),
             None => Ok(()),
         }
     }

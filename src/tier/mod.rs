@@ -38,8 +38,9 @@ pub trait Tier {
     /// one waiter, whoever else asks.
     fn take(&self, name: &Name, waiter: Waiter) -> Result<(), Outcome>;
 
-    /// Stores an entry until `expires`, in seconds since the epoch. A loss is logged.
-    fn store(&self, name: &Name, value: &[u8], expires: i64);
+    /// Stores an entry until `expires`, in seconds since the epoch. Whether it could be handed
+    /// over; a loss is logged.
+    fn store(&self, name: &Name, value: &[u8], expires: i64) -> bool;
 
     /// Removes an entry.
     fn remove(&self, name: &Name);

@@ -69,14 +69,16 @@ impl Tier for Remote {
         self.backend.take(&key, waiter).map_err(|_| Outcome::Down)
     }
 
-    fn store(&self, name: &Name, value: &[u8], expires: i64) {
-        let Some(key) = CacheKey::new(&self.prefix, name) else { return };
+    fn store(&self, name: &Name, value: &[u8], expires: i64) -> bool {
+        let Some(key) = CacheKey::new(&self.prefix, name) else { return false };
         let ttl = expires.saturating_sub(clock::unix_time());
-        let Some(ttl) = u32::try_from(ttl).ok().filter(|&ttl| ttl > 0) else { return };
+        let Some(ttl) = u32::try_from(ttl).ok().filter(|&ttl| ttl > 0) else {
+            return false;
+        };
         if self.backend.store(&key, value, Expiry { ttl, at: expires }).is_ok() {
             self.count.add(stats::STORED, 1);
             self.count.add(stats::BYTES_STORED, value.len() as u64);
-            return;
+            return true;
         }
         self.count.add(stats::DROPPED, 1);
         let times = self.dropped.try_borrow_mut().ok().and_then(|mut t| t.pass(clock::now_ms()));
@@ -88,6 +90,7 @@ impl Tier for Remote {
                 "{times} SSL sessions not stored in \"{name}\", {unavailable}"
             );
         }
+        false
     }
 
     fn remove(&self, name: &Name) {

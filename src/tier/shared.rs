@@ -65,12 +65,12 @@ impl Tier for Shared {
         Err(Outcome::Miss)
     }
 
-    fn store(&self, name: &Name, value: &[u8], expires: i64) {
+    fn store(&self, name: &Name, value: &[u8], expires: i64) -> bool {
         let now = clock::unix_time();
         if self.zone.put(name.as_bytes(), value, now, expires).is_ok() {
             self.count.add(stats::STORED, 1);
             self.count.add(stats::BYTES_STORED, value.len() as u64);
-            return;
+            return true;
         }
         self.count.add(stats::DROPPED, 1);
         let times = self.full.try_borrow_mut().ok().and_then(|mut t| t.pass(clock::now_ms()));
@@ -82,6 +82,7 @@ impl Tier for Shared {
                 "{name} has no room, {times} SSL sessions not stored, the last of {len} bytes"
             );
         }
+        false
     }
 
     fn remove(&self, name: &Name) {

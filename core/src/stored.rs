@@ -1,0 +1,24 @@
+//! What became of a new session.
+
+/// What became of the sessions that a handshake has made. The words are the same in variables and
+/// in the documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stored {
+    /// It was handed to all targets.
+    Stored,
+    /// It is one that is not stored.
+    Skipped,
+    /// A target has no room, or none of its servers is available.
+    Dropped,
+}
+
+impl Stored {
+    /// The word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Stored::Stored => "STORED",
+            Stored::Skipped => "SKIPPED",
+            Stored::Dropped => "DROPPED",
+        }
+    }
+}
