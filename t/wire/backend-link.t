@@ -122,7 +122,7 @@ subtest 'the requests of one turn of the event loop leave in one write' => sub {
     wait_until { $nginx->log_count(qr/\[debug\] .* accept: /, from => $from) == @clients } 5, 'accepted connections';
     # The turn that begins when the worker goes on finds them all.
     my ($worker) = $nginx->workers;
-    kill STOP => $worker;
+    $nginx->halt($worker);
     $_->start for @clients;
     my $asked = $nginx->log_pos;
     kill CONT => $worker;
@@ -147,7 +147,7 @@ subtest 'the requests of several turns leave in one write when the worker is bus
     for my $try (1 .. 8) {
         # nginx accepts one connection in a turn.
         my $asked = $nginx->log_pos;
-        kill STOP => $worker;
+        $nginx->halt($worker);
         my @clients = map { tls_client(port => $port, protocol => 'TLSv1.2', session => $_)->start } @sessions;
         kill CONT => $worker;
         $lookups += grep { ($_->request // '') =~ /^HIT/ && $_->reused } @clients;

@@ -288,7 +288,7 @@ CONF
         # The order in which they are reported is that in which something came.
         wait_until { $nginx->fds >= $fds + 41 } 10, 'accepted connections';
         my ($worker) = $nginx->workers;
-        kill STOP => $worker;
+        $nginx->halt($worker);
         $_->start for $first, @busy;
         my $start = time;
         kill CONT => $worker;

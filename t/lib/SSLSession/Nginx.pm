@@ -195,6 +195,14 @@ sub _ready {
 
 sub signal { my ($self, $signal) = @_; return $self->{process}->signal($signal) }
 
+# Stops a worker, and returns once it stands still; it goes on with CONT.
+sub halt {
+    my ($self, $worker) = @_;
+    CORE::kill(STOP => $worker);
+    wait_until { slurp("/proc/$worker/stat") =~ /^\d+ \(.*\) T /s } 5, 'the worker to stop';
+    return $worker;
+}
+
 # HUP. Returns once the new workers serve and the old ones accept nothing any more; what they
 # have goes on. Dies with nginx's words when it refuses the configuration.
 sub reload {
