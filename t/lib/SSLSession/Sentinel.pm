@@ -76,7 +76,7 @@ sub wait_failover {
     return wait_until {
         my $new = $self->master;
         $new && $new != $old && $new->process->alive && $new->cmd('ROLE')->[0] eq 'master' && $new;
-    } 30, 'another master';
+    } 60, 'another master';
 }
 
 # The orderly one: master and replica change places. Returns the new master.
