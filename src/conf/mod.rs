@@ -41,7 +41,7 @@ const SINGLE_USE: &str = "single_use";
 /// The parameter of `ssl_session_store` that leaves out sessions of clients with certificates.
 const NO_CLIENT_CERT: &str = "no_client_cert";
 
-/// The zone of the counters; no target can have a name with blanks.
+/// The zone of the counters.
 const COUNTERS: &str = "SSL session counters";
 /// Its size in bytes: hundreds of listening addresses with a dozen workers. What is not used is not
 /// touched.
@@ -386,7 +386,9 @@ impl MainConf {
             );
         }
         self.policy = Some(policy);
-        self.counters = Some(cf.counters(COUNTERS, COUNTERS_LEN, crate::module())?);
+        // Whoever calls a zone of sessions so is told by nginx that it is declared for something
+        // else: those are of the other module.
+        self.counters = Some(cf.counters(COUNTERS, COUNTERS_LEN, crate::backend_module())?);
         // Their texts may hold passwords.
         self.tiers = Vec::new();
         Ok(())

@@ -59,6 +59,11 @@ unsafe extern "C" fn answer<M: HttpModule, P: Page<M>>(r: *mut ngx_http_request_
         out.content_type_lowcase = ptr::null_mut();
         out.status = NGX_HTTP_OK as usize;
         out.content_length_n = body.len() as _;
+        if body.is_empty() {
+            // nginx takes an empty buffer for a mistake.
+            (*r).set_header_only(1);
+            return ngx_http_send_header(r);
+        }
         let buf: *mut ngx_buf_t = ngx_create_temp_buf((*r).pool, body.len());
         if buf.is_null() {
             return NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t;

@@ -63,6 +63,19 @@ subtest 'the answer' => sub {
     is `curl -sS -o /dev/null -w '%{http_code}' -d x http://127.0.0.1:$status/`, 405, 'POST';
 };
 
+subtest 'where nothing is counted' => sub {
+    my $shown = free_port();
+    my $one = nginx(log => 'notice', conf => "server { listen 127.0.0.1:$shown; location / { ssl_session_status; } }");
+    is `curl -sS -w '%{http_code} %{size_download}' http://127.0.0.1:$shown/`, '200 0', 'an empty page';
+    is_deeply [ $one->errors ], [], 'and no complaint';
+};
+
+subtest 'a zone of sessions with the name of that of the counters' => sub {
+    my ($status, $said) = conf_test(conf => $conf =~ s/shared:tls:1m/"shared:SSL session counters:4m"/gr);
+    isnt $status, 0, 'is refused';
+    like $said, qr/\[emerg\].* shared memory zone "SSL session counters" is already declared for a different use/, 'by nginx';
+};
+
 subtest 'targets' => sub {
     my $before = metrics();
     my $session = (visit('TLSv1.2')->sessions)[0];
