@@ -62,11 +62,7 @@ CONF
     my $at_once = sub {
         my ($how, $make) = @_;
         my ($worker) = $nginx->workers;
-        kill STOP => $worker;
-        my $ok = eval {
-            wait_until { state_of($worker) eq 'T' } 5, 'the worker to stop';
-            1;
-        };
+        my $ok = eval { $nginx->halt($worker) };
         my $error = $@;
         my @clients;
         if ($ok) {
@@ -246,12 +242,6 @@ sub long_hello {
     my $body = pack('CCn', 1, 0, 12_000) . "\x03\x03" . "r" x 32 . "\0" . pack('n', 2) . "\x13\x01" . "\x01\0"
         . pack('n', 11_900) . pack('nn', 0xfafa, 11_896) . 'x' x 11_896;
     return substr pack('Cnn', 22, 0x301, length $body) . $body, 0, $length;
-}
-
-sub state_of {
-    my ($pid) = @_;
-    my ($state) = slurp("/proc/$pid/stat") =~ /^\d+ \(.*\) (\S)/s;
-    return $state // '';
 }
 
 # nginx's connections at that port which are in use; with a state, in that one ('08': CLOSE-WAIT).

@@ -195,9 +195,3 @@ subtest 'workers are killed one after the other while others store' => sub {
 };
 
 done_testing;
-
-sub state_of {
-    my ($pid) = @_;
-    my ($state) = slurp("/proc/$pid/stat") =~ /^\d+ \(.*\) (\S)/s;
-    return $state // '';
-}

@@ -173,7 +173,7 @@ subtest 'half a ClientHello and the end of the connection, both at once' => sub 
     tls_client(port => $port{remote}, protocol => 'TLSv1.2', handshake => 1) for 1 .. 2;
     my @clients = map { tls_client(port => $port{remote}, protocol => 'TLSv1.2') } 1 .. 3;
     tls_client(port => $port{remote}, protocol => 'TLSv1.2', handshake => 1);
-    kill STOP => $worker;
+    $nginx{remote}->halt($worker);
     for my $client (@clients) {
         $client->send_raw(substr $client->client_hello, 0, 40);
         $client->half_close;

@@ -137,7 +137,7 @@ subtest 'shared: of 100 clients at several workers with one ticket, one is resum
     for my $round (1 .. 20) {
         my $session = visit($port)->{session};
         # All of them wait when the workers go on.
-        kill STOP => $nginx->workers;
+        $nginx->halt($_) for $nginx->workers;
         my @clients = begin(100, $session, $port);
         kill CONT => $nginx->workers;
         @seen = map { seen($_) } @clients;

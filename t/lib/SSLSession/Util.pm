@@ -15,7 +15,7 @@ use File::Temp ();
 use IO::Socket::INET;
 use Time::HiRes qw(sleep time);
 
-our @EXPORT_OK = qw(root tmpdir new_dir free_port wait_until patience slurp spew
+our @EXPORT_OK = qw(root tmpdir new_dir free_port wait_until patience slurp spew state_of
                     nginx_binary module_path);
 
 # On each exit of a test, however it comes, the END blocks must run.
@@ -95,6 +95,13 @@ sub slurp {
     seek $fh, $from, 0 if $from;
     local $/;
     return scalar(<$fh>) // '';
+}
+
+# The state of a process, as ps shows it: 'T' for one that is stopped; '' for one that is gone.
+sub state_of {
+    my ($pid) = @_;
+    my ($state) = slurp("/proc/$pid/stat") =~ /^\d+ \(.*\) (\S)/s;
+    return $state // '';
 }
 
 # Writes a file and returns its name.
