@@ -1,7 +1,6 @@
 //! What became of a new session.
 
-/// What became of the sessions that a handshake has made. The words are the same in variables and
-/// in the documentation.
+/// What became of the sessions that a handshake has made: of several the worst, which comes last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stored {
     /// It was handed to all targets.

@@ -439,7 +439,7 @@ impl MainConf {
     pub fn begin(&self) {
         if let (Some(policy), Some(counters)) = (&self.policy, self.counters) {
             counters.begin_worker();
-            policy.begin(counters);
+            policy.begin();
         }
     }
 

@@ -5,6 +5,7 @@ use core::ffi::c_void;
 use core::mem;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::time::Duration;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
@@ -12,7 +13,7 @@ use nginx_sys::{
     NGX_OK, ngx_core_conf_t, ngx_core_module, ngx_cycle, ngx_int_t, ngx_shm_zone_t, ngx_shmtx_lock,
     ngx_shmtx_unlock, ngx_slab_alloc_locked, ngx_slab_pool_t, ngx_worker,
 };
-use session_core::stats::{KINDS, Kind, Record};
+use session_core::stats::{KINDS, Kind, Record, histogram};
 
 use super::clock;
 
@@ -48,54 +49,33 @@ struct Head {
 
 /// The numbers of one worker in a record.
 #[derive(Clone, Copy)]
-pub struct Lane {
+struct Lane {
     numbers: NonNull<AtomicU64>,
     len: usize,
 }
 
-/// A lane that is there once the worker has begun; until then nothing is counted.
+impl Lane {
+    fn number(&self, place: usize) -> Option<&AtomicU64> {
+        // SAFETY: the zone is mapped as long as the process lives, and so many numbers are there.
+        (place < self.len).then(|| unsafe { self.numbers.add(place).as_ref() })
+    }
+}
+
+/// This worker's numbers in a record; until it has begun nothing is counted.
 #[derive(Default)]
 pub struct Count(OnceCell<Lane>);
 
 impl Count {
-    /// Finds the lane; once.
-    pub fn begin(&self, counters: &Counters, kind: Kind, labels: &[&str]) {
-        if let Some(lane) = counters.lane(kind, labels) {
-            // A second time it is the same.
-            let _ = self.0.set(lane);
-        }
-    }
-
-    /// Finds the lane in the worker's counters, if it is not found yet.
-    pub fn begin_late(&self, kind: Kind, labels: impl FnOnce() -> Vec<String>) {
+    /// Finds the numbers in the worker's counters, once.
+    pub fn begin(&self, kind: Kind, labels: &[&str]) {
         if self.0.get().is_none() {
-            if let Some(counters) = Counters::current() {
-                let labels = labels();
-                let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-                self.begin(&counters, kind, &labels);
+            if let Some(lane) = Counters::current().and_then(|all| all.lane(kind, labels)) {
+                // There was none just now.
+                let _ = self.0.set(lane);
             }
         }
     }
 
-    /// Adds to a number.
-    pub fn add(&self, place: usize, n: u64) {
-        if let Some(lane) = self.0.get() {
-            lane.add(place, n);
-        }
-    }
-
-    /// Sets a number that is no sum. A worker that exits leaves it to the one that has come in its
-    /// place, and that has the same lane.
-    pub fn set(&self, place: usize, n: u64) {
-        if let Some(number) = self.0.get().and_then(|lane| lane.number(place)) {
-            if !clock::is_exiting() {
-                number.store(n, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
-impl Lane {
     /// Adds to a number.
     pub fn add(&self, place: usize, n: u64) {
         if let Some(number) = self.number(place) {
@@ -104,9 +84,25 @@ impl Lane {
         }
     }
 
+    /// Adds a time to those that lie from a place on: their sum, and the buckets.
+    pub fn add_time(&self, place: usize, time: Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.add(place, us);
+        self.add(place.saturating_add(1).saturating_add(histogram::bucket(us)), 1);
+    }
+
+    /// Sets a number that is no sum. A worker that exits leaves it to the one that has come in its
+    /// place, and that has the same lane.
+    pub fn set(&self, place: usize, n: u64) {
+        if let Some(number) = self.number(place) {
+            if !clock::is_exiting() {
+                number.store(n, Ordering::Relaxed);
+            }
+        }
+    }
+
     fn number(&self, place: usize) -> Option<&AtomicU64> {
-        // SAFETY: the zone is mapped as long as the process lives, and so many numbers are there.
-        (place < self.len).then(|| unsafe { self.numbers.add(place).as_ref() })
+        self.0.get()?.number(place)
     }
 }
 
@@ -147,7 +143,7 @@ impl Counters {
 
     /// This worker's numbers in a record, which is made if it is not there. `None` if the zone is
     /// full.
-    pub fn lane(&self, kind: Kind, labels: &[&str]) -> Option<Lane> {
+    fn lane(&self, kind: Kind, labels: &[&str]) -> Option<Lane> {
         let text = labels.join(SEPARATOR.encode_utf8(&mut [0; 1]));
         let kind_at = KINDS.iter().position(|one| *one == kind)?;
         let lock = Locked::new(self.pool()?);
@@ -188,7 +184,8 @@ impl Locked {
         // SAFETY: the pool's data is the newest record, or null; records never go.
         let first = unsafe { (*self.0.as_ptr()).data.cast::<Head>() };
         let some = |head: *mut Head| (!head.is_null()).then_some(head);
-        core::iter::successors(some(first), move |&head| some(unsafe_next(head)))
+        // SAFETY: the same.
+        core::iter::successors(some(first), move |&head| some(unsafe { (*head).next }))
     }
 
     fn make(&self, kind: usize, labels: &str, width: usize) -> Option<*mut Head> {
@@ -225,11 +222,6 @@ impl Drop for Locked {
         // SAFETY: the mutex is held since new().
         unsafe { ngx_shmtx_unlock(&raw mut (*self.0.as_ptr()).mutex) };
     }
-}
-
-fn unsafe_next(head: *mut Head) -> *mut Head {
-    // SAFETY: a record of the list.
-    unsafe { (*head).next }
 }
 
 /// The labels of a record.

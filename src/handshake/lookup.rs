@@ -7,10 +7,9 @@ use std::vec::Vec;
 use session_core::hello::SessionId;
 use session_core::key_ring::Entry;
 use session_core::outcome::Outcome;
-use session_core::stats::{self, Kind};
+use session_core::stats::{status, tier as stats};
 use zeroize::Zeroizing;
 
-use super::count_time;
 use crate::net::backend::Waiter;
 use crate::tier::Tier;
 
@@ -190,16 +189,16 @@ impl Lookup {
     /// Counts the outcome of the current tier in. Whether that ends the lookup.
     fn took(&mut self, tiers: &[Rc<dyn Tier>], outcome: Outcome) -> bool {
         if let Some(tier) = tiers.get(self.tier) {
-            let (count, asked) = (tier.count(), self.asked_at.take());
-            count.add(stats::tier::LOOKUPS.saturating_add(stats::status(outcome)), 1);
+            let count = tier.count();
+            count.add(stats::LOOKUPS.saturating_add(status(outcome)), 1);
             if self.take {
-                count.add(stats::tier::TAKES, 1);
+                count.add(stats::TAKES, 1);
             }
             if outcome == Outcome::Hit {
-                count.add(stats::tier::BYTES_FETCHED, self.value.len() as u64);
+                count.add(stats::BYTES_FETCHED, self.value.len() as u64);
             }
-            if let Some(asked) = asked {
-                count_time(count, Kind::Tier, asked.elapsed());
+            if let Some(asked) = self.asked_at.take() {
+                count.add_time(stats::LOOKED_UP, asked.elapsed());
             }
         }
         self.outcome = self.outcome.or(outcome);

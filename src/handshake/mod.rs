@@ -16,7 +16,6 @@ use session_core::throttle::Throttle;
 use zeroize::Zeroize;
 
 use crate::ffi::clock;
-use crate::ffi::counters::Counters;
 use crate::ffi::crypto::Evp;
 use crate::ffi::log::Log;
 use crate::ffi::tls::{
@@ -33,7 +32,7 @@ mod lookup;
 mod reject;
 mod suspend;
 
-use count::{Tally, count_time};
+use count::Tally;
 pub use epoch::Watch;
 use reject::Reject;
 pub use suspend::{Report, State};
@@ -100,10 +99,10 @@ impl Policy {
     }
 
     /// The worker begins: what happens is counted from now on.
-    pub fn begin(&self, counters: Counters) {
-        self.tally.begin(counters);
+    pub fn begin(&self) {
+        self.tally.begin();
         for tier in self.rules.fetch.iter().chain(&self.rules.store) {
-            tier.count().begin(&counters, Kind::Tier, &[tier.name()]);
+            tier.count().begin(Kind::Tier, &[tier.name()]);
         }
     }
 

@@ -520,9 +520,7 @@ impl Peer {
 
     /// Connects to the first of the addresses that are left to try and does not fail at once.
     fn connect(&self, state: &mut State, now: u64) -> Result<(), Failure> {
-        self.count.begin_late(Counted::Server, || {
-            Vec::from([self.limits.backend.to_string(), self.to_string()])
-        });
+        self.count.begin(Counted::Server, &[&self.limits.backend, &self.to_string()]);
         let mut errno = 0;
         while state.untried > 0 {
             state.untried = state.untried.saturating_sub(1);

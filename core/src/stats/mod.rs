@@ -74,17 +74,9 @@ const STATUSES: &[&str] = &[
     Outcome::Corrupt.as_str(),
 ];
 
-/// The place of an outcome among its words.
+/// The place of an outcome among its words, which are in the order of [`Outcome`].
 pub const fn status(outcome: Outcome) -> usize {
-    match outcome {
-        Outcome::Hit => 0,
-        Outcome::Miss => 1,
-        Outcome::Timeout => 2,
-        Outcome::Error => 3,
-        Outcome::Down => 4,
-        Outcome::Forged => 5,
-        Outcome::Corrupt => 6,
-    }
+    outcome as usize
 }
 
 /// The places of the numbers of [`Kind::Listen`].
@@ -95,6 +87,12 @@ pub mod listen {
     pub const RESUMED: usize = 1;
     /// Handshakes by the outcome of their lookup, see [`super::status`].
     pub const FETCHED: usize = 2;
+}
+
+/// The places of the numbers of [`Kind::Protocol`].
+pub mod protocol {
+    /// How long handshakes were suspended.
+    pub const SUSPENDED: usize = super::Kind::Protocol.times_at();
 }
 
 /// The places of the numbers of [`Kind::Tier`].
@@ -113,6 +111,8 @@ pub mod tier {
     pub const BYTES_FETCHED: usize = 11;
     /// Bytes of entries that were handed over.
     pub const BYTES_STORED: usize = 12;
+    /// How long lookups took.
+    pub const LOOKED_UP: usize = super::Kind::Tier.times_at();
 }
 
 /// The places of the numbers of [`Kind::Server`].
@@ -204,8 +204,13 @@ impl Kind {
     }
 
     /// The place of the sum of the times, in microseconds; the buckets follow.
-    pub fn times_at(self) -> usize {
-        self.families().iter().fold(0, |at: usize, one| at.saturating_add(one.values.len()))
+    pub const fn times_at(self) -> usize {
+        let (mut at, mut rest): (usize, _) = (0, self.families());
+        while let [family, others @ ..] = rest {
+            at = at.saturating_add(family.values.len());
+            rest = others;
+        }
+        at
     }
 
     /// The places of the numbers that may become less.
@@ -348,7 +353,8 @@ mod tests {
     #[test]
     fn places_are_those_of_the_families() {
         assert_eq!(listen::FETCHED + STATUSES.len(), Kind::Listen.width());
-        assert_eq!(tier::BYTES_STORED + 1, Kind::Tier.times_at());
+        assert_eq!(tier::BYTES_STORED + 1, tier::LOOKED_UP);
+        assert_eq!(protocol::SUSPENDED, 0);
         assert_eq!(server::AVAILABLE + 1, Kind::Server.width());
         let gauges: vec::Vec<usize> = Kind::Server.gauges().collect();
         assert_eq!(gauges, [server::IN_FLIGHT, server::AVAILABLE]);
