@@ -144,8 +144,11 @@ subtest 'an ACL user with the commands that are needed, and no others' => sub {
         $redis->cmd(qw(ACL LOG RESET));
         $redis->cmd(qw(ACL SETUSER nginx), "-$command");
         my $session = visit($edge)->{session};
-        # It may be that nothing is there to be removed.
-        $redis->cmd('SET', cache_key($session), 'corrupt') if $command eq 'del';
+        if ($command eq 'del') {
+            # What nginx stores comes first; then there is something to be removed.
+            wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in the store';
+            $redis->cmd('SET', cache_key($session), 'corrupt');
+        }
         status($edge, $session);
         wait_until { $refused->() } 5, 'ACL LOG';
         is_deeply [ $refused->() ], [$command], "without +$command there is something refused";
