@@ -23,7 +23,7 @@ use crate::ffi::module::Commands;
 use crate::ffi::tls::Hooked;
 use crate::handshake::{Policy, Rules, Watch};
 use crate::net::backend::{Answers, Backend as Servers};
-use crate::status::page::Metrics;
+use crate::status::page::Status;
 use crate::status::variables;
 use crate::tier::Tier;
 use crate::tier::remote::Remote;
@@ -161,7 +161,7 @@ impl Directive for SslSessionStatus {
     const NAME: &'static CStr = c"ssl_session_status";
 
     fn set(cf: &mut Conf, _: &mut MainConf) -> Result<(), Refusal> {
-        content::serve::<SslSession, Metrics>(cf);
+        content::serve::<SslSession, Status>(cf);
         Ok(())
     }
 }

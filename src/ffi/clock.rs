@@ -1,6 +1,10 @@
 //! nginx's clocks, and what the process is about to do.
 
-use nginx_sys::{ngx_current_msec, ngx_exiting, ngx_quit, ngx_random, ngx_terminate, ngx_time};
+use core::time::Duration;
+
+use nginx_sys::{
+    ngx_cached_time, ngx_current_msec, ngx_exiting, ngx_quit, ngx_random, ngx_terminate, ngx_time,
+};
 
 /// Milliseconds of a clock that does not go back; as old as the current turn of the event loop.
 pub fn now_ms() -> u64 {
@@ -11,6 +15,14 @@ pub fn now_ms() -> u64 {
 /// Seconds since the epoch; as old as the current turn of the event loop.
 pub fn unix_time() -> i64 {
     ngx_time()
+}
+
+/// The same to the millisecond.
+pub fn since_1970() -> Duration {
+    // SAFETY: nginx sets the pointer, to one of its own slots, before anything else happens.
+    let (sec, msec) = unsafe { ((*ngx_cached_time).sec, (*ngx_cached_time).msec) };
+    Duration::from_secs(u64::try_from(sec).unwrap_or_default())
+        .saturating_add(Duration::from_millis(msec as u64))
 }
 
 /// 32 bits that no two workers share. Not for secrets.

@@ -4,7 +4,8 @@ use core::cell::RefCell;
 use core::ffi::c_int;
 use std::vec::Vec;
 
-use session_core::stats::{Kind, listen, protocol, status};
+use session_core::stats::{Kind, listen, protocol};
+use session_core::stored::Stored;
 
 use super::Report;
 use crate::ffi::counters::Count;
@@ -30,21 +31,30 @@ impl Tally {
         }
     }
 
-    /// A handshake has come to its end.
-    pub fn handshake(&self, connection: &Connection, report: Report) {
-        let version = connection.protocol();
-        let Some(place) = PROTOCOLS.iter().position(|(number, _)| *number == version) else {
-            return;
-        };
+    /// A handshake has come to its end. `unusable`: the session was found, and not resumed.
+    pub fn handshake(&self, connection: &Connection, report: Report, unusable: bool) {
+        let Some(place) = place(connection) else { return };
         self.on_listening(connection, place, |count| {
             let result = if connection.is_resumed() { listen::RESUMED } else { listen::FULL };
             count.add(result, 1);
             if let Some(outcome) = report.outcome {
-                count.add(listen::FETCHED.saturating_add(status(outcome)), 1);
+                count.add(listen::fetched(outcome), 1);
+            }
+            if unusable {
+                count.add(listen::UNUSABLE, 1);
             }
         });
         if let Some(count) = self.protocols.get(place).filter(|_| report.suspended) {
             count.add_time(protocol::SUSPENDED, report.time);
+        }
+    }
+
+    /// A handshake has made a session.
+    pub fn session(&self, connection: &Connection, stored: Stored) {
+        if let Some(place) = place(connection) {
+            self.on_listening(connection, place, |count| {
+                count.add(listen::new_sessions(stored), 1)
+            });
         }
     }
 
@@ -72,4 +82,10 @@ impl Tally {
             add(count);
         }
     }
+}
+
+/// The place of a connection's version of TLS.
+fn place(connection: &Connection) -> Option<usize> {
+    let version = connection.protocol();
+    PROTOCOLS.iter().position(|(number, _)| *number == version)
 }

@@ -7,7 +7,7 @@ use std::vec::Vec;
 use session_core::hello::SessionId;
 use session_core::key_ring::Entry;
 use session_core::outcome::Outcome;
-use session_core::stats::{status, tier as stats};
+use session_core::stats::tier as stats;
 use zeroize::Zeroizing;
 
 use crate::net::backend::Waiter;
@@ -190,7 +190,7 @@ impl Lookup {
     fn took(&mut self, tiers: &[Rc<dyn Tier>], outcome: Outcome) -> bool {
         if let Some(tier) = tiers.get(self.tier) {
             let count = tier.count();
-            count.add(stats::LOOKUPS.saturating_add(status(outcome)), 1);
+            count.add(stats::lookups(outcome), 1);
             if self.take {
                 count.add(stats::TAKES, 1);
             }

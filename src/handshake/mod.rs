@@ -414,7 +414,9 @@ impl Handler for Policy {
     ) {
         let state = attached.map(Attached::state);
         if first {
-            self.tally.handshake(connection, state.map(State::report).unwrap_or_default());
+            let report = state.map(State::report).unwrap_or_default();
+            let unusable = report.outcome == Some(Outcome::Hit) && !connection.is_resumed();
+            self.tally.handshake(connection, report, unusable);
         }
         if let (Some(state), false) = (state, paused) {
             state.release();
@@ -476,6 +478,7 @@ impl Handler for Policy {
             return;
         }
         let stored = self.store(connection, session);
+        self.tally.session(connection, stored);
         if let Some(attached) = self.attached(connection) {
             attached.state().set_stored(stored);
         }

@@ -175,44 +175,45 @@ impl Backend {
         }
     }
 
-    /// Looks an entry up; [`Answers::answered`] tells the end.
-    pub fn fetch(&self, key: &CacheKey, waiter: Waiter) -> Result<(), Refused> {
+    /// Looks an entry up; [`Answers::answered`] tells the end. Whether it waits for the answer to
+    /// an earlier lookup.
+    pub fn fetch(&self, key: &CacheKey, waiter: Waiter) -> Result<bool, Refused> {
         let hash = self.hash(key);
-        let mut state = self.state.try_borrow_mut().map_err(|_| Refused)?;
+        let mut state = self.state.try_borrow_mut().map_err(|_| Refused::Down)?;
         let state = &mut *state;
         if let Some(&token) = state.lookups.get(&hash) {
             let same = state.pending.get_mut(token).filter(|same| same.key == *key);
             if let Some(same) = same {
-                same.joined.try_reserve(1).map_err(|_| Refused)?;
+                same.joined.try_reserve(1).map_err(|_| Refused::OutOfMemory)?;
                 same.joined.push(waiter);
-                return Ok(());
+                return Ok(true);
             }
         }
-        state.lookups.try_reserve(1).map_err(|_| Refused)?;
+        state.lookups.try_reserve(1).map_err(|_| Refused::OutOfMemory)?;
         let token = self.begin(state, key, hash, What::Get, Some(waiter))?;
         state.lookups.insert(hash, token);
-        Ok(())
+        Ok(false)
     }
 
     /// Looks an entry up and removes it, so that nobody else gets it.
     pub fn take(&self, key: &CacheKey, waiter: Waiter) -> Result<(), Refused> {
-        let mut state = self.state.try_borrow_mut().map_err(|_| Refused)?;
+        let mut state = self.state.try_borrow_mut().map_err(|_| Refused::Down)?;
         self.begin(&mut state, key, 0, What::Take, Some(waiter)).map(|_| ())
     }
 
     /// Stores an entry.
     pub fn store(&self, key: &CacheKey, value: &[u8], expiry: Expiry) -> Result<(), Refused> {
-        let mut state = self.state.try_borrow_mut().map_err(|_| Refused)?;
+        let mut state = self.state.try_borrow_mut().map_err(|_| Refused::Down)?;
         if !self.moves {
             return self.send(&mut state, key, Command::Set { value, expiry });
         }
-        let kept = buffer::copy(value).map_err(|OutOfMemory| Refused)?;
+        let kept = buffer::copy(value).map_err(|OutOfMemory| Refused::OutOfMemory)?;
         self.begin(&mut state, key, 0, What::Set(kept, expiry), None).map(|_| ())
     }
 
     /// Removes an entry.
     pub fn remove(&self, key: &CacheKey) -> Result<(), Refused> {
-        let mut state = self.state.try_borrow_mut().map_err(|_| Refused)?;
+        let mut state = self.state.try_borrow_mut().map_err(|_| Refused::Down)?;
         if !self.moves {
             return self.send(&mut state, key, Command::Delete);
         }
@@ -275,14 +276,14 @@ impl Backend {
             waiter,
             joined: Vec::new(),
         };
-        let token = state.pending.insert(pending).map_err(|OutOfMemory| Refused)?;
+        let token = state.pending.insert(pending).map_err(|OutOfMemory| Refused::OutOfMemory)?;
         let peer = self.find(state, key);
         let sent = match (peer, state.pending.get(token)) {
             (Some(peer), Some(Pending { what, .. })) => {
                 let command = what.command();
                 peer.send(&Request { key: key.as_bytes(), command, asking: false }, Some(token))
             }
-            _ => Err(Refused),
+            _ => Err(Refused::Down),
         };
         if sent.is_err() {
             state.pending.remove(token);
@@ -292,7 +293,7 @@ impl Backend {
 
     /// Sends a request whose outcome is nobody's business.
     fn send(&self, state: &mut State, key: &CacheKey, command: Command<'_>) -> Result<(), Refused> {
-        let peer = self.find(state, key).ok_or(Refused)?;
+        let peer = self.find(state, key).ok_or(Refused::Down)?;
         peer.send(&Request { key: key.as_bytes(), command, asking: false }, None)
     }
 
@@ -346,7 +347,7 @@ impl Backend {
 
     /// Notes that a lookup ends at its own deadline, whatever its peer has still to say.
     fn watch(&self, state: &mut State, token: Token, deadline: u64) -> Result<(), Refused> {
-        state.deadlines.try_reserve(1).map_err(|_| Refused)?;
+        state.deadlines.try_reserve(1).map_err(|_| Refused::OutOfMemory)?;
         state.deadlines.push((deadline, token));
         self.overdue.at(deadline, false);
         Ok(())
@@ -363,7 +364,7 @@ impl Backend {
         self.watch(state, token, deadline).map_err(|_| Outcome::Error)?;
         let command = Command::Claim(claim);
         let request = Request { key: key.as_bytes(), command, asking: false };
-        peer.send(&request, Some(token)).map_err(|Refused| Outcome::Down)
+        peer.send(&request, Some(token)).map_err(|_| Outcome::Down)
     }
 
     /// Sends a request on to another node. `Err` is the outcome of the lookup.
@@ -396,7 +397,7 @@ impl Backend {
             command: pending.what.command(),
             asking: to.ask,
         };
-        peer.send(&request, Some(token)).map_err(|Refused| Outcome::Down)
+        peer.send(&request, Some(token)).map_err(|_| Outcome::Down)
     }
 }
 

@@ -164,9 +164,16 @@ pub struct Limits {
     pub backend: Rc<str>,
 }
 
-/// The server is down or has too much to do; the request was not made.
+/// Why a request was not made.
 #[derive(Clone, Copy, Debug)]
-pub struct Refused;
+pub enum Refused {
+    /// The server is down, or none is known.
+    Down,
+    /// Too many requests have no answer.
+    Full,
+    /// There is no memory.
+    OutOfMemory,
+}
 
 /// A server, with the connection to it while there is one.
 pub struct Peer {
@@ -425,7 +432,7 @@ impl Peer {
         encode: impl FnOnce(&dyn Codec, &mut Vec<u8>) -> Result<(), OutOfMemory>,
     ) -> Result<(), Refused> {
         let now = clock::now_ms();
-        let mut state = self.state.try_borrow_mut().map_err(|_| Refused)?;
+        let mut state = self.state.try_borrow_mut().map_err(|_| Refused::Down)?;
         self.admit(&mut state, now)?;
 
         let unsent = state.out.len().saturating_sub(state.sent);
@@ -439,19 +446,19 @@ impl Peer {
                     self.limits.queue
                 );
             }
-            return Err(Refused);
+            return Err(Refused::Full);
         }
         // Room to tell the end of each, so that none can be forgotten for want of memory.
         let pending = state.inflight.len().saturating_add(2);
-        state.ended.try_reserve(pending).map_err(|_| Refused)?;
+        state.ended.try_reserve(pending).map_err(|_| Refused::OutOfMemory)?;
         let start = state.out.len();
-        state.inflight.reserve(2).map_err(|_| Refused)?;
+        state.inflight.reserve(2).map_err(|_| Refused::OutOfMemory)?;
         if asking {
-            resp::asking(&mut state.out).map_err(|_| Refused)?;
+            resp::asking(&mut state.out).map_err(|_| Refused::OutOfMemory)?;
         }
         if encode(&*self.codec, &mut state.out).is_err() {
             state.out.truncate(start);
-            return Err(Refused);
+            return Err(Refused::OutOfMemory);
         }
         if asking {
             state.inflight.push(Kind::Update(None), now, self.limits.store_timeout);
@@ -486,17 +493,17 @@ impl Peer {
     /// Whether a request may be made now. Connects if need be.
     fn admit(&self, state: &mut State, now: u64) -> Result<(), Refused> {
         if state.retired {
-            return Err(Refused);
+            return Err(Refused::Down);
         }
         self.resolve(state);
         if state.link.is_some() {
             // While a probe is under way nothing else is sent.
-            return if state.breaker.is_open() { Err(Refused) } else { Ok(()) };
+            return if state.breaker.is_open() { Err(Refused::Down) } else { Ok(()) };
         }
         let probe = match state.breaker.ask(now) {
             Verdict::Go => false,
             Verdict::Probe => true,
-            Verdict::Refuse => return Err(Refused),
+            Verdict::Refuse => return Err(Refused::Down),
         };
         let greeted = self.codec.greet(probe, &mut state.greeting).and_then(|answers| {
             state.greetings = answers;
@@ -513,9 +520,9 @@ impl Peer {
         };
         if let Err(failure) = connected {
             self.give_up(state, now, &failure);
-            return Err(Refused);
+            return Err(Refused::Down);
         }
-        if probe { Err(Refused) } else { Ok(()) }
+        if probe { Err(Refused::Down) } else { Ok(()) }
     }
 
     /// Connects to the first of the addresses that are left to try and does not fail at once.
@@ -675,7 +682,9 @@ impl Peer {
     /// Sets the timer for the next deadline.
     fn arm(&self, state: &mut State) {
         self.count.set(stats::IN_FLIGHT, state.inflight.len() as u64);
-        self.count.set(stats::AVAILABLE, u64::from(!state.breaker.is_open()));
+        let down = state.breaker.is_open();
+        self.count.set(stats::AVAILABLE, u64::from(!down));
+        self.count.set(stats::IS_DOWN, u64::from(down));
         let connect = match state.phase {
             Phase::Connecting { deadline } | Phase::Handshaking { deadline } => Some(deadline),
             Phase::Idle | Phase::Ready => None,
@@ -797,7 +806,10 @@ impl Peer {
                 }
                 _ => return Err(Failure::OutOfStep),
             };
-            state.has_refused |= matches!(end, End::Refused);
+            if matches!(end, End::Refused) {
+                state.has_refused = true;
+                self.count.add(stats::REFUSED, 1);
+            }
             let good = !matches!(end, End::Refused | End::Failed(Outcome::Error));
             // A server that greets and then says nothing is no good. A probe is a greeting.
             let counts = !matches!(request.kind, Kind::Greeting(_)) || state.breaker.is_open();
@@ -850,6 +862,7 @@ impl Peer {
             }
         }
         let lost = state.ended.len().saturating_add(updates);
+        self.count.add(stats::LOST, lost as u64);
         let trips = match failure {
             // A server may end a connection that nobody uses.
             Failure::Closed | Failure::Io(_) | Failure::Tls(_) => {
@@ -860,6 +873,7 @@ impl Peer {
             _ => true,
         };
         if trips {
+            self.count.add(stats::FAILURES, 1);
             // If it was the session that the server did not like, the next one is not.
             state.session = None;
         }
@@ -1182,6 +1196,7 @@ impl On<Tick> for Peer {
             _ => None,
         };
         while let Some(expired) = state.inflight.expire(now) {
+            self.count.add(stats::LATE, 1);
             state.end(expired.kind, End::Failed(Outcome::Timeout), 0..0);
             if state.phase != Phase::Ready || matches!(expired.kind, Kind::Greeting(_)) {
                 continue;

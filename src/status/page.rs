@@ -1,22 +1,80 @@
-//! `ssl_session_status`: what was counted, for Prometheus.
+//! `ssl_session_status`: what was counted, for Prometheus, for other programs, and for people.
 
+use core::fmt;
+use std::borrow::Cow;
 use std::string::String;
 
-use session_core::stats::prometheus;
+use session_core::stats::{json, prometheus};
 
 use crate::SslSession;
 use crate::conf::MainConf;
-use crate::ffi::content::Page;
+use crate::ffi::clock;
+use crate::ffi::content::{Answer, Page, Request};
 
-/// The text format of Prometheus.
-pub struct Metrics;
+/// A form in which what was counted is shown.
+#[derive(Clone, Copy)]
+enum Format {
+    Prometheus,
+    Json,
+    /// A page that asks for JSON.
+    Html,
+}
 
-impl Page<SslSession> for Metrics {
-    const CONTENT_TYPE: &'static str = "text/plain; version=0.0.4; charset=utf-8";
+impl Format {
+    /// What a request asks for: by its argument `format`, or else by what it accepts. `None` if there
+    /// is no such form.
+    fn of(request: &Request) -> Option<Self> {
+        let accepts = |media_type| request.header_has("Accept", media_type);
+        match request.argument("format") {
+            Some(b"prometheus") => Some(Format::Prometheus),
+            Some(b"json") => Some(Format::Json),
+            Some(b"html") => Some(Format::Html),
+            Some(_) => None,
+            None if accepts("text/html") => Some(Format::Html),
+            None if accepts("application/json") => Some(Format::Json),
+            None => Some(Format::Prometheus),
+        }
+    }
 
-    fn write(conf: &MainConf) -> Option<String> {
-        let mut body = String::new();
-        prometheus(&conf.snapshot(), &mut body).ok()?;
-        Some(body)
+    const fn content_type(self) -> &'static str {
+        match self {
+            Format::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Format::Json => "application/json",
+            Format::Html => "text/html; charset=utf-8",
+        }
+    }
+}
+
+/// The answer of a location with `ssl_session_status`.
+pub struct Status;
+
+impl Page<SslSession> for Status {
+    fn answer(conf: &MainConf, request: &Request) -> Answer {
+        let Some(format) = Format::of(request) else { return Answer::BadRequest };
+        let mut text = Text(String::new());
+        let written = match format {
+            Format::Html => return body(format, Cow::Borrowed(include_str!("page.html"))),
+            Format::Prometheus => prometheus::write(&conf.snapshot(), &mut text),
+            Format::Json => json::write(&conf.snapshot(), clock::since_1970(), &mut text),
+        };
+        match written {
+            Ok(()) => body(format, Cow::Owned(text.0)),
+            Err(_) => Answer::OutOfMemory,
+        }
+    }
+}
+
+fn body(format: Format, text: Cow<'static, str>) -> Answer {
+    Answer::Body(format.content_type(), text)
+}
+
+/// A text for which there may be no memory.
+struct Text(String);
+
+impl fmt::Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.try_reserve(text.len()).map_err(|_| fmt::Error)?;
+        self.0.push_str(text);
+        Ok(())
     }
 }

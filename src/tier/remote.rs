@@ -8,7 +8,7 @@ use std::vec::Vec;
 use session_core::cache_key::{CacheKey, Name};
 use session_core::codec::Expiry;
 use session_core::outcome::Outcome;
-use session_core::stats::tier as stats;
+use session_core::stats::{Drop, tier as stats};
 use session_core::throttle::Throttle;
 
 use super::Tier;
@@ -17,6 +17,7 @@ use crate::ffi::counters::Count;
 use crate::ffi::log::Log;
 use crate::log_at;
 use crate::net::backend::{Backend, Waiter};
+use crate::net::peer::Refused;
 
 /// Sessions on the servers of a backend.
 pub struct Remote {
@@ -57,7 +58,9 @@ impl Tier for Remote {
 
     fn fetch(&self, name: &Name, waiter: Waiter) -> Result<(), Outcome> {
         let key = CacheKey::new(&self.prefix, name).ok_or(Outcome::Error)?;
-        self.backend.fetch(&key, waiter).map_err(|_| Outcome::Down)
+        let merged = self.backend.fetch(&key, waiter).map_err(|_| Outcome::Down)?;
+        self.count.add(stats::MERGED, merged.into());
+        Ok(())
     }
 
     fn take_now(&self, _: &Name, _: &mut Vec<u8>) -> Option<Outcome> {
@@ -75,12 +78,17 @@ impl Tier for Remote {
         let Some(ttl) = u32::try_from(ttl).ok().filter(|&ttl| ttl > 0) else {
             return false;
         };
-        if self.backend.store(&key, value, Expiry { ttl, at: expires }).is_ok() {
-            self.count.add(stats::STORED, 1);
-            self.count.add(stats::BYTES_STORED, value.len() as u64);
-            return true;
-        }
-        self.count.add(stats::DROPPED, 1);
+        let reason = match self.backend.store(&key, value, Expiry { ttl, at: expires }) {
+            Ok(()) => {
+                self.count.add(stats::STORED, 1);
+                self.count.add(stats::BYTES_STORED, value.len() as u64);
+                return true;
+            }
+            Err(Refused::Down) => Drop::Unavailable,
+            Err(Refused::Full) => Drop::QueueFull,
+            Err(Refused::OutOfMemory) => Drop::NoMemory,
+        };
+        self.count.add(stats::dropped(reason), 1);
         let times = self.dropped.try_borrow_mut().ok().and_then(|mut t| t.pass(clock::now_ms()));
         if let Some(times) = times {
             let (name, unavailable) = (&self.name, self.backend.unavailable());
@@ -103,7 +111,7 @@ impl Tier for Remote {
 
     fn fetch_text(&self, text: &str, waiter: Waiter) -> Result<(), Outcome> {
         let key = CacheKey::verbatim(&self.prefix, text.as_bytes()).ok_or(Outcome::Error)?;
-        self.backend.fetch(&key, waiter).map_err(|_| Outcome::Down)
+        self.backend.fetch(&key, waiter).map(|_| ()).map_err(|_| Outcome::Down)
     }
 
     fn mistrust(&self, name: &Name) {

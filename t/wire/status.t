@@ -5,6 +5,7 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
+use JSON::PP qw(decode_json);
 use Test::More;
 
 my $certs = certs();
@@ -60,13 +61,70 @@ subtest 'the answer' => sub {
     like $head, qr{^Content-Type: text/plain; version=0\.0\.4; charset=utf-8\r$}mi, 'type';
     my ($len) = $head =~ /^Content-Length: (\d+)/mi;
     is length(`curl -fsS http://127.0.0.1:$status/`), $len, 'length';
+    like $head, qr{^Cache-Control: no-store\r$}mi, 'not to be kept';
     is `curl -sS -o /dev/null -w '%{http_code}' -d x http://127.0.0.1:$status/`, 405, 'POST';
+};
+
+subtest 'in which form' => sub {
+    my $type = sub { my ($path, @args) = @_; return `curl -sS -o /dev/null -w '%{http_code} %{content_type}' @args 'http://127.0.0.1:$status$path'` };
+    my %type = (prometheus => 'text/plain; version=0.0.4; charset=utf-8', json => 'application/json', html => 'text/html; charset=utf-8');
+    is $type->("/?format=$_"), "200 $type{$_}", "format=$_" for sort keys %type;
+    is $type->("/?format=$_"), '400 text/html', "format=$_: there is no such" for '', 'xml', 'JSON', 'jsonp';
+    my %accept = (
+        '*/*' => 'prometheus', 'application/json' => 'json',
+        'text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8' => 'html',
+        'application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2' => 'prometheus',
+    );
+    is $type->('/', "-H 'Accept: $_'"), "200 $type{$accept{$_}}", "Accept: $_" for sort keys %accept;
+    is $type->('/', "-H Accept:"), "200 $type{prometheus}", 'no Accept';
+    is $type->('/?a=b&format=json', "-H 'Accept: text/html'"), "200 $type{json}", 'the argument counts more';
+    like `curl -sSI http://127.0.0.1:$status/`, qr/^Vary: Accept\r$/mi, 'caches are told';
+};
+
+subtest 'JSON has the same numbers' => sub {
+    my $json = decode_json(`curl -fsS 'http://127.0.0.1:$status/?format=json'`);
+    my $metrics = metrics();
+    is_deeply [ sort keys %$json ], [qw(listens protocols servers tiers time version)], 'its parts';
+    is $json->{version}, 1, 'the version of the schema';
+    cmp_ok abs($json->{time} - time), '<', 60, 'the time';
+    my ($listen) = grep { $_->{listen} eq "127.0.0.1:$port" && $_->{protocol} eq 'TLSv1.3' } @{ $json->{listens} };
+    is $listen->{handshakes}{resumed}, 10, 'resumed';
+    # Each number of JSON, by the name and labels that it has for Prometheus.
+    my %label  = (listens => [qw(listen protocol)], protocols => ['protocol'], tiers => ['tier'], servers => [qw(backend server)]);
+    my %prefix = (listens => '', protocols => '', tiers => 'tier_', servers => 'server_');
+    my ($seen, @other) = (0);
+    for my $kind (sort keys %label) {
+        for my $record (@{ $json->{$kind} }) {
+            my %number = %$record;
+            my $labels = join ',', map { my $value = delete $number{$_}; qq($_="$value") } @{ $label{$kind} };
+            for my $key (sort keys %number) {
+                my ($name, $value) = ("$prefix{$kind}$key", $number{$key});
+                my %same = !ref $value ? ('' => $value)
+                    : $value->{buckets} ? map { ($_ => $value->{$_}) } qw(count sum)
+                    : %$value;
+                for my $word (keys %same) {
+                    my $more = !ref $value || $value->{buckets} ? qr/\}/ : qr/,\w+="$word"\}/;
+                    my $end  = ref $value && $value->{buckets} ? "_$word" : qr/(?:_total)?/;
+                    my @found = map { $metrics->{$_} } grep { /^$name$end\{\Q$labels\E$more$/ } keys %$metrics;
+                    $seen++;
+                    push @other, "$kind $key $word: @found and $same{$word}" if @found != 1 || $found[0] != $same{$word};
+                }
+            }
+        }
+    }
+    is_deeply \@other, [], 'numbers';
+    cmp_ok $seen, '>', 100, 'all are the same';
+    my ($lookups) = map { $_->{lookup_seconds} } grep { $_->{tier} eq 'store' } @{ $json->{tiers} };
+    my $buckets = 0;
+    $buckets += $_->[1] for @{ $lookups->{buckets} };
+    is $buckets, $lookups->{count}, 'buckets add up';
 };
 
 subtest 'where nothing is counted' => sub {
     my $shown = free_port();
     my $one = nginx(log => 'notice', conf => "server { listen 127.0.0.1:$shown; location / { ssl_session_status; } }");
     is `curl -sS -w '%{http_code} %{size_download}' http://127.0.0.1:$shown/`, '200 0', 'an empty page';
+    is_deeply decode_json(`curl -sS 'http://127.0.0.1:$shown/?format=json'`)->{tiers}, [], 'an empty list';
     is_deeply [ $one->errors ], [], 'and no complaint';
 };
 
@@ -80,8 +138,8 @@ subtest 'targets' => sub {
     my $before = metrics();
     my $session = (visit('TLSv1.2')->sessions)[0];
     my $moved = sub { metrics()->{$_[0]} - $before->{$_[0]} };
-    is $moved->('tier_stores_total{tier="shared:tls",result="stored"}'), 1, 'stored in the zone';
-    is $moved->('tier_stores_total{tier="store",result="stored"}'), 1, 'and in Redis';
+    is $moved->('tier_stores_total{tier="shared:tls"}'), 1, 'stored in the zone';
+    is $moved->('tier_stores_total{tier="store"}'), 1, 'and in Redis';
     wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in Redis';
     $redis->cmd('DEL', cache_key($session));
     visit('TLSv1.2', $session);

@@ -6,17 +6,16 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt::{self, Write};
-use core::ops::Range;
+use core::fmt;
 
 use crate::outcome::Outcome;
+use crate::stored::Stored;
 
 pub mod histogram;
+pub mod json;
+pub mod prometheus;
 
-use histogram::{BUCKETS, upper_bound};
-
-/// What each name of a metric begins with.
-const PREFIX: &str = "nginx_ssl_session_";
+use histogram::BUCKETS;
 
 /// What a record is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +74,7 @@ const STATUSES: &[&str] = &[
 ];
 
 /// The place of an outcome among its words, which are in the order of [`Outcome`].
-pub const fn status(outcome: Outcome) -> usize {
+const fn status(outcome: Outcome) -> usize {
     outcome as usize
 }
 
@@ -85,8 +84,20 @@ pub mod listen {
     pub const FULL: usize = 0;
     /// Resumed handshakes.
     pub const RESUMED: usize = 1;
-    /// Handshakes by the outcome of their lookup, see [`super::status`].
-    pub const FETCHED: usize = 2;
+    const FETCHED: usize = 2;
+    /// Handshakes that were full although the session was found.
+    pub const UNUSABLE: usize = 9;
+    const NEW: usize = 10;
+
+    /// Handshakes by the outcome of their lookup.
+    pub const fn fetched(outcome: super::Outcome) -> usize {
+        FETCHED.saturating_add(super::status(outcome))
+    }
+
+    /// New sessions by what became of them.
+    pub const fn new_sessions(stored: super::Stored) -> usize {
+        NEW.saturating_add(stored as usize)
+    }
 }
 
 /// The places of the numbers of [`Kind::Protocol`].
@@ -97,23 +108,48 @@ pub mod protocol {
 
 /// The places of the numbers of [`Kind::Tier`].
 pub mod tier {
-    /// Lookups by outcome, see [`super::status`].
-    pub const LOOKUPS: usize = 0;
+    const LOOKUPS: usize = 0;
     /// Lookups that take the entry.
     pub const TAKES: usize = 7;
     /// Entries that were handed over, to be stored.
     pub const STORED: usize = 8;
-    /// Entries that were not, as the tier has no room, or is not available.
-    pub const DROPPED: usize = 9;
+    const DROPPED: usize = 9;
+    /// Lookups that have waited for the answer to an earlier one.
+    pub const MERGED: usize = 13;
     /// Removals.
-    pub const REMOVALS: usize = 10;
+    pub const REMOVALS: usize = 14;
     /// Bytes of entries that were found.
-    pub const BYTES_FETCHED: usize = 11;
+    pub const BYTES_FETCHED: usize = 15;
     /// Bytes of entries that were handed over.
-    pub const BYTES_STORED: usize = 12;
+    pub const BYTES_STORED: usize = 16;
     /// How long lookups took.
     pub const LOOKED_UP: usize = super::Kind::Tier.times_at();
+
+    /// Lookups by outcome.
+    pub const fn lookups(outcome: super::Outcome) -> usize {
+        LOOKUPS.saturating_add(super::status(outcome))
+    }
+
+    /// Entries that were not handed over for that reason.
+    pub const fn dropped(reason: super::Drop) -> usize {
+        DROPPED.saturating_add(reason as usize)
+    }
 }
+
+/// Why an entry was not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drop {
+    /// No server is available.
+    Unavailable,
+    /// The server has left too many requests without an answer.
+    QueueFull,
+    /// The zone has no room.
+    NoRoom,
+    /// The worker has no memory.
+    NoMemory,
+}
+
+const DROPS: &[&str] = &["unavailable", "queue_full", "no_room", "no_memory"];
 
 /// The places of the numbers of [`Kind::Server`].
 pub mod server {
@@ -121,24 +157,34 @@ pub mod server {
     pub const REQUESTS: usize = 0;
     /// Requests that were not made, as the queue was full.
     pub const FULL: usize = 1;
+    /// Requests that the server has refused.
+    pub const REFUSED: usize = 2;
+    /// Requests that were not answered in time.
+    pub const LATE: usize = 3;
+    /// Requests whose connection was lost.
+    pub const LOST: usize = 4;
     /// Connections that were made.
-    pub const CONNECTIONS: usize = 2;
+    pub const CONNECTIONS: usize = 5;
+    /// Failures, as the breaker counts them.
+    pub const FAILURES: usize = 6;
     /// TLS handshakes with a new session.
-    pub const TLS_NEW: usize = 3;
+    pub const TLS_NEW: usize = 7;
     /// TLS handshakes with a session that was reused.
-    pub const TLS_REUSED: usize = 4;
+    pub const TLS_REUSED: usize = 8;
     /// How often it was found to be down.
-    pub const DOWN: usize = 5;
+    pub const DOWN: usize = 9;
     /// How often it was up again.
-    pub const UP: usize = 6;
+    pub const UP: usize = 10;
     /// Bytes received.
-    pub const RECEIVED: usize = 7;
+    pub const RECEIVED: usize = 11;
     /// Bytes sent.
-    pub const SENT: usize = 8;
+    pub const SENT: usize = 12;
     /// Requests without an answer.
-    pub const IN_FLIGHT: usize = 9;
+    pub const IN_FLIGHT: usize = 13;
     /// Workers that take it for available.
-    pub const AVAILABLE: usize = 10;
+    pub const AVAILABLE: usize = 14;
+    /// Workers that take it for down.
+    pub const IS_DOWN: usize = 15;
 }
 
 const LISTEN: &[Family] = &[
@@ -146,11 +192,18 @@ const LISTEN: &[Family] = &[
         .by("result", &["full", "resumed"]),
     counter("fetches_total", "Handshakes that offered a session, by what its lookup came to.")
         .by("status", STATUSES),
+    counter("unusable_hits_total", "Full handshakes although the session offered was found."),
+    counter("new_sessions_total", "New sessions, by what became of them.").by(
+        "status",
+        &[Stored::Stored.as_str(), Stored::Skipped.as_str(), Stored::Dropped.as_str()],
+    ),
 ];
 const TIER: &[Family] = &[
     counter("tier_lookups_total", "Lookups in a target.").by("status", STATUSES),
     counter("tier_takes_total", "Lookups that remove what they find."),
-    counter("tier_stores_total", "Sessions for a target.").by("result", &["stored", "dropped"]),
+    counter("tier_stores_total", "Sessions that were handed to a target."),
+    counter("tier_drops_total", "Sessions that were not.").by("reason", DROPS),
+    counter("tier_merged_lookups_total", "Lookups that waited for the answer to an earlier one."),
     counter("tier_removals_total", "Sessions that were removed from a target."),
     counter("tier_bytes_total", "Bytes of the sessions that were moved.")
         .by("direction", &["fetched", "stored"]),
@@ -158,7 +211,10 @@ const TIER: &[Family] = &[
 const SERVER: &[Family] = &[
     counter("server_requests_total", "Requests to a server."),
     counter("server_queue_full_total", "Requests that were not made, as too many had no answer."),
+    counter("server_errors_total", "Requests that got no proper answer.")
+        .by("error", &["refused", "timeout", "lost"]),
     counter("server_connections_total", "Connections to a server."),
+    counter("server_failures_total", "Failures of a server, of which max_fails take it down."),
     counter("server_tls_handshakes_total", "TLS handshakes with a server.")
         .by("session", &["new", "reused"]),
     counter("server_transitions_total", "How often a server was found to be down, and up again.")
@@ -167,9 +223,20 @@ const SERVER: &[Family] = &[
         .by("direction", &["received", "sent"]),
     gauge("server_in_flight", "Requests to a server that have no answer."),
     gauge("server_available_workers", "Workers that take a server for available."),
+    gauge("server_down_workers", "Workers that take a server for down."),
 ];
 
 impl Kind {
+    /// What records of this kind are called.
+    const fn plural(self) -> &'static str {
+        match self {
+            Kind::Listen => "listens",
+            Kind::Protocol => "protocols",
+            Kind::Tier => "tiers",
+            Kind::Server => "servers",
+        }
+    }
+
     /// The names of the labels of a record of this kind.
     pub const fn labels(self) -> &'static [&'static str] {
         match self {
@@ -242,61 +309,16 @@ impl Record {
         self.numbers.get(place).copied().unwrap_or_default()
     }
 
-    fn places(&self, places: Range<usize>) -> &[u64] {
-        self.numbers.get(places).unwrap_or_default()
+    /// The sum of the times, in microseconds.
+    fn sum(&self) -> u64 {
+        self.at(self.kind.times_at())
     }
-}
 
-/// Writes records in the text format of Prometheus, version 0.0.4.
-pub fn prometheus(records: &[Record], out: &mut impl Write) -> fmt::Result {
-    for kind in KINDS {
-        let of_kind = || records.iter().filter(move |record| record.kind == kind);
-        if of_kind().next().is_none() {
-            continue;
-        }
-        let mut place: usize = 0;
-        for family in kind.families() {
-            head(out, family.name, family.help, if family.gauge { "gauge" } else { "counter" })?;
-            for record in of_kind() {
-                for (n, value) in family.values.iter().enumerate() {
-                    write!(out, "{PREFIX}{}{{{}", family.name, Labels(record))?;
-                    if !family.label.is_empty() {
-                        write!(out, ",{}=\"{value}\"", family.label)?;
-                    }
-                    writeln!(out, "}} {}", record.at(place.saturating_add(n)))?;
-                }
-            }
-            place = place.saturating_add(family.values.len());
-        }
-        if let Some(Times { name, help }) = kind.times() {
-            head(out, name, help, "histogram")?;
-            for record in of_kind() {
-                times(record, name, out)?;
-            }
-        }
+    /// How many times are in each bucket.
+    fn buckets(&self) -> &[u64] {
+        let first = self.kind.times_at().saturating_add(1);
+        self.numbers.get(first..first.saturating_add(BUCKETS)).unwrap_or_default()
     }
-    Ok(())
-}
-
-fn head(out: &mut impl Write, name: &str, help: &str, kind: &str) -> fmt::Result {
-    writeln!(out, "# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}")
-}
-
-fn times(record: &Record, name: &str, out: &mut impl Write) -> fmt::Result {
-    let at = record.kind.times_at();
-    let first = at.saturating_add(1);
-    let mut below: u64 = 0;
-    for (bucket, n) in record.places(first..first.saturating_add(BUCKETS)).iter().enumerate() {
-        below = below.saturating_add(*n);
-        write!(out, "{PREFIX}{name}_bucket{{{},le=\"", Labels(record))?;
-        match upper_bound(bucket) {
-            Some(us) => write!(out, "{}", Seconds(us))?,
-            None => out.write_str("+Inf")?,
-        }
-        writeln!(out, "\"}} {below}")?;
-    }
-    writeln!(out, "{PREFIX}{name}_sum{{{}}} {}", Labels(record), Seconds(record.at(at)))?;
-    writeln!(out, "{PREFIX}{name}_count{{{}}} {below}", Labels(record))
 }
 
 /// Microseconds, shown as seconds.
@@ -309,55 +331,28 @@ impl fmt::Display for Seconds {
     }
 }
 
-/// The labels of a record, as Prometheus has them.
-struct Labels<'a>(&'a Record);
-
-impl fmt::Display for Labels<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, (name, value)) in self.0.kind.labels().iter().zip(&self.0.labels).enumerate() {
-            if n > 0 {
-                f.write_char(',')?;
-            }
-            write!(f, "{name}=\"")?;
-            for c in value.chars() {
-                match c {
-                    '\\' => f.write_str("\\\\")?,
-                    '"' => f.write_str("\\\"")?,
-                    '\n' => f.write_str("\\n")?,
-                    c => f.write_char(c)?,
-                }
-            }
-            f.write_char('"')?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::string::ToString;
     use std::vec;
 
-    fn record(kind: Kind, labels: &[&str]) -> Record {
+    /// A record of zeroes.
+    pub(super) fn record(kind: Kind, labels: &[&str]) -> Record {
         let labels = labels.iter().map(ToString::to_string).collect();
         Record { kind, labels, numbers: vec![0; kind.width()] }
     }
 
-    fn text(records: &[Record]) -> String {
-        let mut text = String::new();
-        prometheus(records, &mut text).unwrap();
-        text
-    }
-
     #[test]
     fn places_are_those_of_the_families() {
-        assert_eq!(listen::FETCHED + STATUSES.len(), Kind::Listen.width());
+        assert_eq!(listen::fetched(Outcome::Corrupt) + 1, listen::UNUSABLE);
+        assert_eq!(listen::new_sessions(Stored::Dropped) + 1, Kind::Listen.width());
+        assert_eq!(tier::dropped(Drop::NoMemory) + 1, tier::MERGED);
         assert_eq!(tier::BYTES_STORED + 1, tier::LOOKED_UP);
         assert_eq!(protocol::SUSPENDED, 0);
-        assert_eq!(server::AVAILABLE + 1, Kind::Server.width());
+        assert_eq!(server::IS_DOWN + 1, Kind::Server.width());
         let gauges: vec::Vec<usize> = Kind::Server.gauges().collect();
-        assert_eq!(gauges, [server::IN_FLIGHT, server::AVAILABLE]);
+        assert_eq!(gauges, [server::IN_FLIGHT, server::AVAILABLE, server::IS_DOWN]);
         assert_eq!(Kind::Tier.gauges().count(), 0);
         for (n, outcome) in [
             Outcome::Hit,
@@ -374,53 +369,5 @@ mod tests {
             assert_eq!(status(outcome), n);
             assert_eq!(STATUSES[n], outcome.as_str());
         }
-    }
-
-    #[test]
-    fn numbers_stand_with_their_labels() {
-        let mut one = record(Kind::Listen, &["0.0.0.0:443", "TLSv1.3"]);
-        one.numbers[listen::RESUMED] = 7;
-        one.numbers[listen::FETCHED + status(Outcome::Timeout)] = 3;
-        let text = text(&[one]);
-        for line in [
-            "# TYPE nginx_ssl_session_handshakes_total counter",
-            "nginx_ssl_session_handshakes_total{listen=\"0.0.0.0:443\",protocol=\"TLSv1.3\",result=\"full\"} 0",
-            "nginx_ssl_session_handshakes_total{listen=\"0.0.0.0:443\",protocol=\"TLSv1.3\",result=\"resumed\"} 7",
-            "nginx_ssl_session_fetches_total{listen=\"0.0.0.0:443\",protocol=\"TLSv1.3\",status=\"TIMEOUT\"} 3",
-        ] {
-            assert!(text.lines().any(|one| one == line), "{line}\n{text}");
-        }
-    }
-
-    #[test]
-    fn times_are_a_histogram_that_adds_up() {
-        let mut one = record(Kind::Tier, &["shared:tls"]);
-        let at = Kind::Tier.times_at();
-        for us in [5, 40, 40, 3_000_000, 60_000_000] {
-            one.numbers[at] += us;
-            one.numbers[at + 1 + histogram::bucket(us)] += 1;
-        }
-        let text = text(&[one]);
-        for line in [
-            "nginx_ssl_session_tier_lookup_seconds_bucket{tier=\"shared:tls\",le=\"0.000008\"} 1",
-            "nginx_ssl_session_tier_lookup_seconds_bucket{tier=\"shared:tls\",le=\"0.000040\"} 3",
-            "nginx_ssl_session_tier_lookup_seconds_bucket{tier=\"shared:tls\",le=\"8.388608\"} 4",
-            "nginx_ssl_session_tier_lookup_seconds_bucket{tier=\"shared:tls\",le=\"+Inf\"} 5",
-            "nginx_ssl_session_tier_lookup_seconds_sum{tier=\"shared:tls\"} 63.000085",
-            "nginx_ssl_session_tier_lookup_seconds_count{tier=\"shared:tls\"} 5",
-        ] {
-            assert!(text.lines().any(|one| one == line), "{line}\n{text}");
-        }
-    }
-
-    #[test]
-    fn each_metric_has_one_head_and_labels_are_escaped() {
-        let odd = record(Kind::Server, &["a\"b\\c\nd", "redis 10.0.0.7:6379"]);
-        let text = text(&[odd, record(Kind::Server, &["store", "redis 10.0.0.8:6379"])]);
-        assert!(text.contains("backend=\"a\\\"b\\\\c\\nd\",server=\"redis 10.0.0.7:6379\""));
-        let heads: vec::Vec<&str> =
-            text.lines().filter(|line| line.starts_with("# TYPE")).collect();
-        assert_eq!(heads.len(), SERVER.len());
-        assert!(!text.contains("handshakes_total{listen"));
     }
 }
