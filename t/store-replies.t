@@ -76,7 +76,7 @@ add_response_body_check(sub {
     my ($block, $body, $req_idx) = @_;
     return if $req_idx == 0 || $ENV{TEST_NGINX_CHECK_LEAK};
     my $port = $ENV{TEST_NGINX_STORE_PORT};
-    my @said = map { /\[error\] \d+#\d+: (?:\*\d+ )?(.*?)(?: while SSL handshaking, client: .*)?$/ }
+    my @said = map { /\[error\] \d+#\d+: (?:\*\d+ )?(.*?)(?: while \w.*|, backend: .*)?$/ }
         split /\n/, slurp(server_root() . '/logs/error.log');
     s/\b127\.0\.0\.1:$port\b/STORE/ for @said;
     # A hash of the session's ID, and a time.
@@ -232,7 +232,7 @@ redis STORE is down: reply with an invalid line
 --- status: CORRUPT
 --- tier: store
 --- says
-corrupt SSL session HASH in "store", 1 times: too short for an envelope
+corrupt SSL session HASH in "store", redis STORE, 1 times: too short for an envelope
 
 
 
@@ -241,7 +241,7 @@ corrupt SSL session HASH in "store", 1 times: too short for an envelope
 --- status: CORRUPT
 --- tier: store
 --- says
-corrupt SSL session HASH in "store", 1 times: too short for an envelope
+corrupt SSL session HASH in "store", redis STORE, 1 times: too short for an envelope
 
 
 
@@ -250,7 +250,7 @@ corrupt SSL session HASH in "store", 1 times: too short for an envelope
 --- status: CORRUPT
 --- tier: store
 --- says
-corrupt SSL session HASH in "store", 1 times: envelope of version 48
+corrupt SSL session HASH in "store", redis STORE, 1 times: envelope of version 48
 
 
 
@@ -259,7 +259,7 @@ corrupt SSL session HASH in "store", 1 times: envelope of version 48
 --- status: CORRUPT
 --- tier: store
 --- says
-corrupt SSL session HASH in "store", 1 times: too large
+corrupt SSL session HASH in "store", redis STORE, 1 times: too large
 
 
 
@@ -268,7 +268,7 @@ corrupt SSL session HASH in "store", 1 times: too large
 --- status: CORRUPT
 --- tier: store
 --- says
-corrupt SSL session HASH in "store", 1 times: too large
+corrupt SSL session HASH in "store", redis STORE, 1 times: too large
 
 
 

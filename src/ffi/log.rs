@@ -1,9 +1,10 @@
 //! nginx's error log.
 
 use core::cell::UnsafeCell;
-use core::ffi::c_char;
+use core::ffi::{CStr, c_char};
 use core::fmt;
 use core::mem::MaybeUninit;
+use core::ops::Deref;
 
 use nginx_sys::{
     NGX_LOG_ALERT, NGX_LOG_DEBUG_EVENT, NGX_LOG_EMERG, NGX_LOG_ERR, NGX_LOG_INFO, NGX_LOG_NOTICE,
@@ -70,6 +71,15 @@ impl Log {
         ngx::log::DEBUG && self.level() & NGX_LOG_DEBUG_EVENT as ngx_uint_t != 0
     }
 
+    /// The same log, whose lines say that this is being done: nginx ends lines about a connection
+    /// with `while`, the client and the server.
+    pub fn during(&self, action: &'static CStr) -> During<'_> {
+        // SAFETY: valid by construction; nginx takes the text for a constant.
+        let before =
+            unsafe { core::mem::replace(&mut (*self.0.get()).action, action.as_ptr().cast_mut()) };
+        During { log: self, before }
+    }
+
     /// Writes a line; `errno` is 0 or is put into words.
     pub fn write(&self, level: Level, errno: i32, line: fmt::Arguments<'_>) {
         let mut buf = [const { MaybeUninit::uninit() }; ngx::log::LOG_BUFFER_SIZE];
@@ -93,6 +103,27 @@ impl Log {
         let line = ngx::log::write_fmt(&mut buf, line);
         // SAFETY: the log is valid.
         unsafe { ngx::log::log_debug(self.0.get(), 0, line) }
+    }
+}
+
+/// A log while something is being done, see [`Log::during`].
+pub struct During<'a> {
+    log: &'a Log,
+    before: *mut c_char,
+}
+
+impl Deref for During<'_> {
+    type Target = Log;
+
+    fn deref(&self) -> &Log {
+        self.log
+    }
+}
+
+impl Drop for During<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the log is valid, and what was there before was put there by nginx.
+        unsafe { (*self.log.0.get()).action = self.before };
     }
 }
 

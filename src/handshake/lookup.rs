@@ -1,5 +1,6 @@
 //! The lookup of one session ID in the tiers.
 
+use core::fmt;
 use std::rc::Rc;
 use std::time::Instant;
 use std::vec::Vec;
@@ -10,6 +11,8 @@ use session_core::outcome::Outcome;
 use session_core::stats::tier as stats;
 use zeroize::Zeroizing;
 
+use crate::debug;
+use crate::ffi::log::Log;
 use crate::net::backend::Waiter;
 use crate::tier::Tier;
 
@@ -126,16 +129,19 @@ impl Lookup {
     }
 
     /// Asks the tiers from the current one on.
-    pub fn run(&mut self, tiers: &[Rc<dyn Tier>], waiter: Waiter) -> Step {
+    pub fn run(&mut self, tiers: &[Rc<dyn Tier>], waiter: Waiter, log: &Log) -> Step {
         while let Some(tier) = tiers.get(self.tier) {
             let outcome = match self.now(&**tier) {
                 Some(outcome) => outcome,
                 None => match self.ask(&**tier, waiter) {
-                    Ok(()) => return Step::Waits,
+                    Ok(()) => {
+                        debug!(log, "SSL session fetch {self}: asked \"{}\"", tier.name());
+                        return Step::Waits;
+                    }
                     Err(outcome) => outcome,
                 },
             };
-            if self.took(tiers, outcome) {
+            if self.took(tiers, outcome, log) {
                 return Step::Ended;
             }
         }
@@ -143,10 +149,10 @@ impl Lookup {
     }
 
     /// Asks the local tiers only. Whether one had the entry.
-    pub fn run_local(&mut self, tiers: &[Rc<dyn Tier>]) -> bool {
+    pub fn run_local(&mut self, tiers: &[Rc<dyn Tier>], log: &Log) -> bool {
         while let Some(tier) = tiers.get(self.tier) {
             match self.now(&**tier) {
-                Some(outcome) if self.took(tiers, outcome) => return true,
+                Some(outcome) if self.took(tiers, outcome, log) => return true,
                 Some(_) => {}
                 None => self.tier = self.tier.saturating_add(1),
             }
@@ -161,6 +167,7 @@ impl Lookup {
         waiter: Waiter,
         outcome: Outcome,
         value: &[u8],
+        log: &Log,
     ) -> Step {
         let outcome = match outcome {
             Outcome::Hit if self.value.try_reserve_exact(value.len()).is_err() => Outcome::Error,
@@ -169,7 +176,7 @@ impl Lookup {
         if outcome == Outcome::Hit {
             self.value.extend_from_slice(value);
         }
-        if self.took(tiers, outcome) { Step::Ended } else { self.run(tiers, waiter) }
+        if self.took(tiers, outcome, log) { Step::Ended } else { self.run(tiers, waiter, log) }
     }
 
     fn now(&mut self, tier: &dyn Tier) -> Option<Outcome> {
@@ -187,7 +194,7 @@ impl Lookup {
     }
 
     /// Counts the outcome of the current tier in. Whether that ends the lookup.
-    fn took(&mut self, tiers: &[Rc<dyn Tier>], outcome: Outcome) -> bool {
+    fn took(&mut self, tiers: &[Rc<dyn Tier>], outcome: Outcome, log: &Log) -> bool {
         if let Some(tier) = tiers.get(self.tier) {
             let count = tier.count();
             count.add(stats::lookups(outcome), 1);
@@ -197,9 +204,17 @@ impl Lookup {
             if outcome == Outcome::Hit {
                 count.add(stats::BYTES_FETCHED, self.value.len() as u64);
             }
-            if let Some(asked) = self.asked_at.take() {
-                count.add_time(stats::LOOKED_UP, asked.elapsed());
+            let time = self.asked_at.take().map(|asked| asked.elapsed());
+            if let Some(time) = time {
+                count.add_time(stats::LOOKED_UP, time);
             }
+            debug!(
+                log,
+                "SSL session fetch {self}: {outcome} in \"{}\", {} bytes, {} us",
+                tier.name(),
+                self.value.len(),
+                time.unwrap_or_default().as_micros()
+            );
         }
         self.outcome = self.outcome.or(outcome);
         if outcome == Outcome::Hit {
@@ -210,5 +225,11 @@ impl Lookup {
         }
         self.tier = self.tier.saturating_add(1);
         false
+    }
+}
+
+impl fmt::Display for Lookup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.id().short_hash())
     }
 }

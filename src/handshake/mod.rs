@@ -2,7 +2,11 @@
 //! stored.
 
 use core::cell::RefCell;
+use core::ffi::CStr;
+use core::fmt;
+use std::format;
 use std::rc::Rc;
+use std::string::String;
 use std::vec::Vec;
 
 use session_core::crypto::Failed;
@@ -42,6 +46,10 @@ pub use suspend::{Report, State};
 pub const MAX_SESSION: usize = 16 * 1024;
 /// The longest entry, in bytes.
 pub const MAX_ENTRY: usize = MAX_SESSION + OVERHEAD;
+
+/// What is being done, for a log.
+const FETCHING: &CStr = c"fetching SSL session";
+const STORING: &CStr = c"storing SSL session";
 
 /// What the configuration says about sessions.
 pub struct Rules {
@@ -147,7 +155,7 @@ impl Policy {
             attached.state().report_now(Outcome::Miss, None);
             return Found::Nowhere;
         }
-        let found = lookup.run_local(&self.rules.fetch);
+        let found = lookup.run_local(&self.rules.fetch, connection.log());
         let outcome = lookup.outcome();
         let report = attached.state().report_now(outcome, lookup.tier());
         debug!(
@@ -179,7 +187,7 @@ impl Policy {
         let connection = attached.connection();
         let outcome = match self.decode(&connection, lookup) {
             Ok(session) if self.is_withdrawn(&session) => {
-                debug!(attached.log(), "SSL session {:08x} is withdrawn", lookup.id().short_hash());
+                debug!(attached.log(), "SSL session fetch {lookup}: is withdrawn");
                 if let Some(tier) = self.owner(lookup) {
                     tier.remove(lookup.entry().name());
                 }
@@ -188,12 +196,14 @@ impl Policy {
             Ok(session) if is_for_another(&connection, &session) => {
                 debug!(
                     attached.log(),
-                    "SSL session {:08x} is of a client certificate, for another server name",
-                    lookup.id().short_hash()
+                    "SSL session fetch {lookup}: is of a client certificate, \
+                     for another server name"
                 );
                 Outcome::Miss
             }
             Ok(session) => {
+                let age = clock::unix_time().saturating_sub(session.made());
+                debug!(attached.log(), "SSL session fetch {lookup}: is good, made {age} s ago");
                 if let Some(tier) = self.owner(lookup) {
                     tier.trust(lookup.entry().name());
                 }
@@ -261,10 +271,11 @@ impl Policy {
             tier.mistrust(entry.name());
         }
         if let Some(times) = pass(&self.corrupt) {
+            let server = tier.server(entry.name()).map_or_else(String::new, |at| format!(", {at}"));
             log_at!(
-                attached.log(),
+                &attached.log().during(FETCHING),
                 Error,
-                "corrupt SSL session {:08x} in \"{}\", {times} times: {reject}",
+                "corrupt SSL session {:08x} in \"{}\"{server}, {times} times: {reject}",
                 entry.id().short_hash(),
                 tier.name()
             );
@@ -302,6 +313,7 @@ impl Policy {
                 let mut stored = Stored::Stored;
                 for tier in &self.rules.store {
                     if !tier.store(entry.name(), &buf, expires) {
+                        debug!(connection.log(), "SSL session store: not in \"{}\"", tier.name());
                         stored = Stored::Dropped;
                     }
                 }
@@ -310,7 +322,7 @@ impl Policy {
             Err(DerError::TooLarge(len)) => {
                 if let Some(times) = pass(&self.too_large) {
                     log_at!(
-                        connection.log(),
+                        &connection.log().during(STORING),
                         Warn,
                         "{times} SSL sessions larger than {MAX_SESSION} bytes not stored, \
                          the last of {len}"
@@ -389,7 +401,8 @@ impl Handler for Policy {
             .attach(self, State::new())
             .and_then(|attached| connection.suspendable(attached));
         if ready.is_err() {
-            log_at!(connection.log(), Alert, "no memory to fetch an SSL session");
+            let log = connection.log().during(FETCHING);
+            log_at!(&log, Alert, "no memory to fetch an SSL session");
         }
     }
 
@@ -417,6 +430,15 @@ impl Handler for Policy {
             let report = state.map(State::report).unwrap_or_default();
             let unusable = report.outcome == Some(Outcome::Hit) && !connection.is_resumed();
             self.tally.handshake(connection, report, unusable);
+            if unusable {
+                log_at!(
+                    &connection.log().during(FETCHING),
+                    Info,
+                    "SSL session was found and not resumed: it is of another certificate, \
+                     or of other settings"
+                );
+            }
+            debug!(connection.log(), "{}", Done { connection, report });
         }
         if let (Some(state), false) = (state, paused) {
             state.release();
@@ -512,4 +534,21 @@ fn pass(throttle: &RefCell<Throttle>) -> Option<u64> {
 /// What OpenSSL will ask for, as far as the server's side decides it.
 fn server_policy(connection: &Connection) -> ServerPolicy {
     ServerPolicy { tls13: connection.allows_tls13(), tickets: connection.has_tickets() }
+}
+
+/// How a handshake has ended, for a log.
+struct Done<'a> {
+    connection: &'a Connection,
+    report: Report,
+}
+
+impl fmt::Display for Done<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let handshake = if self.connection.is_resumed() { "resumed" } else { "full" };
+        let us = self.report.time.as_micros();
+        match self.report.outcome {
+            Some(outcome) => write!(f, "SSL session: {handshake} handshake, {outcome} in {us} us"),
+            None => write!(f, "SSL session: {handshake} handshake, no lookup"),
+        }
+    }
 }

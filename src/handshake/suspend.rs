@@ -16,7 +16,7 @@ use session_core::outcome::Outcome;
 use session_core::stored::Stored;
 
 use super::lookup::{Lookup, Step};
-use super::{Policy, Reject, server_policy, tls};
+use super::{FETCHING, Policy, Reject, server_policy, tls};
 use crate::debug;
 use crate::ffi::tls::{Attached, Ending, Read, Sink, Socket, SocketRead};
 use crate::log_at;
@@ -244,7 +244,9 @@ impl State {
             }
         }
         lookup.set_first(first);
-        if lookup.answered(&policy.rules.fetch, waiter, outcome, value) == Step::Ended {
+        if lookup.answered(&policy.rules.fetch, waiter, outcome, value, attached.log())
+            == Step::Ended
+        {
             inner.ended(attached);
         }
     }
@@ -317,7 +319,7 @@ impl Inner {
         loop {
             if self.buf.len() >= MAX_WAITING {
                 log_at!(
-                    attached.log(),
+                    &attached.log().during(FETCHING),
                     Info,
                     "client sent more than {MAX_WAITING} bytes while its SSL session was fetched"
                 );
@@ -383,6 +385,12 @@ impl Inner {
         tls: Tls,
     ) {
         self.phase = Phase::AwaitReader;
+        debug!(
+            attached.log(),
+            "SSL session fetch: ClientHello of {} bytes, {} session IDs to look up",
+            self.buf.len(),
+            ids.len()
+        );
         if ids.is_empty() || self.lookups.try_reserve_exact(ids.len()).is_err() {
             return;
         }
@@ -391,10 +399,12 @@ impl Inner {
         self.phase = Phase::AwaitAnswers;
         self.waiting = 0;
         for id in ids {
-            debug!(attached.log(), "SSL session fetch {:08x}", id.short_hash());
             match policy.lookup(id, tls) {
                 Some(lookup) => self.lookups.push(lookup),
-                None => self.forged = true,
+                None => {
+                    debug!(attached.log(), "SSL session fetch {:08x}: forged", id.short_hash());
+                    self.forged = true;
+                }
             }
         }
         // First, so that the server which has the session may have told of the epoch before.
@@ -402,12 +412,16 @@ impl Inner {
             self.waiting = epoch.ask(Waiter { token, index: EPOCH }).into();
         }
         for (index, lookup) in self.lookups.iter_mut().enumerate() {
-            if lookup.run(&policy.rules.fetch, Waiter { token, index }) == Step::Waits {
+            if lookup.run(&policy.rules.fetch, Waiter { token, index }, attached.log())
+                == Step::Waits
+            {
                 self.waiting = self.waiting.saturating_add(1);
             }
         }
         if self.waiting == 0 {
             self.finish(attached, false);
+        } else {
+            debug!(attached.log(), "SSL session fetch: handshake suspended");
         }
     }
 
@@ -416,6 +430,7 @@ impl Inner {
         self.waiting = self.waiting.saturating_sub(1);
         if self.waiting == 0 {
             self.finish(attached, true);
+            debug!(attached.log(), "SSL session fetch: handshake goes on");
             attached.resume();
         }
     }

@@ -10,6 +10,7 @@ use core::mem;
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::rc::{Rc, Weak};
+use std::string::{String, ToString};
 use std::vec::Vec;
 
 use session_core::cache_key::CacheKey;
@@ -246,6 +247,14 @@ impl Backend {
         }
         self.overdue.cancel();
         self.refresh.cancel();
+    }
+
+    /// The server of an entry, for a log.
+    pub fn server(&self, key: &CacheKey) -> Option<String> {
+        match self.state.try_borrow_mut().ok()?.route.find(key.as_bytes()) {
+            Found::Peer(peer) | Found::Guess(peer) => Some(peer.to_string()),
+            Found::Nobody => None,
+        }
     }
 
     /// Who is not available when a request is refused, for a log.

@@ -58,6 +58,8 @@ const HELD: usize = 16 * 1024;
 /// So many answers in a row that may belong to other requests end a connection, before the last of
 /// those entries is removed: it may be good.
 const MAX_STRANGERS: u32 = 2;
+/// What is done with [`Peer::query`], for a log.
+pub const QUERYING: &str = "querying backend";
 
 /// Takes what becomes of requests. Called from events of the peer only, never while a request is
 /// made.
@@ -442,8 +444,9 @@ impl Peer {
                 log_at!(
                     Log::cycle(),
                     Warn,
-                    "{self}: queue of {} is full, {times} requests dropped",
-                    self.limits.queue
+                    "{self}: queue of {} is full, {times} requests dropped{}",
+                    self.limits.queue,
+                    self.doing(Some(action(kind)))
                 );
             }
             return Err(Refused::Full);
@@ -794,11 +797,11 @@ impl Peer {
                 (Answer::Redirect(Redirect { ask, slot, host, port }), _) => {
                     let word = if ask { "ASK" } else { "MOVED" };
                     let text = format_args!("{word} {slot} {host}:{port}");
-                    self.refused(&mut state.refused, now, &text);
+                    self.refused(&mut state.refused, now, request.kind, &text);
                     End::Failed(Outcome::Error)
                 }
                 (Answer::Refused(text), _) => {
-                    self.refused(&mut state.refused, now, &Said(text));
+                    self.refused(&mut state.refused, now, request.kind, &Said(text));
                     // A line, and its CRLF.
                     let end = at.saturating_add(used.saturating_sub(2));
                     value = end.saturating_sub(text.len())..end;
@@ -817,7 +820,8 @@ impl Peer {
                 state.proven = true;
                 if state.breaker.succeeded() {
                     self.count.add(stats::UP, 1);
-                    log_at!(Log::cycle(), Notice, "{self} is up again");
+                    let doing = self.doing(None);
+                    log_at!(Log::cycle(), Notice, "{self} is up again{doing}");
                 }
             }
             state.inflight.pop();
@@ -830,14 +834,26 @@ impl Peer {
     }
 
     /// The server has refused a request.
-    fn refused(&self, throttle: &mut Throttle, now: u64, text: &dyn fmt::Display) {
+    fn refused(
+        &self,
+        throttle: &mut Throttle,
+        now: u64,
+        kind: Kind<Token>,
+        text: &dyn fmt::Display,
+    ) {
         if let Some(times) = throttle.pass(now) {
             log_at!(
                 Log::cycle(),
                 Error,
-                "{self} refused {times} requests, the last with \"{text}\""
+                "{self} refused {times} requests, the last with \"{text}\"{}",
+                self.doing(Some(action(kind)))
             );
         }
+    }
+
+    /// What a line of the log ends with: what was being done, and for which backend.
+    pub fn doing(&self, action: Option<&'static str>) -> impl fmt::Display + use<> {
+        Doing { action, backend: Rc::clone(&self.limits.backend) }
     }
 
     /// Keeps the session that the server has given the connection, for the next one.
@@ -850,6 +866,7 @@ impl Peer {
     /// Gives the connection up: what waits is told, and unless the server has shown that it works
     /// the breaker opens.
     fn give_up(&self, state: &mut State, now: u64, failure: &Failure) {
+        let doing = self.doing(state.action());
         let asked = !state.inflight.is_empty();
         let mut updates: usize = 0;
         let outcome = failure.outcome();
@@ -882,15 +899,15 @@ impl Peer {
         let was_open = state.breaker.is_open();
         if failed && state.breaker.failed(now, clock::random()) {
             self.count.add(stats::DOWN, 1);
-            log_at!(Log::cycle(), Error, "{self} is down: {failure}");
+            log_at!(Log::cycle(), Error, "{self} is down: {failure}{doing}");
         } else if was_open {
-            debug!(Log::cycle(), "SSL session backend {self} is still down: {failure}");
+            debug!(Log::cycle(), "SSL session backend {self} is still down: {failure}{doing}");
         } else if trips || lost > 0 || !failure.is_end() {
             if let Some(times) = state.closed.pass(now) {
-                log_at!(Log::cycle(), Error, "{self}: {failure} ({times} times)");
+                log_at!(Log::cycle(), Error, "{self}: {failure} ({times} times){doing}");
             }
         } else {
-            debug!(Log::cycle(), "SSL session backend {self}: {failure}");
+            debug!(Log::cycle(), "SSL session backend {self}: {failure}{doing}");
         }
         if failed {
             self.next_address();
@@ -1013,6 +1030,15 @@ impl State {
         }
     }
 
+    /// What is being done, for a log.
+    fn action(&self) -> Option<&'static str> {
+        match self.phase {
+            Phase::Idle | Phase::Connecting { .. } => Some("connecting to backend"),
+            Phase::Handshaking { .. } => Some("SSL handshaking to backend"),
+            Phase::Ready => self.inflight.front().map(|request| action(request.kind)),
+        }
+    }
+
     /// Whether the server has the greeting, or will have it now, and has to accept it.
     fn is_greeting(&self) -> bool {
         self.phase == Phase::Ready && self.greetings > 0
@@ -1125,7 +1151,8 @@ impl ResolverOwner for Peer {
                 state.resolve_at = now.saturating_add(RESOLVE_PAUSE);
                 if !mem::replace(&mut state.unresolved, true) {
                     let name = self.name.as_ref().map_or("", |(name, _)| name);
-                    log_at!(Log::cycle(), Error, "{self}: \"{name}\" {error}");
+                    let doing = self.doing(Some("resolving backend"));
+                    log_at!(Log::cycle(), Error, "{self}: \"{name}\" {error}{doing}");
                 }
                 return;
             }
@@ -1158,7 +1185,8 @@ impl ResolverOwner for Peer {
         // This one has told where its name has gone.
         state.resolve_at = i64::MAX;
         drop(state);
-        log_at!(Log::cycle(), Notice, "{self} has moved to {successor}");
+        let doing = self.doing(None);
+        log_at!(Log::cycle(), Notice, "{self} has moved to {successor}{doing}");
         if let Some(replies) = self.replies.upgrade() {
             replies.moved(self, successor);
         }
@@ -1229,5 +1257,30 @@ impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let address = self.address();
         write!(f, "{} {}", self.codec.name(), address.as_ref().map_or("", Address::name))
+    }
+}
+
+/// What a request does, for a log.
+fn action(kind: Kind<Token>) -> &'static str {
+    match kind {
+        Kind::Greeting(_) => "greeting backend",
+        Kind::Fetch(_) | Kind::Claim(_) => "fetching SSL session",
+        Kind::Update(_) => "storing SSL session",
+        Kind::Query => QUERYING,
+    }
+}
+
+/// The end of a line of the log, in nginx's form.
+struct Doing {
+    action: Option<&'static str>,
+    backend: Rc<str>,
+}
+
+impl fmt::Display for Doing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(action) = self.action {
+            write!(f, " while {action}")?;
+        }
+        write!(f, ", backend: \"{}\"", self.backend)
     }
 }

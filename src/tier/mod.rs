@@ -1,5 +1,6 @@
 //! Where sessions are kept: shared memory of this machine, or the servers of a backend.
 
+use std::string::String;
 use std::vec::Vec;
 
 use session_core::cache_key::Name;
@@ -48,6 +49,9 @@ pub trait Tier {
     /// Begins a lookup of an entry that is no session, as in [`Tier::fetch`], by a name that may be
     /// read.
     fn fetch_text(&self, text: &str, waiter: Waiter) -> Result<(), Outcome>;
+
+    /// Which server has an entry, for a log.
+    fn server(&self, name: &Name) -> Option<String>;
 
     /// The tier may have given another session than the one asked for.
     fn mistrust(&self, name: &Name);

@@ -114,6 +114,10 @@ impl Tier for Remote {
         self.backend.fetch(&key, waiter).map(|_| ()).map_err(|_| Outcome::Down)
     }
 
+    fn server(&self, name: &Name) -> Option<String> {
+        self.backend.server(&CacheKey::new(&self.prefix, name)?)
+    }
+
     fn mistrust(&self, name: &Name) {
         if let Some(key) = CacheKey::new(&self.prefix, name) {
             self.backend.mistrust(&key);

@@ -95,6 +95,10 @@ impl Tier for Shared {
         Err(Outcome::Miss)
     }
 
+    fn server(&self, _: &Name) -> Option<String> {
+        None
+    }
+
     fn mistrust(&self, _: &Name) {}
 
     fn trust(&self, _: &Name) {}

@@ -96,9 +96,9 @@ subtest 'max_fails failures open it, fewer do not' => sub {
     is_deeply outcomes($port, $session, 2), [ qw(ERROR ERROR) ], 'two failures';
     is downs($nginx), 0, 'do not open it';
     my $line = $nginx->log_like(qr/\[error\] .* redis \S+: /);
-    like $line, qr/: redis 127\.0\.0\.1:${\ $relay->port }: $closed \(1 times\)$/, 'and are told';
+    like $line, qr/: redis 127\.0\.0\.1:${\ $relay->port }: $closed \(1 times\)$doing$/, 'and are told';
     is outcome($port, $session), 'ERROR', 'a third';
-    $nginx->log_like(qr/ redis 127\.0\.0\.1:${\ $relay->port } is down: $closed$/);
+    $nginx->log_like(qr/ redis 127\.0\.0\.1:${\ $relay->port } is down: $closed$doing$/);
     my ($status, $time) = outcome($port, $session);
     is $status, 'DOWN', 'the next lookup does not ask';
     cmp_ok $time, '<', 0.1 * patience(), 'and does not wait';
@@ -168,7 +168,7 @@ subtest 'while a probe is under way, nothing is asked or kept for later' => sub 
         connect_timeout => '20s', fetch_timeout => 200 * patience() . 'ms');
     $relay->hold;
     is outcome($port, $session), 'TIMEOUT', 'it hangs';
-    $nginx->log_like(qr/ is down: no answer within \d+ ms$/);
+    $nginx->log_like(qr/ is down: no answer within \d+ ms$doing$/);
     wait_until { outcome($port, $session); scalar $relay->requests('PING') } 10, 'a probe';
     my $gets     = $relay->requests('GET');
     my $accepted = $relay->stats->{accepted};
@@ -180,7 +180,7 @@ subtest 'while a probe is under way, nothing is asked or kept for later' => sub 
     is $relay->stats->{accepted}, $accepted, 'on one connection';
     is ups($nginx), 0, 'it is not up yet';
     $relay->release;
-    $nginx->log_like(qr/ is up again$/);
+    $nginx->log_like(qr/ is up again$doing$/);
     is scalar($relay->requests('GET')), $gets, 'none of the lookups is sent late';
     is outcome($port, $session), 'HIT', 'the next one is';
     is $relay->stats->{accepted}, $accepted, 'on the connection of the probe';

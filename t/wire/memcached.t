@@ -191,7 +191,7 @@ sub refuses_stores {
     my $edge  = edge([ $server->address ]);
     my $small = good_session($edge);
     my $connections = $server->stats('total_connections');
-    my $line  = qr/\[error\] \d+#\d+: memcached 127\.0\.0\.1:\d+ refused \d+ requests, the last with "$words"$/;
+    my $line  = qr/\[error\] \d+#\d+: memcached 127\.0\.0\.1:\d+ refused \d+ requests, the last with "$words"$doing$/;
     my $start = time;
     my @new   = $store->($edge);
     logged($edge, $line, 'the log has the words');
@@ -234,18 +234,18 @@ subtest 'servers that are not for us' => sub {
     my $fake = fake_server(canned => [ sub { $_[0] eq 'version' ? slurp($file) . "\r\n" : "EN\r\n" } ]);
     my $edge = edge([ '127.0.0.1:' . $fake->port ]);
     my $session = new_session($edge);
-    logged($edge, qr/is down: server refused: "ERROR"$/, 'one that does not know "version"');
+    logged($edge, qr/is down: server refused: "ERROR"$doing$/, 'one that does not know "version"');
     for my $version ('1.4.15', '1.6.9') {
         spew($file, "VERSION $version");
         $edge = edge([ '127.0.0.1:' . $fake->port ]);
         is status($edge, $session), 'ERROR', "version $version: a lookup";
-        logged($edge, qr/is down: server refused: "VERSION \Q$version\E"$/, 'the log has the version');
+        logged($edge, qr/is down: server refused: "VERSION \Q$version\E"$doing$/, 'the log has the version');
         is status($edge, $session), 'DOWN', 'the next lookup';
     }
     is_deeply [ uniq map { $_->[0] } $fake->requests ], ['version'], 'nothing was sent to them';
     spew($file, 'VERSION 1.6.21');
     wait_until { status($edge, $session) eq 'MISS' } 10, 'an answer';
-    logged($edge, qr/\[notice\].* is up again$/, 'a new version is good');
+    logged($edge, qr/\[notice\].* is up again$doing$/, 'a new version is good');
 
     my $users = spew(tmpdir() . '/users', "user:password\n");
     my $auth = server(start => 0, args => [ '-Y', $users ]);
@@ -254,7 +254,7 @@ subtest 'servers that are not for us' => sub {
         sub { IO::Socket::INET->new(PeerAddr => $auth->address) });
     $edge = edge([ $auth->address ]);
     is status($edge, $session), 'ERROR', 'one that wants a password';
-    logged($edge, qr/is down: server refused: "CLIENT_ERROR unauthenticated"$/, 'the log says so');
+    logged($edge, qr/is down: server refused: "CLIENT_ERROR unauthenticated"$doing$/, 'the log says so');
 
     my $binary = server(start => 0);
     $binary->_run([ qw(memcached -t 1 -U 0 -B binary -l 127.0.0.1), '-p', $binary->port, $< ? () : qw(-u root) ],
@@ -262,7 +262,7 @@ subtest 'servers that are not for us' => sub {
     my $ms = 100 * patience() . 'ms';
     $edge = edge([ $binary->address ], connect_timeout => $ms, fetch_timeout => $ms);
     is status($edge, $session), 'TIMEOUT', 'one that speaks the binary protocol';
-    logged($edge, qr/is down: no answer within \d+ ms$/, 'waits for more');
+    logged($edge, qr/is down: no answer within \d+ ms$doing$/, 'waits for more');
 };
 
 subtest 'a server with too many connections' => sub {
@@ -272,7 +272,7 @@ subtest 'a server with too many connections' => sub {
     # Those are there when this one is answered or closed.
     wait_until { ($few->stats('rejected_connections') // 0) >= 1 } 5, 'the limit';
     my $session = new_session($edge);
-    logged($edge, qr/is down: server refused: "ERROR Too many open connections"$/, 'the log has its words');
+    logged($edge, qr/is down: server refused: "ERROR Too many open connections"$doing$/, 'the log has its words');
     is status($edge, $session), 'DOWN', 'the outcome';
     @others = ();
     ok good_session($edge), 'when there is room it is good';
@@ -315,22 +315,22 @@ subtest 'a server that dies, comes back, hangs and goes on' => sub {
     my $from = $edge->log_pos;
     $server->kill;
     wait_until { status($edge, $session) eq 'DOWN' } 5, 'DOWN';
-    my $down = qr/\[error\].*: memcached 127\.0\.0\.1:\d+ is down: connect\(\) failed \(111: Connection refused\)$/;
+    my $down = qr/\[error\].*: memcached 127\.0\.0\.1:\d+ is down: connect\(\) failed \(111: Connection refused\)$doing$/;
     logged($edge, $down, 'killed', from => $from);
     $server->start;
     wait_until { status($edge, $session) eq 'MISS' } 10, 'an answer';
-    logged($edge, qr/\[notice\].*: memcached 127\.0\.0\.1:\d+ is up again$/, 'back, and empty', from => $from);
+    logged($edge, qr/\[notice\].*: memcached 127\.0\.0\.1:\d+ is up again$doing$/, 'back, and empty', from => $from);
     ok +($session = good_session($edge)), 'it is used again';
     is $edge->log_count(qr/ is (?:down|up again)/, from => $from), 2, 'two lines for that';
 
     $from = $edge->log_pos;
     $server->pause;
     is status($edge, $session), 'TIMEOUT', 'it hangs';
-    logged($edge, qr/is down: no answer within \d+ ms$/, 'the log says so', from => $from);
+    logged($edge, qr/is down: no answer within \d+ ms$doing$/, 'the log says so', from => $from);
     is status($edge, $session), 'DOWN', 'from then on it is not asked';
     $server->resume;
     hit($edge, $session);
-    logged($edge, qr/is up again$/, 'it goes on, with what it had', from => $from);
+    logged($edge, qr/is up again$doing$/, 'it goes on, with what it had', from => $from);
     is $edge->log_count(qr/ is (?:down|up again)/, from => $from), 2, 'two lines for that';
 };
 

@@ -98,10 +98,10 @@ sub logged {
 # Lines of [error] and above without their heads, from a position on.
 sub said {
     my ($edge, $from) = @_;
-    return [ map { s/.*?\] \d+#\d+: (?:\*\d+ )?//r =~ s/127\.0\.0\.1:\d+/STORE/r } $edge->errors(from => $from) ];
+    return [ map { s/.*?\] \d+#\d+: (?:\*\d+ )?//r =~ s/127\.0\.0\.1:\d+/STORE/r =~ s/$doing$//r } $edge->errors(from => $from) ];
 }
 
-my $wrongpass = qr/is down: server refused: "WRONGPASS invalid username-password pair or user is disabled\."$/;
+my $wrongpass = qr/is down: server refused: "WRONGPASS invalid username-password pair or user is disabled\."$doing$/;
 
 my $plain = secret('plain');
 my $redis = redis(conf => ['databases 16'], users => { nginx => '>' . secret('acl') . ' ~tls:* +get +set +del +ping' });
@@ -219,7 +219,7 @@ subtest 'a lookup that meets the refusal is an ERROR' => sub {
 subtest 'a server that needs a password, and none is given' => sub {
     my $edge    = edge(store => %at);
     my $session = visit($edge)->{session};
-    my $noauth  = qr/\[error\].* refused 1 requests, the last with "NOAUTH Authentication required\."$/;
+    my $noauth  = qr/\[error\].* refused 1 requests, the last with "NOAUTH Authentication required\."$doing$/;
     logged($edge, $noauth, "the log has the server's words");
     is status($edge, $session), 'ERROR', 'the outcome';
     is $edge->log_count(qr/is down/), 0, 'each request is refused; the server is not down';
@@ -316,7 +316,7 @@ subtest 'a database that is not there, or not allowed' => sub {
     my $file = password_file($plain);
     my $edge = edge(store => (%at, password_file => $file, database => 16));
     visit($edge);
-    logged($edge, qr/is down: server refused: "ERR DB index is out of range"$/);
+    logged($edge, qr/is down: server refused: "ERR DB index is out of range"$doing$/);
     $edge = edge(store => (%at, username => 'nginx', password_file => password_file($acl), database => 1));
     visit($edge);
     logged($edge, qr/is down: server refused: "NOPERM .*'select'/);
@@ -332,7 +332,7 @@ subtest 'a greeting that is never answered' => sub {
     my $session = resumes($good, 'there is a session');
     $relay->drop;
     is status($edge, $session), 'TIMEOUT', 'a lookup waits for its own time';
-    logged($edge, qr/is down: no answer within \d+ ms$/);
+    logged($edge, qr/is down: no answer within \d+ ms$doing$/);
     is status($edge, $session), 'DOWN', 'the next one not at all';
     is scalar(grep { $_->[0] =~ /ET$/ } $relay->requests), 0, 'no session was sent';
     $relay->drop(0);

@@ -80,7 +80,7 @@ sub refuses {
         $arg{enter}->();
         is status($edge, $session), $arg{fetch}, 'the outcome of a lookup';
         my @new = map { my $new = new_session($edge); status($edge, $session); $new } 1 .. 15;
-        my $line = qr/\[error\] \d+#\d+: redis 127\.0\.0\.1:\d+ refused \d+ requests, the last with "$arg{words}"$/;
+        my $line = qr/\[error\] \d+#\d+: redis 127\.0\.0\.1:\d+ refused \d+ requests, the last with "$arg{words}"$doing$/;
         like eval { $edge->log_like($line) }, $line, 'the words are in the log';
         cmp_ok $edge->log_count($line), '<=', 1 + time - $start, 'once a second at most';
         is status($edge, $session), $arg{fetch}, 'the last lookup is as the first';
@@ -188,7 +188,7 @@ subtest 'LOADING' => sub {
     wait_until { $edge->fds < $idle + 1 } 5, 'the connection to be closed';
     is start_loading($slow), 1, 'it loads';
     is status($edge, $session), 'ERROR', 'a lookup on a new connection';
-    my $words = qr/refused \d+ requests, the last with "LOADING Redis is loading the dataset in memory"$/;
+    my $words = qr/refused \d+ requests, the last with "LOADING Redis is loading the dataset in memory"$doing$/;
     like $edge->log_like($words), $words, 'the words are in the log';
     my $link = link_of($slow);
     my $new  = new_session($edge);
@@ -278,7 +278,7 @@ subtest 'MOVED, by a node of a cluster that is taken for a single server' => sub
     } 10, 'keys of both nodes';
     my $link = link_of($node);
     ok 1, 'a key of the other node is an ERROR, one of this node a hit';
-    my ($words) = $edge->log =~ /refused \d+ requests, the last with "(MOVED \d+ \S+)"$/m;
+    my ($words) = $edge->log =~ /refused \d+ requests, the last with "(MOVED \d+ \S+)"$doing$/m;
     my ($slot) = ($words // '') =~ /(\d+)/;
     is $words, 'MOVED ' . ($slot // 'slot') . ' 127.0.0.1:' . ($cluster->nodes)[1]->port, 'the log has the words';
     is status($edge, $moved), 'ERROR', 'again';
@@ -325,7 +325,7 @@ subtest 'an entry of megabytes' => sub {
     my $other   = good_session($edge);
     $redis->cmd('SET', cache_key($session), 'x' x 2_000_000);
     is status($edge, $session), 'ERROR', 'is not read';
-    my $line = qr/is down: reply with an invalid length$/;
+    my $line = qr/is down: reply with an invalid length$doing$/;
     like $edge->log_like($line), $line, 'the log says why';
     wait_until { status($edge, $other) eq 'HIT' } 10, 'a hit';
     ok 1, 'another connection is good';

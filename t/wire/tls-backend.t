@@ -252,7 +252,7 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
             $nginx->reload(conf($port, 'store', backend($tls->address, %$more)));
             my $from = $nginx->log_pos;
             like +(visit($port, session => $session))[0], qr/^(?:ERROR|DOWN)$/, "$what: a full handshake";
-            $nginx->log_like(qr/redis \Q${\ $tls->address}\E is down: $where \(SSL: error:\w+:SSL routines:\w*:$text\)$/, from => $from);
+            $nginx->log_like(qr/redis \Q${\ $tls->address}\E is down: $where \(SSL: error:\w+:SSL routines:\w*:$text\)$doing$/, from => $from);
             is +(visit($port, session => $session))[0], 'DOWN', 'then it is not asked' for 1 .. 3;
             is $nginx->log_count(qr/\[error\]/, from => $from), 1, 'one line';
         }

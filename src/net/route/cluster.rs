@@ -15,7 +15,7 @@ use super::{Found, Links, Retired};
 use crate::ffi::clock;
 use crate::ffi::link::Address;
 use crate::ffi::log::Log;
-use crate::net::peer::{Peer, Replies, Reply};
+use crate::net::peer::{Peer, QUERYING, Replies, Reply};
 use crate::{debug, log_at};
 
 /// A map of the slots is trusted for so long, in milliseconds, where nothing says that it is wrong.
@@ -102,7 +102,8 @@ impl Cluster {
                     log_at!(
                         Log::cycle(),
                         Error,
-                        "{peer}: invalid reply to CLUSTER SLOTS: {error} ({times} times)"
+                        "{peer}: invalid reply to CLUSTER SLOTS: {error} ({times} times){}",
+                        peer.doing(Some(QUERYING))
                     );
                 }
                 return;
@@ -121,7 +122,8 @@ impl Cluster {
                 log_at!(
                     Log::cycle(),
                     Error,
-                    "{peer}: CLUSTER SLOTS names nodes without an IP address ({times} times)"
+                    "{peer}: CLUSTER SLOTS names nodes without an IP address ({times} times){}",
+                    peer.doing(Some(QUERYING))
                 );
             }
             return;
@@ -169,7 +171,8 @@ impl Cluster {
                 log_at!(
                     Log::cycle(),
                     Error,
-                    "{from} sends to \"{host}\", whose address is not known ({times} times)"
+                    "{from} sends to \"{host}\", whose address is not known ({times} times){}",
+                    from.doing(None)
                 );
             }
             return None;

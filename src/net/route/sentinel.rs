@@ -14,7 +14,7 @@ use crate::ffi::clock;
 use crate::ffi::link::Address;
 use crate::ffi::log::Log;
 use crate::log_at;
-use crate::net::peer::{Peer, Replies, Reply};
+use crate::net::peer::{Peer, QUERYING, Replies, Reply};
 
 /// A master is trusted for so long, in milliseconds: it takes its Sentinels seconds to tell it
 /// that it is one no more.
@@ -118,7 +118,8 @@ impl Sentinel {
                     log_at!(
                         Log::cycle(),
                         Error,
-                        "{peer} {trouble} of master \"{name}\" ({times} times)"
+                        "{peer} {trouble} of master \"{name}\" ({times} times){}",
+                        peer.doing(Some(QUERYING))
                     );
                 }
                 return;
@@ -129,7 +130,7 @@ impl Sentinel {
             return;
         }
         let peer = self.links.found(&host, address, &self.replies);
-        log_at!(Log::cycle(), Notice, "master \"{name}\" is {peer}");
+        log_at!(Log::cycle(), Notice, "master \"{name}\" is {peer}{}", peer.doing(None));
         if let Some(former) = self.master.replace(Master { host, port, peer }) {
             self.retired.add(former.peer);
         }

@@ -14,7 +14,7 @@ use warnings;
 
 # Util first, so that its END runs last.
 use SSLSession::Util qw(root tmpdir new_dir free_port wait_until patience slurp spew
-                        state_of nginx_binary module_path);
+                        state_of nginx_binary module_path $doing);
 use SSLSession::Certs qw(certs);
 use SSLSession::Process;
 use SSLSession::Nginx;
@@ -34,7 +34,7 @@ use Exporter qw(import);
 $SIG{ALRM} = sub { print STDERR "# the test took too long\n"; exit 1 };
 alarm(($ENV{TEST_DEADLINE} || 120) * patience());
 
-our @EXPORT = qw(root tmpdir new_dir free_port wait_until patience slurp spew state_of nginx_binary
+our @EXPORT = qw($doing root tmpdir new_dir free_port wait_until patience slurp spew state_of nginx_binary
                  module_path certs nginx nginx_version event_methods conf_test redis redis_cluster
                  redis_sentinel memcached relay fake_server tls_relay s_server s_client s_client_start tls_client refragment session_name
                  session_id with_session_id cache_key plain_key session_key new_session_key issue_id seal unseal);
