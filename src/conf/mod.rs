@@ -78,6 +78,8 @@ pub struct MainConf {
     tiers: Vec<(String, Rc<dyn Tier>)>,
     /// The servers of those tiers.
     servers: Vec<Rc<Servers>>,
+    /// Whether anybody can ask for what is counted.
+    counts: bool,
     counters: Option<Counters>,
 }
 
@@ -160,7 +162,8 @@ impl Directive for SslSessionStatus {
     type Conf = MainConf;
     const NAME: &'static CStr = c"ssl_session_status";
 
-    fn set(cf: &mut Conf, _: &mut MainConf) -> Result<(), Refusal> {
+    fn set(cf: &mut Conf, conf: &mut MainConf) -> Result<(), Refusal> {
+        conf.counts = true;
         content::serve::<SslSession, Status>(cf);
         Ok(())
     }
@@ -386,9 +389,11 @@ impl MainConf {
             );
         }
         self.policy = Some(policy);
-        // Whoever calls a zone of sessions so is told by nginx that it is declared for something
-        // else: those are of the other module.
-        self.counters = Some(cf.counters(COUNTERS, COUNTERS_LEN, crate::backend_module())?);
+        if self.counts {
+            // Whoever calls a zone of sessions so is told by nginx that it is declared for
+            // something else: those are of the other module.
+            self.counters = Some(cf.counters(COUNTERS, COUNTERS_LEN, crate::backend_module())?);
+        }
         // Their texts may hold passwords.
         self.tiers = Vec::new();
         Ok(())
@@ -439,7 +444,7 @@ impl MainConf {
     pub fn begin(&self) {
         if let (Some(policy), Some(counters)) = (&self.policy, self.counters) {
             counters.begin_worker();
-            policy.begin();
+            policy.count();
         }
     }
 

@@ -106,8 +106,8 @@ impl Policy {
         self.rules.fetch.get(tier).map(|tier| tier.name())
     }
 
-    /// The worker begins: what happens is counted from now on.
-    pub fn begin(&self) {
+    /// What happens is counted from now on.
+    pub fn count(&self) {
         self.tally.begin();
         for tier in self.rules.fetch.iter().chain(&self.rules.store) {
             tier.count().begin(Kind::Tier, &[tier.name()]);

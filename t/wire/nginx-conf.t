@@ -53,6 +53,7 @@ my %case = (
     'backend.conf' => { first => 'fleet', stored => 1 },
     'tiers.conf'   => { first => 'shared:tls', stored => 1, after_restart => $url },
     'early-data.conf' => { first => $url, stored => 1 },
+    'status.conf'  => { first => 'shared:tls', stored => 1, shows => 1 },
     'shared.conf'  => { first => 'shared:tls', stored => 0 },
     # nginx reads what is made for it; the nodes agree that there is a cluster one after the other.
     'redis-tls.conf' => { store => 1, made => 'redis.acl' },
@@ -93,6 +94,14 @@ for my $file (grep { $case{$_} && !$case{$_}{store} } @files) {
             is $status, 0, "README.md's client succeeds";
             like $said, qr/^\S+ reused: \., lookup: *\n\S+ reused: r, lookup: HIT \Q$url\E 0\.\d{6}\n\z/,
                 'and is resumed as it says';
+        }
+        if ($case->{shows}) {
+            my $at   = "--noproxy '*' -sS http://127.0.0.1:$other{8080}/ssl-sessions";
+            my $body = `curl $at`;
+            like $body, qr/^nginx_ssl_session_handshakes_total\{listen="0\.0\.0\.0:$port{$file}",protocol="$_",result="resumed"\} 1$/m, "$_: counted" for keys %session;
+            is `curl -o /dev/null -w '%{http_code} %{content_type}' $at -H 'Accept: text/html'`, '200 text/html; charset=utf-8', 'a page';
+            my ($location) = slurp("$checkout/target/try/$file") =~ /^( *location = .*?\})/ms;
+            like $location, qr/^ *allow  127\.0\.0\.1;\n *deny   all;$/m, 'and closed to others';
         }
         if (my $tier = $case->{after_restart}) {
             stop($nginx);

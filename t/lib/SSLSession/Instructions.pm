@@ -37,6 +37,9 @@ my @configurations = (
     [ 'idle'      => 'no cache',     sub {''}, @full ],
     [ 'shared:'   => 'shared cache', sub {'ssl_session_fetch shared:tls:4m; ssl_session_store shared:tls:4m;'}, @full, @resumed, @forged ],
     [ 'redis'     => 'shared cache', sub { backend('127.0.0.1:' . ($redis //= redis())->port, '') }, @full, @resumed, @forged ],
+    [ 'redis, counted' => 'shared cache',
+        sub { backend('127.0.0.1:' . ($redis //= redis())->port, '') . " server { listen unix:@{[ tmpdir() ]}/status; location / { ssl_session_status; } }" },
+        @full, @resumed ],
     [ 'memcached' => 'shared cache', sub { backend('127.0.0.1:' . ($memcached //= memcached())->port, 'protocol memcached;') }, @resumed ],
 );
 my %own = ('no cache' => '', 'shared cache' => 'ssl_session_cache shared:own:4m;');
