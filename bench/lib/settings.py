@@ -39,6 +39,9 @@ SERVERS = size((1, 2, 4, 8, 16), (1, 2))
 BLOCKS = size((1, 10, 100, 1000), (1, 10))
 SUSPENDED = size((10, 100, 1000, 10_000), (10, 100))
 ZONE = size("1000m", "16m")
+SHOWN = 50                              # servers on the status page
+SCRAPES = size(500, 20)
+PACE = size(5000, 500)                  # handshakes a second while it is asked for
 
 PATIENCE = 60                           # seconds
 CPUS = sorted(os.sched_getaffinity(0))

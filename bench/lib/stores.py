@@ -27,18 +27,19 @@ def backend(servers, more="", tiers="", store=True, fetch=""):
 
 
 class Redis(Process):
-    """Over TCP, a unix socket and TLS at once."""
+    """Over TCP, a unix socket and TLS at once; over TCP at so many addresses, 16 at most."""
 
     made = 0
 
-    def __init__(self, work, port=None):
+    def __init__(self, work, port=None, hosts=1):
         Redis.made += 1
         self.work = work
+        self.hosts = [f"127.0.0.{n + 1}" for n in range(hosts)]
         self.port = port or free_port()
         self.tls_port = free_port()
         self.socket = f"{work}/redis-{Redis.made}.sock"
         super().__init__(
-            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
+            ["redis-server", "--port", str(self.port), "--bind", *self.hosts, "--save", "",
              "--appendonly", "no", "--dir", work, "--daemonize", "no",
              "--unixsocket", self.socket,
              "--tls-port", str(self.tls_port), "--tls-auth-clients", "no",
@@ -49,6 +50,9 @@ class Redis(Process):
 
     def address(self):
         return f"127.0.0.1:{self.port}"
+
+    def addresses(self):
+        return [f"{host}:{self.port}" for host in self.hosts]
 
     def again(self):
         """The same server, after it was killed."""

@@ -1,5 +1,7 @@
 """Results as tables, for the terminal and for the documentation."""
 
+from settings import SHOWN
+
 
 def table(title, head, rows):
     lines = [head, ["-" * len(word) for word in head], *rows]
@@ -183,3 +185,21 @@ def profile(results):
         ["nginx", "TLS", "sessions", *parts, "lookups in a write"],
         [[r["build"], r["tls"], r["sessions"], *(f"{r['us'][part]:.1f}" for part in parts),
           "-" if r["shared"] is None else f"{r['shared']:.1f}"] for r in results])
+
+
+def status(results):
+    counting = [r for r in results if r["what"] == "counting"]
+    scrapes = [r for r in results if r["what"] == "scrapes"]
+    return table(
+        f"What counting costs: {counting[0]['clients']} clients that resume by Redis, with a location "
+        f"that shows the counters and without; medians of {counting[0]['rounds']} rounds",
+        ["nginx", "TLS", "", "worker CPU, us", "ratio (min-max)"],
+        [[r["build"], r["tls"], r["sessions"], f"{r['us']:.1f}", span(r, "ratio")]
+         for r in counting]) + "\n" + table(
+        f"The page of {SHOWN} servers and 4 targets, by itself and while handshakes come at a rate, each "
+        "of which is counted",
+        ["nginx", "format", "handshakes/s", "scrapes", "bytes", "p50, us", "p99", "max",
+         "worker CPU, us"],
+        [[r["build"], r["format"], str(r["per_second"]), str(r["scrapes"]), f"{r['bytes']:,}",
+          str(r["p50_us"]), str(r["p99_us"]), str(r["max_us"]),
+          "-" if r["cpu_us"] is None else str(r["cpu_us"])] for r in scrapes])
