@@ -106,7 +106,7 @@ sub steps {
     my ($nginx, $from) = @_;
     my @steps;
     for (split /\n/, $nginx->log($from)) {
-        push @steps, 'fetch'        if /SSL session fetch [0-9a-f]{8}(?:$|,)/;
+        push @steps, 'fetch'        if /SSL session fetch [0-9a-f]{8}: asked /;
         push @steps, $1             if /SSL session fetch: (\w+) in/;
         push @steps, 'certificate'  if /ssl cert: "/;
         push @steps, 'store'        if /SSL session store [0-9a-f]{8}/;
