@@ -23,6 +23,7 @@ use SSLSession::Redis;
 use SSLSession::Memcached;
 use SSLSession::Cluster;
 use SSLSession::Sentinel;
+use SSLSession::Prometheus;
 use SSLSession::Relay;
 use SSLSession::TlsRelay;
 use SSLSession::Client;
@@ -36,7 +37,7 @@ alarm(($ENV{TEST_DEADLINE} || 120) * patience());
 
 our @EXPORT = qw($doing root tmpdir new_dir free_port wait_until patience slurp spew state_of nginx_binary
                  module_path certs nginx nginx_version event_methods conf_test redis redis_cluster
-                 redis_sentinel memcached relay fake_server tls_relay s_server s_client s_client_start tls_client refragment session_name
+                 redis_sentinel memcached prometheus relay fake_server tls_relay s_server s_client s_client_start tls_client refragment session_name
                  session_id with_session_id cache_key plain_key session_key new_session_key issue_id seal unseal);
 
 sub nginx          { SSLSession::Nginx->new(@_) }
@@ -47,6 +48,7 @@ sub redis          { SSLSession::Redis->new(@_) }
 sub redis_cluster  { SSLSession::Cluster->new(@_) }
 sub redis_sentinel { SSLSession::Sentinel->new(@_) }
 sub memcached      { SSLSession::Memcached->new(@_) }
+sub prometheus     { SSLSession::Prometheus->new(@_) }
 sub relay          { SSLSession::Relay->new(@_) }
 sub fake_server    { SSLSession::Relay->new(@_) }
 sub tls_relay      { SSLSession::TlsRelay->new(@_) }
