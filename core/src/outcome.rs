@@ -15,10 +15,10 @@ pub enum Outcome {
     Error,
     /// The backend was not asked: it is known to be down, or too much is waiting for it.
     Down,
-    /// The session ID is none that we have issued: nobody was asked.
-    Forged,
     /// There is an entry, but it does not open, is not a session, or not the one that was asked for.
     Corrupt,
+    /// The session ID is none that we have issued: nobody was asked.
+    Forged,
 }
 
 impl Outcome {

@@ -4,7 +4,7 @@ use core::cell::OnceCell;
 use core::ffi::c_void;
 use core::mem;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use core::time::Duration;
 use std::string::{String, ToString};
 use std::vec::Vec;
@@ -16,6 +16,8 @@ use nginx_sys::{
 use session_core::stats::{KINDS, Kind, Record, histogram};
 
 use super::clock;
+use super::log::Log;
+use crate::log_at;
 
 /// What no two workers share, in bytes, and in numbers.
 const LINE: usize = 64;
@@ -23,6 +25,9 @@ const LINE_NUMBERS: usize = LINE / mem::size_of::<AtomicU64>();
 
 /// The zone of the worker's configuration.
 static CURRENT: AtomicPtr<ngx_shm_zone_t> = AtomicPtr::new(ptr::null_mut());
+
+/// Whether it was said that there is no room.
+static FULL: AtomicBool = AtomicBool::new(false);
 
 /// Between two labels.
 const SEPARATOR: char = '\0';
@@ -119,16 +124,21 @@ impl Counters {
     }
 
     /// A worker begins: these are its counters. What its lanes have of one that is gone, and is no
-    /// sum, is set to 0.
+    /// sum, is set to 0; the first worker does that for those that have no successor.
     pub fn begin_worker(&self) {
         CURRENT.store(self.zone, Ordering::Relaxed);
         let Some(pool) = self.pool() else { return };
+        // SAFETY: set before the worker's modules begin.
+        let own = unsafe { ngx_worker };
         for head in Locked::new(pool).records() {
             // SAFETY: records are complete and never go.
-            if let Some((kind, lane)) = unsafe { KINDS.get((*head).kind).zip(lane_of(head)) } {
-                for place in kind.gauges() {
-                    if let Some(number) = lane.number(place) {
-                        number.store(0, Ordering::Relaxed);
+            let (kind, lanes) = unsafe { (KINDS.get((*head).kind), (*head).lanes) };
+            let gone = workers()..if own == 0 { lanes } else { 0 };
+            // SAFETY: the same.
+            for lane in gone.chain([own]).filter_map(|worker| unsafe { lane_of(head, worker) }) {
+                for place in kind.iter().flat_map(|kind| kind.gauges()) {
+                    if let Some(gauge) = lane.number(place) {
+                        gauge.store(0, Ordering::Relaxed);
                     }
                 }
             }
@@ -151,9 +161,16 @@ impl Counters {
             .records()
             // SAFETY: records are complete and never go.
             .find(|&head| unsafe { (*head).kind == kind_at && text_of(head) == text.as_bytes() })
-            .or_else(|| lock.make(kind_at, &text, kind.width()))?;
-        // SAFETY: as above.
-        unsafe { lane_of(head) }
+            .or_else(|| lock.make(kind_at, &text, kind.width()));
+        drop(lock);
+        let Some(head) = head else {
+            if !FULL.swap(true, Ordering::Relaxed) {
+                log_at!(Log::cycle(), Warn, "SSL session counters have no room, some are missing");
+            }
+            return None;
+        };
+        // SAFETY: as above; the number is set before the worker's modules begin.
+        unsafe { lane_of(head, ngx_worker) }
     }
 
     /// All records as they are now.
@@ -245,15 +262,15 @@ unsafe fn numbers_of(head: *mut Head) -> *mut AtomicU64 {
     }
 }
 
-/// This worker's numbers in a record.
+/// A worker's numbers in a record.
 ///
 /// # Safety
 /// `head` is a record of the list.
-unsafe fn lane_of(head: *mut Head) -> Option<Lane> {
+unsafe fn lane_of(head: *mut Head, worker: usize) -> Option<Lane> {
     // SAFETY: the caller's; there are so many lanes.
     unsafe {
         let kind = KINDS.get((*head).kind)?;
-        let lane = ngx_worker.checked_rem((*head).lanes)?;
+        let lane = worker.checked_rem((*head).lanes)?;
         let first = numbers_of(head).add(lane.checked_mul((*head).stride)?);
         Some(Lane { numbers: NonNull::new(first)?, len: kind.width().min((*head).stride) })
     }

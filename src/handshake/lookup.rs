@@ -27,6 +27,7 @@ pub struct Lookup {
     /// The tier whose entry was of no use.
     corrupt: Option<usize>,
     value: Zeroizing<Vec<u8>>,
+    found: Option<Found>,
     /// When the current tier was asked, if that takes time.
     asked_at: Option<Instant>,
     /// Whether the tiers before that of a hit have still to be told.
@@ -54,6 +55,7 @@ impl Lookup {
             outcome: Outcome::Miss,
             corrupt: None,
             value: Zeroizing::new(Vec::new()),
+            found: None,
             asked_at: None,
             refill: true,
             first: true,
@@ -126,6 +128,9 @@ impl Lookup {
         self.outcome = outcome;
         self.corrupt = (outcome == Outcome::Corrupt).then_some(self.tier);
         self.value = Zeroizing::new(Vec::new());
+        if let Some(found) = &mut self.found {
+            found.outcome = outcome;
+        }
     }
 
     /// Asks the tiers from the current one on.
@@ -188,16 +193,25 @@ impl Lookup {
     }
 
     fn ask(&mut self, tier: &dyn Tier, waiter: Waiter) -> Result<(), Outcome> {
-        self.asked_at = Some(Instant::now());
         let name = self.entry.name();
-        if self.take { tier.take(name, waiter) } else { tier.fetch(name, waiter) }
+        if self.take {
+            tier.take(name, waiter)?
+        } else {
+            tier.fetch(name, waiter)?
+        };
+        self.asked_at = Some(Instant::now());
+        Ok(())
     }
 
     /// Counts the outcome of the current tier in. Whether that ends the lookup.
     fn took(&mut self, tiers: &[Rc<dyn Tier>], outcome: Outcome, log: &Log) -> bool {
         if let Some(tier) = tiers.get(self.tier) {
             let count = tier.count();
-            count.add(stats::lookups(outcome), 1);
+            if outcome == Outcome::Hit {
+                self.found = Some(Found { tier: Rc::clone(tier), outcome });
+            } else {
+                count.add(stats::lookups(outcome), 1);
+            }
             if self.take {
                 count.add(stats::TAKES, 1);
             }
@@ -225,6 +239,18 @@ impl Lookup {
         }
         self.tier = self.tier.saturating_add(1);
         false
+    }
+}
+
+/// An entry that was found. Whether it is of use shows later; it is counted when that is known.
+struct Found {
+    tier: Rc<dyn Tier>,
+    outcome: Outcome,
+}
+
+impl Drop for Found {
+    fn drop(&mut self) {
+        self.tier.count().add(stats::lookups(self.outcome), 1);
     }
 }
 

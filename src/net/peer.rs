@@ -682,12 +682,18 @@ impl Peer {
         }
     }
 
+    /// Shows how the server stands. One that has been left is not there any more.
+    fn show(&self, state: &State) {
+        let down = state.breaker.is_open();
+        let here = !state.retired || state.link.is_some();
+        self.count.set(stats::IN_FLIGHT, state.inflight.len() as u64);
+        self.count.set(stats::AVAILABLE, u64::from(here && !down));
+        self.count.set(stats::IS_DOWN, u64::from(here && down));
+    }
+
     /// Sets the timer for the next deadline.
     fn arm(&self, state: &mut State) {
-        self.count.set(stats::IN_FLIGHT, state.inflight.len() as u64);
-        let down = state.breaker.is_open();
-        self.count.set(stats::AVAILABLE, u64::from(!down));
-        self.count.set(stats::IS_DOWN, u64::from(down));
+        self.show(state);
         let connect = match state.phase {
             Phase::Connecting { deadline } | Phase::Handshaking { deadline } => Some(deadline),
             Phase::Idle | Phase::Ready => None,
@@ -913,6 +919,7 @@ impl Peer {
             self.next_address();
         }
         state.reset();
+        self.show(state);
     }
 
     /// Tells the ends of fetches, with nothing borrowed, and cleans up behind them.
@@ -964,6 +971,7 @@ impl Peer {
         if (closing || state.retired || clock::is_exiting()) && state.inflight.is_empty() {
             state.reset();
             self.tick.cancel();
+            self.show(state);
         }
     }
 }

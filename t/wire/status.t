@@ -223,6 +223,39 @@ subtest 'servers, and a worker that dies' => sub {
     cmp_ok $value->('requests_total'), '>', $requests, 'and counts on';
 };
 
+subtest 'an entry of no use is no hit' => sub {
+    my $session = (visit('TLSv1.2')->sessions)[0];
+    wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in Redis';
+    # The zone must not have it.
+    my ($one, $shown) = (free_port(), free_port());
+    my $other = nginx(log => 'notice', conf => $conf =~ s/shared:tls:1m //gr =~ s/$port/$one/r =~ s/$status/$shown/r);
+    $redis->cmd('SET', cache_key($session), 'rubbish');
+    my $client = tls_client(port => $one, protocol => 'TLSv1.2', session => $session);
+    is $client->request, 'CORRUPT', 'corrupt';
+    my $body = `curl -fsS http://127.0.0.1:$shown/`;
+    like $body, qr/^nginx_ssl_session_tier_lookups_total\{tier="store",status="CORRUPT"\} 1$/m, 'in the target, too';
+    like $body, qr/^nginx_ssl_session_tier_lookups_total\{tier="store",status="HIT"\} 0$/m, 'and no hit';
+};
+
+subtest 'a server that is not there, and fewer workers' => sub {
+    my ($waits, $shown, $socket) = (free_port(), free_port(), tmpdir() . '/nobody.sock');
+    my $text = $conf =~ s/shared:tls:1m //gr =~ s/server 127[^;]*;/server unix:$socket;/r =~ s/$port/$waits/r =~ s/$status/$shown/r;
+    my $one = nginx(workers => 2, log => 'notice', conf => $text);
+    my $value = sub {
+        my ($number) = `curl -fsS http://127.0.0.1:$shown/` =~ /^nginx_ssl_session_\Q$_[0]\E(?:\{[^}]*\Q$_[1]\E"?\})? (\S+)$/m;
+        return $number;
+    };
+    my $visit = sub { tls_client(port => $waits, protocol => 'TLSv1.2', session => $_[0]) };
+    my $session = do { my $client = $visit->(); $client->request; $client->session };
+    wait_until { $visit->($session)->request; ($value->('server_down_workers', $socket) // 0) == 2 } 10, 'both workers to find it down';
+    is $value->('server_available_workers', $socket), 0, 'it is down, and not available';
+    cmp_ok $value->('tier_lookups_total', 'status="DOWN"'), '>', 0, 'lookups are DOWN';
+    is $value->('tier_lookup_seconds_count', 'tier="store"'), 0, 'and take no time';
+    $one->reload($text, workers => 1);
+    wait_until { !$one->old_workers } 5, 'exit of the old workers';
+    is $value->('server_down_workers', $socket), 0, 'workers that are gone count no more';
+};
+
 subtest 'early data is one handshake, too' => sub {
     my ($early, $shown, $file) = (free_port(), free_port(), tmpdir() . '/early.pem');
     my $one = nginx(log => 'notice', conf => "ssl_early_data on;\n" . ($conf =~ s/$port/$early/r =~ s/$status/$shown/r));

@@ -69,9 +69,11 @@ const STATUSES: &[&str] = &[
     Outcome::Timeout.as_str(),
     Outcome::Error.as_str(),
     Outcome::Down.as_str(),
-    Outcome::Forged.as_str(),
     Outcome::Corrupt.as_str(),
+    Outcome::Forged.as_str(),
 ];
+/// Of those the ones that a target has: it is not asked for what is forged.
+const TIER_STATUSES: &[&str] = STATUSES.split_at(Outcome::Forged as usize).0;
 
 /// The place of an outcome among its words, which are in the order of [`Outcome`].
 const fn status(outcome: Outcome) -> usize {
@@ -110,18 +112,18 @@ pub mod protocol {
 pub mod tier {
     const LOOKUPS: usize = 0;
     /// Lookups that take the entry.
-    pub const TAKES: usize = 7;
+    pub const TAKES: usize = 6;
     /// Entries that were handed over, to be stored.
-    pub const STORED: usize = 8;
-    const DROPPED: usize = 9;
+    pub const STORED: usize = 7;
+    const DROPPED: usize = 8;
     /// Lookups that have waited for the answer to an earlier one.
-    pub const MERGED: usize = 13;
+    pub const MERGED: usize = 12;
     /// Removals.
-    pub const REMOVALS: usize = 14;
+    pub const REMOVALS: usize = 13;
     /// Bytes of entries that were found.
-    pub const BYTES_FETCHED: usize = 15;
+    pub const BYTES_FETCHED: usize = 14;
     /// Bytes of entries that were handed over.
-    pub const BYTES_STORED: usize = 16;
+    pub const BYTES_STORED: usize = 15;
     /// How long lookups took.
     pub const LOOKED_UP: usize = super::Kind::Tier.times_at();
 
@@ -199,7 +201,7 @@ const LISTEN: &[Family] = &[
     ),
 ];
 const TIER: &[Family] = &[
-    counter("tier_lookups_total", "Lookups in a target.").by("status", STATUSES),
+    counter("tier_lookups_total", "Lookups in a target.").by("status", TIER_STATUSES),
     counter("tier_takes_total", "Lookups that remove what they find."),
     counter("tier_stores_total", "Sessions that were handed to a target."),
     counter("tier_drops_total", "Sessions that were not.").by("reason", DROPS),
@@ -345,8 +347,9 @@ mod tests {
 
     #[test]
     fn places_are_those_of_the_families() {
-        assert_eq!(listen::fetched(Outcome::Corrupt) + 1, listen::UNUSABLE);
+        assert_eq!(listen::fetched(Outcome::Forged) + 1, listen::UNUSABLE);
         assert_eq!(listen::new_sessions(Stored::Dropped) + 1, Kind::Listen.width());
+        assert_eq!(tier::lookups(Outcome::Corrupt) + 1, tier::TAKES);
         assert_eq!(tier::dropped(Drop::NoMemory) + 1, tier::MERGED);
         assert_eq!(tier::BYTES_STORED + 1, tier::LOOKED_UP);
         assert_eq!(protocol::SUSPENDED, 0);
@@ -360,8 +363,8 @@ mod tests {
             Outcome::Timeout,
             Outcome::Error,
             Outcome::Down,
-            Outcome::Forged,
             Outcome::Corrupt,
+            Outcome::Forged,
         ]
         .into_iter()
         .enumerate()

@@ -204,9 +204,11 @@ sub halt {
 }
 
 # HUP. Returns once the new workers serve and the old ones accept nothing any more; what they
-# have goes on. Dies with nginx's words when it refuses the configuration.
+# have goes on. Dies with nginx's words when it refuses the configuration. workers => n: so many
+# from now on.
 sub reload {
-    my ($self, $conf) = @_;
+    my ($self, $conf, %arg) = @_;
+    $self->{workers} = $arg{workers} // $self->{workers};
     $self->write_conf($conf) if defined $conf;
     my $from = $self->log_pos;
     my @old  = $self->workers;
