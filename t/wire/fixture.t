@@ -523,6 +523,24 @@ subtest 'a server with canned replies' => sub {
     is do { local $/; <$sock> }, "\$5\r\nab", 'cut';
 };
 
+subtest 'a browser' => sub {
+    plan skip_all => 'no Chromium' if !SSLSession::Browser::binary();
+    my $page = browser(width => 400, height => 300);
+    $page->open("http://127.0.0.1:$plain/");
+    is $page->eval('document.body.innerText'), "plain\n", 'reads a page';
+    is_deeply $page->eval('Promise.resolve([innerWidth, innerHeight])'), [ 400, 300 ], 'of its size';
+    is_deeply [ $page->requests ], ["http://127.0.0.1:$plain/"], 'and tells what it has asked for';
+    ok !eval { $page->eval('nonsense()'); 1 }, 'what is wrong';
+    like $@, qr/ReferenceError/, 'it says';
+    is_deeply [ $page->complaints ], [], 'nothing is wrong with the page';
+    $page->eval('setTimeout(() => { throw new Error("thrown") }); console.error("said")');
+    wait_until { (() = $page->complaints) == 2 } 5, 'complaints';
+    like join(' ', sort $page->complaints), qr/^Error: thrown\n.* said$/s, 'both';
+    like slurp($page->screenshot(tmpdir() . '/page.png')), qr/^\x89PNG\r\n/, 'a picture';
+    is $page->close, 0, 'it ends';
+    is_deeply [ $page->process->group ], [], 'with all its processes';
+};
+
 subtest 'graceful exit' => sub {
     $nginx->quit;
     ok !$nginx->process->alive, 'gone';

@@ -27,6 +27,7 @@ use SSLSession::Prometheus;
 use SSLSession::Relay;
 use SSLSession::TlsRelay;
 use SSLSession::Client;
+use SSLSession::Browser;
 use SSLSession::Sealing qw(session_key new_session_key issue_id seal unseal);
 
 use Exporter qw(import);
@@ -35,10 +36,12 @@ use Exporter qw(import);
 $SIG{ALRM} = sub { print STDERR "# the test took too long\n"; exit 1 };
 alarm(($ENV{TEST_DEADLINE} || 120) * patience());
 
-our @EXPORT = qw($doing root tmpdir new_dir free_port wait_until patience slurp spew state_of nginx_binary
-                 module_path certs nginx nginx_version event_methods conf_test redis redis_cluster
-                 redis_sentinel memcached prometheus relay fake_server tls_relay s_server s_client s_client_start tls_client refragment session_name
-                 session_id with_session_id cache_key plain_key session_key new_session_key issue_id seal unseal);
+our @EXPORT = qw($doing root tmpdir new_dir free_port wait_until patience slurp spew state_of
+                 nginx_binary module_path certs nginx nginx_version event_methods conf_test redis
+                 redis_cluster redis_sentinel memcached prometheus relay fake_server tls_relay
+                 s_server s_client s_client_start tls_client browser refragment session_name
+                 session_id with_session_id cache_key plain_key session_key new_session_key issue_id
+                 seal unseal);
 
 sub nginx          { SSLSession::Nginx->new(@_) }
 sub nginx_version  { SSLSession::Nginx->version }
@@ -56,6 +59,7 @@ sub s_server       { SSLSession::OpenSSL::Server->new(@_) }
 sub s_client       { SSLSession::OpenSSL->run(@_) }
 sub s_client_start { SSLSession::OpenSSL->start(@_) }
 sub tls_client     { SSLSession::Client->new(@_) }
+sub browser        { SSLSession::Browser->new(@_) }
 sub refragment     { SSLSession::Client::refragment(@_) }
 sub session_name   { SSLSession::Client::session_name(@_) }
 sub session_id     { SSLSession::Client::session_id(@_) }
