@@ -128,7 +128,8 @@ impl Lookup {
         self.outcome = outcome;
         self.corrupt = (outcome == Outcome::Corrupt).then_some(self.tier);
         self.value = Zeroizing::new(Vec::new());
-        if let Some(found) = &mut self.found {
+        // What is withheld was there all the same.
+        if let Some(found) = self.found.as_mut().filter(|_| outcome != Outcome::Miss) {
             found.outcome = outcome;
         }
     }
