@@ -403,17 +403,26 @@ my @causes = (
         my @redis = (redis(), redis());
         my @port  = map { $_->port } @redis;
         my $A = node('A', servers => [ map { "127.0.0.1:$_" } @port ]);
-        my $B = node('B', servers => [ "127.0.0.1:$port[0]", "localhost:$port[1]" ]);
+        my $B = node('B', servers => [ map { "127.0.0.1:$_" } @port ]);
+        my %other = (
+            'another name' => [ "127.0.0.1:$port[0]", "localhost:$port[1]" ],
+            weights        => [ "127.0.0.1:$port[0] weight=50", "127.0.0.1:$port[1]" ],
+            'one server'   => [ "127.0.0.1:$port[0]" ],
+        );
         my %of;
-        # Of many sessions some are on the other server.
-        wait_until {
-            my $session = stored($A, \@redis, protocol => 'TLSv1.2');
-            my $seen    = visit($B, protocol => 'TLSv1.2', session => $session);
-            $of{ $seen->{fetch} } //= $session;
-            $of{HIT} && $of{MISS};
-        } 30, 'a hit and a miss';
-        is join(' ', sort keys %of), 'HIT MISS', 'some are found';
-        seen('at B, some sessions', $B, protocol => 'TLSv1.2', session => $of{MISS});
+        for my $what (sort keys %other) {
+            mend($B, servers => $other{$what});
+            %of = ();
+            # Of many sessions some are on the other server.
+            wait_until {
+                my $session = stored($A, \@redis, protocol => 'TLSv1.2');
+                $of{ visit($B, protocol => 'TLSv1.2', session => $session)->{fetch} } //= $session;
+                $of{HIT} && $of{MISS};
+            } 30, 'a hit and a miss';
+            is join(' ', sort keys %of), 'HIT MISS', "$what: some are found";
+            seen('at B, some sessions', $B, protocol => 'TLSv1.2', session => $of{MISS});
+        }
+        mend($B, servers => $other{'another name'});
         like commands(nginx => $_), qr/server +\S+:$port[0];.*server +\S+:$port[1];/s, 'the commands show them' for $A, $B;
         mend($B, servers => [ map { "127.0.0.1:$_" } reverse @port ]);
         is visit($B, protocol => 'TLSv1.2', session => $of{$_})->{reused}, 'r', "$_ before" for sort keys %of;
@@ -621,11 +630,14 @@ sub read_guide {
         $one{table} = \@table;
         if ($in_causes && $level eq '###') {
             $one{rows} = { map { $_->{what} => $_ } @table };
+            my $lines = () = $body =~ /^(?:Log of|`nginx -t` at) /mg;
             while ($body =~ /^(?:Log of (A|B|A and B)|`nginx -t` at (A|B|A and B)), (error|warn|notice): `(.*)`$/mg) {
                 my $pattern = join '.*?', map { quotemeta } split /…/, $4, -1;
                 push @{ $one{log} }, { node => $_, level => $3, text => $4, conf => defined $2, pattern => qr/^$pattern/ }
                     for split / and /, $1 // $2;
+                $lines--;
             }
+            die "$heading: a line of the log is no line" if $lines;
         }
         $guide{$heading} = \%one;
     }
