@@ -9,7 +9,7 @@ debian_tests := t/resumption.t $(addprefix t/wire/,fleet.t take.t verify.t vhost
 test_debian := $(addprefix test-debian-,$(debian_releases))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build build-vendored demo test $(test_debian) test-debian test-hup test-leak test-valgrind valgrind-handshakes check audit fuzz fuzz-merge sanitize-core constant-time bench bench-smoke clean
+.PHONY: help deps build build-vendored demo test test-patched $(test_debian) test-debian test-hup test-leak test-valgrind valgrind-handshakes check audit fuzz fuzz-merge sanitize-core constant-time bench bench-smoke clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -26,9 +26,20 @@ build-vendored: ## the module and nginx 1.28 from crates.io
 demo: deps build ## two stock nginx servers resume each other's sessions
 	tools/demo
 
-test: deps build ## unit tests, then t/ in parallel
+ifdef PATCHED
+test: test-patched
+else
+test: deps build ## unit tests, then t/ in parallel; PATCHED=1: t/ on a patched nginx
 	cargo test --locked -p session-core
 	tools/run-tests
+endif
+
+# Suspended in OpenSSL's callback, and where nginx is not patched by the filter: both the same tests.
+test-patched: deps ## t/ on nginx 1.28 with its patch of patches/
+	tools/own-nginx 1.28-patched
+	TEST_NGINX_PATCHED=1 TEST_NGINX_BINARY="$(CURDIR)/target/own-1.28-patched/nginx" \
+	TEST_NGINX_LOAD_MODULES="$(CURDIR)/target/own-1.28-patched/ngx_http_ssl_session_module.so" \
+	tools/run-tests plain $(TESTS)
 
 test-debian: $(test_debian) ## some of t/ on the stock nginx of newer Debian releases, fetched for it
 

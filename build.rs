@@ -3,7 +3,7 @@
 //! OpenSSL needs nothing here: its types come with nginx-sys's bindings, and its symbols resolve
 //! from the nginx binary that loads the module.
 
-use std::env;
+use std::{env, fs};
 
 /// From this nginx on (1.29.2), SNI is dispatched before the session lookup.
 const VERSION_SNI_BEFORE_LOOKUP: u32 = 1_029_002;
@@ -34,11 +34,33 @@ fn main() {
         Err(err) => println!("cargo::error=nginx's version is unknown: {err}"),
     }
 
+    println!("cargo::rustc-check-cfg=cfg(nginx_1_25_0)");
+    // From there on it has QUIC.
+    if metadata("DEP_NGINX_VERSION_NUMBER").parse().is_ok_and(|version: u32| version >= 1_025_000) {
+        println!("cargo::rustc-cfg=nginx_1_25_0");
+    }
+
+    println!("cargo::rustc-check-cfg=cfg(nginx_client_hello_retry)");
+    if is_patched() {
+        println!("cargo::rustc-cfg=nginx_client_hello_retry");
+    }
+
     // A Mach-O library must be told that its symbols may come from the program that loads it.
     if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("macos") {
         println!("cargo::rustc-link-arg=-undefined");
         println!("cargo::rustc-link-arg=dynamic_lookup");
     }
+}
+
+/// Whether nginx lets a callback return `SSL_CLIENT_HELLO_RETRY`, as the patches of patches/ have it.
+fn is_patched() -> bool {
+    let include = metadata("DEP_NGINX_INCLUDE");
+    let header = env::split_paths(&include)
+        .map(|dir| dir.join("ngx_event_openssl.h"))
+        .find(|header| header.is_file());
+    let Some(header) = header else { return false };
+    println!("cargo::rerun-if-changed={}", header.display());
+    fs::read_to_string(header).is_ok_and(|text| text.contains("NGX_SSL_CLIENT_HELLO_RETRY"))
 }
 
 /// Tells rustc which values of a cfg are no typing error.

@@ -159,6 +159,52 @@ pub struct SessionIds {
     length: usize,
 }
 
+impl ClientHello {
+    /// A ClientHello that somebody else has read, of whose extensions `extension` gives the data;
+    /// `None` if what is read of them is malformed.
+    pub fn from_parts<'a>(
+        session_id: &[u8],
+        extension: impl Fn(u16) -> Option<&'a [u8]>,
+    ) -> Option<Self> {
+        let mut hello = ClientHello::default();
+        if !session_id.is_empty() {
+            hello.session_id = Some(SessionId::new(session_id)?);
+        }
+        let mut psk_usable = false;
+        // In an order in which each finds what it depends on.
+        for kind in
+            [SUPPORTED_VERSIONS, SESSION_TICKET, PSK_KEY_EXCHANGE_MODES, EARLY_DATA, PRE_SHARED_KEY]
+        {
+            if let Some(data) = extension(kind) {
+                hello.extension(kind, Cursor::of(data), &mut psk_usable)?;
+            }
+        }
+        Some(hello)
+    }
+
+    /// Takes in what an extension says.
+    fn extension(&mut self, kind: u16, data: Cursor<'_>, psk_usable: &mut bool) -> Option<()> {
+        match kind {
+            SUPPORTED_VERSIONS => self.offers_tls13 = offers_tls13(data)?,
+            SESSION_TICKET if data.is_empty() => self.ticket = TicketOffer::Empty,
+            SESSION_TICKET => self.ticket = TicketOffer::Present,
+            PSK_KEY_EXCHANGE_MODES => *psk_usable = psk_usable_with(data)?,
+            EARLY_DATA => {
+                data.end()?;
+                self.early_data = true;
+            }
+            PRE_SHARED_KEY => {
+                let identities = pre_shared_key(data)?;
+                if *psk_usable {
+                    self.identities = identities;
+                }
+            }
+            _ => {}
+        }
+        Some(())
+    }
+}
+
 impl HelloReader {
     /// A reader for the first bytes of a connection.
     pub fn new() -> Self {
@@ -273,27 +319,11 @@ fn extensions(mut list: Cursor<'_>, hello: &mut ClientHello) -> Option<()> {
             }
             seen |= bit;
         }
-        match kind {
-            SUPPORTED_VERSIONS => hello.offers_tls13 = offers_tls13(data)?,
-            SESSION_TICKET if data.is_empty() => hello.ticket = TicketOffer::Empty,
-            SESSION_TICKET => hello.ticket = TicketOffer::Present,
-            PSK_KEY_EXCHANGE_MODES => psk_usable = psk_usable_with(data)?,
-            EARLY_DATA => {
-                data.end()?;
-                hello.early_data = true;
-            }
-            PRE_SHARED_KEY => {
-                // The binders cover all that comes before them: it is the last one (§4.2.11).
-                if !list.is_empty() {
-                    return None;
-                }
-                let identities = pre_shared_key(data)?;
-                if psk_usable {
-                    hello.identities = identities;
-                }
-            }
-            _ => {}
+        // The binders cover all that comes before them: it is the last one (§4.2.11).
+        if kind == PRE_SHARED_KEY && !list.is_empty() {
+            return None;
         }
+        hello.extension(kind, data, &mut psk_usable)?;
     }
     Some(())
 }
@@ -378,6 +408,11 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
+    /// What lies together.
+    fn of(data: &'a [u8]) -> Self {
+        Cursor { chunk: data, rest: &[], left: data.len() }
+    }
+
     fn is_empty(&self) -> bool {
         self.left == 0
     }

@@ -21,6 +21,7 @@ pub mod event;
 pub mod link;
 pub mod log;
 pub mod module;
+mod quic;
 pub mod resolver;
 pub mod tls;
 pub mod variable;

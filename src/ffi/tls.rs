@@ -1,7 +1,7 @@
 //! OpenSSL's server side of nginx: callbacks of a context, sessions, and the BIO through which a
 //! handshake is suspended.
 
-use core::cell::{Cell, RefCell};
+use core::cell::{Cell, OnceCell, RefCell};
 use core::ffi::{CStr, c_char, c_int, c_long, c_uchar, c_uint, c_void};
 use core::mem;
 use core::ptr::{self, NonNull};
@@ -19,35 +19,43 @@ use nginx_sys::{
     BIO_meth_set_write, BIO_new, BIO_read, BIO_set_data, BIO_set_flags, BIO_set_init,
     BIO_set_retry_reason, BIO_test_flags, BIO_up_ref, BIO_write, CRYPTO_EX_INDEX_SSL,
     CRYPTO_EX_INDEX_SSL_CTX, CRYPTO_get_ex_new_index, ERR_clear_error, ERR_pop_to_mark,
-    ERR_set_mark, NGX_ALIGNMENT, OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA, RAND_bytes, SSL,
-    SSL_CB_ACCEPT_LOOP, SSL_CB_HANDSHAKE_DONE, SSL_CB_HANDSHAKE_START,
-    SSL_CTRL_GET_MAX_PROTO_VERSION, SSL_CTRL_GET_SESS_CACHE_MODE, SSL_CTRL_SET_SESS_CACHE_MODE,
-    SSL_CTX, SSL_CTX_ctrl, SSL_CTX_free, SSL_CTX_get_ex_data, SSL_CTX_get_info_callback,
-    SSL_CTX_get_options, SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb,
-    SSL_CTX_sess_get_remove_cb, SSL_CTX_sess_set_get_cb, SSL_CTX_sess_set_new_cb,
-    SSL_CTX_sess_set_remove_cb, SSL_CTX_set_allow_early_data_cb, SSL_CTX_set_ex_data,
-    SSL_CTX_set_generate_session_id, SSL_CTX_set_info_callback, SSL_CTX_up_ref,
-    SSL_SESS_CACHE_NO_INTERNAL_LOOKUP, SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER,
-    SSL_SESSION, SSL_SESSION_free, SSL_SESSION_get_id, SSL_SESSION_get_protocol_version,
-    SSL_SESSION_get_time, SSL_SESSION_get_timeout, SSL_SESSION_get0_hostname,
-    SSL_SESSION_get0_peer, SSL_client_hello_get0_ext, SSL_ctrl, SSL_get_SSL_CTX, SSL_get_ex_data,
-    SSL_get_options, SSL_get_rbio, SSL_get_state, SSL_is_server, SSL_session_reused,
-    SSL_set_ex_data, SSL_set0_rbio, SSL_version, TLS1_3_VERSION, TLSEXT_TYPE_server_name,
-    X509_get0_notAfter, d2i_SSL_SESSION, i2d_SSL_SESSION, ngx_connection_t, ngx_err_t, ngx_errno,
-    ngx_pool_cleanup_add, ngx_post_event, ngx_posted_events, ngx_set_errno,
-    ngx_ssl_connection_index,
+    ERR_set_mark, NGX_ALIGNMENT, NGX_USE_LEVEL_EVENT, OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA,
+    RAND_bytes, SSL, SSL_AD_USER_CANCELLED, SSL_CB_ACCEPT_LOOP, SSL_CB_HANDSHAKE_DONE,
+    SSL_CB_HANDSHAKE_START, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_RETRY,
+    SSL_CLIENT_HELLO_SUCCESS, SSL_CTRL_GET_MAX_PROTO_VERSION, SSL_CTRL_GET_SESS_CACHE_MODE,
+    SSL_CTRL_SET_SESS_CACHE_MODE, SSL_CTX, SSL_CTX_ctrl, SSL_CTX_free, SSL_CTX_get_ex_data,
+    SSL_CTX_get_info_callback, SSL_CTX_get_options, SSL_CTX_sess_get_get_cb,
+    SSL_CTX_sess_get_new_cb, SSL_CTX_sess_get_remove_cb, SSL_CTX_sess_set_get_cb,
+    SSL_CTX_sess_set_new_cb, SSL_CTX_sess_set_remove_cb, SSL_CTX_set_allow_early_data_cb,
+    SSL_CTX_set_client_hello_cb, SSL_CTX_set_ex_data, SSL_CTX_set_generate_session_id,
+    SSL_CTX_set_info_callback, SSL_CTX_up_ref, SSL_SESS_CACHE_NO_INTERNAL_LOOKUP,
+    SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER, SSL_SESSION, SSL_SESSION_free,
+    SSL_SESSION_get_id, SSL_SESSION_get_protocol_version, SSL_SESSION_get_time,
+    SSL_SESSION_get_timeout, SSL_SESSION_get0_hostname, SSL_SESSION_get0_peer,
+    SSL_client_hello_get0_ext, SSL_client_hello_get0_session_id, SSL_ctrl, SSL_get_SSL_CTX,
+    SSL_get_ex_data, SSL_get_options, SSL_get_rbio, SSL_get_state, SSL_is_server,
+    SSL_session_reused, SSL_set_ex_data, SSL_set0_rbio, SSL_version, TLS1_3_VERSION,
+    TLSEXT_TYPE_server_name, X509_get0_notAfter, d2i_SSL_SESSION, i2d_SSL_SESSION,
+    ngx_connection_t, ngx_err_t, ngx_errno, ngx_event_flags, ngx_pool_cleanup_add, ngx_post_event,
+    ngx_posted_events, ngx_set_errno, ngx_ssl_connection_index,
 };
+#[cfg(nginx_1_29_2)]
+use nginx_sys::{ngx_ssl_client_hello_arg_index, ngx_ssl_client_hello_callback};
 use session_core::codec::OutOfMemory;
-use session_core::hello::server_name;
+use session_core::hello::{ClientHello, server_name};
 use session_core::key_ring::ID_LEN;
 use session_core::slots::{Slots, Token};
 
 use super::log::Log;
+use super::quic;
 
 /// `SSL_OP_NO_TICKET` (openssl/ssl.h; the header's macro is beyond bindgen).
 const SSL_OP_NO_TICKET: u64 = 1 << 14;
 /// `SSL_OP_NO_TLSv1_3`, likewise.
 const SSL_OP_NO_TLSV1_3: u64 = 1 << 29;
+
+/// Whether nginx takes `SSL_CLIENT_HELLO_RETRY` for an order to wait (patches/).
+const LETS_CALLBACK_WAIT: bool = cfg!(nginx_client_hello_retry);
 
 /// What the module does in a handshake. One implementation serves all contexts of a
 /// configuration.
@@ -60,6 +68,9 @@ pub trait Handler: Sized + 'static {
 
     /// A handshake begins; nothing has been read.
     fn handshake_started(self: &Rc<Self>, connection: &Connection);
+
+    /// OpenSSL has read the ClientHello of a handshake that can wait for its callback.
+    fn hello(&self, attached: &Attached<Self>, hello: &HelloRef) -> Hello;
 
     /// OpenSSL wants to read, and the filter of [`Connection::suspendable`] is asked.
     fn read(&self, attached: &Attached<Self>, socket: &Socket, sink: &mut Sink) -> Read;
@@ -113,6 +124,28 @@ pub enum Found {
     NotHere,
     /// Nobody else is to be asked.
     Nowhere,
+}
+
+/// What becomes of a handshake whose ClientHello OpenSSL has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hello {
+    /// It goes on.
+    GoOn,
+    /// It waits for [`Attached::resume`], and is asked again then.
+    Wait,
+    /// It ends.
+    End,
+}
+
+/// How a handshake can wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waits {
+    /// In [`Handler::hello`].
+    InCallback,
+    /// Behind the filter of [`Connection::suspendable`].
+    InFilter,
+    /// It cannot.
+    Not,
 }
 
 /// What the filter has for OpenSSL.
@@ -353,6 +386,7 @@ type InfoCallback = Option<unsafe extern "C" fn(*const SSL, c_int, c_int)>;
 type NewCallback = Option<unsafe extern "C" fn(*mut SSL, *mut SSL_SESSION) -> c_int>;
 type GetCallback =
     Option<unsafe extern "C" fn(*mut SSL, *const c_uchar, c_int, *mut c_int) -> *mut SSL_SESSION>;
+type HelloCallback = Option<unsafe extern "C" fn(*mut SSL, *mut c_int, *mut c_void) -> c_int>;
 type RemoveCallback = Option<unsafe extern "C" fn(*mut SSL_CTX, *mut SSL_SESSION)>;
 
 /// OpenSSL has no memory left.
@@ -395,6 +429,9 @@ impl<H: Handler> Hooked<H> {
                 return Err(HookError);
             }
             SSL_CTX_set_info_callback(ctx.as_ptr(), Some(info::<H>));
+            if LETS_CALLBACK_WAIT && hooks.resumes {
+                SSL_CTX_set_client_hello_cb(ctx.as_ptr(), Some(hello::<H>), no_data());
+            }
             if handler.restricts_early_data() {
                 SSL_CTX_set_allow_early_data_cb(ctx.as_ptr(), Some(early_data::<H>), no_data());
             }
@@ -418,6 +455,9 @@ impl<H: Handler> Drop for Hooks<H> {
         // SAFETY: the context is counted up, so it is valid until the last line.
         unsafe {
             SSL_CTX_set_info_callback(ctx, self.info);
+            if LETS_CALLBACK_WAIT && self.resumes {
+                SSL_CTX_set_client_hello_cb(ctx, kept_hello(ctx), no_data());
+            }
             // OpenSSL does not tell what was there before; nginx sets neither.
             SSL_CTX_set_generate_session_id(ctx, None);
             SSL_CTX_set_allow_early_data_cb(ctx, None, no_data());
@@ -553,6 +593,40 @@ impl Connection {
         unsafe { (*self.c.as_ptr()).type_ == libc::SOCK_DGRAM }
     }
 
+    /// How its handshake can wait.
+    pub fn waits(&self) -> Waits {
+        // SAFETY: a static of nginx's, set before connections come.
+        let levels = unsafe { ngx_event_flags } & NGX_USE_LEVEL_EVENT as usize != 0;
+        match self.is_quic() {
+            true if quic::waits_in_filter() => Waits::InFilter,
+            true if LETS_CALLBACK_WAIT => Waits::InCallback,
+            true => Waits::Not,
+            // What is not read would be reported again and again.
+            false if LETS_CALLBACK_WAIT && !levels => Waits::InCallback,
+            false => Waits::InFilter,
+        }
+    }
+
+    /// Whether the client has gone: nothing of what it may still get would be of use.
+    fn has_left(&self) -> bool {
+        if self.is_quic() {
+            return false;
+        }
+        let mut byte = 0_u8;
+        // SAFETY: the connection is valid; recv(2) writes one byte at most.
+        unsafe {
+            let c = self.c.as_ptr();
+            if (*(*c).read).pending_eof() != 0 {
+                return true;
+            }
+            match libc::recv((*c).fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK) {
+                0 => true,
+                n if n < 0 => ngx_errno() != libc::EAGAIN,
+                _ => false,
+            }
+        }
+    }
+
     /// Whether TLS 1.3 may be negotiated, as far as the server's side goes.
     pub fn allows_tls13(&self) -> bool {
         // SAFETY: SSL_get_max_proto_version(3), which is this macro; 0 is "no limit".
@@ -583,19 +657,8 @@ impl Connection {
     /// The name of the server that the client asks for. To be called while OpenSSL reads the
     /// ClientHello: later it is gone.
     pub fn server_name(&self) -> Option<&[u8]> {
-        let (mut data, mut len) = (ptr::null(), 0);
-        // SAFETY: SSL_client_hello_get0_ext(3): it lends what is valid as long as OpenSSL reads
-        // the ClientHello, that is beyond the current callback.
-        let data = unsafe {
-            let kind = TLSEXT_TYPE_server_name;
-            let there =
-                SSL_client_hello_get0_ext(self.ssl.as_ptr(), kind, &raw mut data, &raw mut len);
-            if there != 1 || data.is_null() {
-                return None;
-            }
-            core::slice::from_raw_parts(data, len)
-        };
-        server_name(data)
+        // SAFETY: the SSL object is valid, and the caller's.
+        server_name(unsafe { extension(self.ssl, TLSEXT_TYPE_server_name) }?)
     }
 
     /// Whether stateless tickets are on.
@@ -657,6 +720,7 @@ impl Connection {
                 socket: Cell::new(ptr::null_mut()),
                 filter: Cell::new(ptr::null_mut()),
                 token: Cell::new(None),
+                wake: OnceCell::new(),
             });
             (*cleanup).handler = Some(detach::<H>);
             if SSL_set_ex_data(self.ssl.as_ptr(), globals.ssl_index, attached.cast()) != 1 {
@@ -691,6 +755,41 @@ impl Connection {
     }
 }
 
+/// The data of an extension of the ClientHello.
+///
+/// # Safety
+/// `ssl` is valid, and OpenSSL reads its ClientHello.
+unsafe fn extension<'a>(ssl: NonNull<SSL>, kind: u32) -> Option<&'a [u8]> {
+    let (mut data, mut len) = (ptr::null(), 0);
+    // SAFETY: SSL_client_hello_get0_ext(3): it lends what is valid as long as OpenSSL reads the
+    // ClientHello, that is beyond the current callback.
+    unsafe {
+        let there = SSL_client_hello_get0_ext(ssl.as_ptr(), kind, &raw mut data, &raw mut len);
+        if there != 1 {
+            return None;
+        }
+        // An empty one may have no data.
+        Some(if data.is_null() { &[] } else { core::slice::from_raw_parts(data, len) })
+    }
+}
+
+/// The ClientHello that OpenSSL has just read.
+pub struct HelloRef(NonNull<SSL>);
+
+impl HelloRef {
+    /// What it says about sessions; `None` if that is malformed.
+    pub fn read(&self) -> Option<ClientHello> {
+        let mut id = ptr::null();
+        // SAFETY: SSL_client_hello_get0_session_id(3) lends for as long as the callback takes.
+        let id = unsafe {
+            let len = SSL_client_hello_get0_session_id(self.0.as_ptr(), &raw mut id);
+            if id.is_null() { &[] } else { core::slice::from_raw_parts(id, len) }
+        };
+        // SAFETY: this is made for a callback in which OpenSSL reads the ClientHello.
+        ClientHello::from_parts(id, |kind| unsafe { extension(self.0, kind.into()) })
+    }
+}
+
 /// What is attached to a connection, if anything.
 ///
 /// # Safety
@@ -714,6 +813,8 @@ pub struct Attached<H: Handler> {
     /// The filter, while there is one; it belongs to the SSL object.
     filter: Cell<*mut BIO>,
     token: Cell<Option<Token>>,
+    /// Goes on with a handshake of QUIC.
+    wake: OnceCell<Rc<quic::Wake>>,
 }
 
 impl<H: Handler> Attached<H> {
@@ -773,8 +874,20 @@ impl<H: Handler> Attached<H> {
         }
     }
 
+    /// Whether the client has gone.
+    pub fn has_left(&self) -> bool {
+        self.connection().has_left()
+    }
+
     /// Lets nginx go on with a suspended handshake, at the end of this turn of the event loop.
     pub fn resume(&self) {
+        if self.connection().is_quic() {
+            // SAFETY: the connection and its SSL object are valid during a handshake; what wakes
+            // it goes with what is attached, before them.
+            let wake = self.wake.get_or_init(|| unsafe { quic::Wake::new(self.c, self.ssl) });
+            wake.soon();
+            return;
+        }
         // SAFETY: the connection and its read event live as long as its pool; nginx takes a posted
         // event back when it closes the connection (ngx_close_connection()).
         unsafe { ngx_post_event((*self.c.as_ptr()).read, &raw mut ngx_posted_events) };
@@ -946,6 +1059,51 @@ impl<H: Handler> Hooks<H> {
                 let (paused, first) = connection.is_paused::<H>();
                 self.handler.handshake_done(&connection, attached, paused, first);
             }
+        }
+    }
+}
+
+/// nginx's own callback of a context, which OpenSSL does not tell.
+///
+/// # Safety
+/// `ctx` is a context of nginx's.
+#[cfg(nginx_1_29_2)]
+unsafe fn kept_hello(ctx: *mut SSL_CTX) -> HelloCallback {
+    // SAFETY: the caller's; ngx_ssl_set_client_hello_callback() sets both or none.
+    let argument = unsafe { SSL_CTX_get_ex_data(ctx, ngx_ssl_client_hello_arg_index) };
+    (!argument.is_null()).then_some(ngx_ssl_client_hello_callback)
+}
+
+/// Before 1.29.2 nginx has none.
+#[cfg(not(nginx_1_29_2))]
+unsafe fn kept_hello(_: *mut SSL_CTX) -> HelloCallback {
+    None
+}
+
+unsafe extern "C" fn hello<H: Handler>(
+    ssl: *mut SSL,
+    alert: *mut c_int,
+    argument: *mut c_void,
+) -> c_int {
+    // SAFETY: SSL_CTX_set_client_hello_cb(3).
+    unsafe {
+        if let (Some(attached), Some(this)) = (attached_of::<H>(ssl), NonNull::new(ssl)) {
+            if attached.filter.get().is_null() {
+                match attached.handler.hello(attached, &HelloRef(this)) {
+                    Hello::GoOn => {}
+                    Hello::Wait => return SSL_CLIENT_HELLO_RETRY,
+                    Hello::End => {
+                        *alert = SSL_AD_USER_CANCELLED as c_int;
+                        return SSL_CLIENT_HELLO_ERROR as c_int;
+                    }
+                }
+            }
+        }
+        match Connection::of(ssl)
+            .and_then(|c| kept_hello((*c.c.as_ptr()).ssl.as_ref()?.session_ctx))
+        {
+            Some(kept) => kept(ssl, alert, argument),
+            None => SSL_CLIENT_HELLO_SUCCESS as c_int,
         }
     }
 }

@@ -23,8 +23,8 @@ use crate::ffi::clock;
 use crate::ffi::crypto::Evp;
 use crate::ffi::log::Log;
 use crate::ffi::tls::{
-    Attached, Connection, DerError, Found, Handler, Read, Session, SessionRef, Sink, Socket,
-    Waiters,
+    Attached, Connection, DerError, Found, Handler, Hello, HelloRef, Read, Session, SessionRef,
+    Sink, Socket, Waiters, Waits,
 };
 use crate::net::backend::{Answers, Waiter};
 use crate::tier::Tier;
@@ -156,6 +156,11 @@ impl Policy {
             return Found::Nowhere;
         }
         let found = lookup.run_local(&self.rules.fetch, connection.log());
+        if !found && self.suspends && connection.waits() == Waits::Not {
+            // The others were not asked: nobody can wait for them.
+            self.tally.skipped(connection);
+            return self.not_here(connection);
+        }
         let outcome = lookup.outcome();
         let report = attached.state().report_now(outcome, lookup.tier());
         debug!(
@@ -393,17 +398,23 @@ impl Handler for Policy {
     }
 
     fn handshake_started(self: &Rc<Self>, connection: &Connection) {
-        // nginx's QUIC feeds OpenSSL by other ways than this BIO.
-        if !self.suspends || connection.is_quic() {
+        if !self.suspends {
             return;
         }
-        let ready = connection
-            .attach(self, State::new())
-            .and_then(|attached| connection.suspendable(attached));
+        let attach = || connection.attach(self, State::new());
+        let ready = match connection.waits() {
+            Waits::InCallback => attach().map(|_| ()),
+            Waits::InFilter => attach().and_then(|attached| connection.suspendable(attached)),
+            Waits::Not => Ok(()),
+        };
         if ready.is_err() {
             let log = connection.log().during(FETCHING);
             log_at!(&log, Alert, "no memory to fetch an SSL session");
         }
+    }
+
+    fn hello(&self, attached: &Attached<Self>, hello: &HelloRef) -> Hello {
+        attached.state().hello(self, attached, hello)
     }
 
     fn read(&self, attached: &Attached<Self>, socket: &Socket, sink: &mut Sink) -> Read {
@@ -447,10 +458,6 @@ impl Handler for Policy {
 
     fn session(self: &Rc<Self>, connection: &Connection, id: &[u8]) -> Found {
         let Some(id) = SessionId::new(id) else { return Found::NotHere };
-        if connection.is_quic() {
-            // Nothing is read ahead there, and nothing asked.
-            return self.not_here(connection);
-        }
         let attached = connection.attached::<Policy>();
         let lookup = attached.and_then(|attached| attached.state().take_lookup(&id));
         // What was looked up as a session ID must not pass for a ticket, nor the other way round.

@@ -10,7 +10,7 @@ use core::time::Duration;
 use std::time::Instant;
 use std::vec::Vec;
 
-use session_core::hello::{HelloReader, Progress, SessionId, wanted_ids};
+use session_core::hello::{ClientHello, HelloReader, Progress, SessionId, Unreadable, wanted_ids};
 use session_core::key_ring::Tls;
 use session_core::outcome::Outcome;
 use session_core::stored::Stored;
@@ -18,7 +18,7 @@ use session_core::stored::Stored;
 use super::lookup::{Lookup, Step};
 use super::{FETCHING, Policy, Reject, server_policy, tls};
 use crate::debug;
-use crate::ffi::tls::{Attached, Ending, Read, Sink, Socket, SocketRead};
+use crate::ffi::tls::{Attached, Ending, Hello, HelloRef, Read, Sink, Socket, SocketRead};
 use crate::log_at;
 use crate::net::backend::Waiter;
 
@@ -194,6 +194,27 @@ impl State {
         }
     }
 
+    /// What becomes of a handshake that waits for OpenSSL's callback.
+    pub fn hello(&self, policy: &Policy, attached: &Attached<Policy>, hello: &HelloRef) -> Hello {
+        let Ok(mut inner) = self.0.try_borrow_mut() else { return Hello::GoOn };
+        match inner.phase {
+            Phase::AwaitHello => match hello.read() {
+                Some(hello) => inner.offered(policy, attached, &hello),
+                None => debug!(attached.log(), "SSL session fetch: {}", Unreadable::Malformed),
+            },
+            Phase::AwaitAnswers if attached.has_left() => {
+                inner.left(attached);
+                return Hello::End;
+            }
+            Phase::AwaitAnswers | Phase::AwaitReader | Phase::Through => {}
+        }
+        if inner.phase == Phase::AwaitAnswers {
+            return Hello::Wait;
+        }
+        inner.phase = Phase::Through;
+        Hello::GoOn
+    }
+
     /// What OpenSSL gets when it reads.
     pub fn read(
         &self,
@@ -275,18 +296,7 @@ impl Inner {
                 }
             };
             match self.reader.read(&self.buf) {
-                Progress::Complete(hello) => {
-                    let server = server_policy(&attached.connection());
-                    let ids = wanted_ids(&hello, &server);
-                    let tls = tls(hello.offers_tls13 && server.tls13);
-                    // OpenSSL uses one ticket; to take another would waste it.
-                    let ids = if policy.takes(tls) {
-                        ids.as_slice().get(..1)
-                    } else {
-                        Some(ids.as_slice())
-                    };
-                    self.look_up(policy, attached, ids.unwrap_or_default(), tls);
-                }
+                Progress::Complete(hello) => self.offered(policy, attached, &hello),
                 Progress::Unreadable(why) => {
                     debug!(attached.log(), "SSL session fetch: {why}");
                     self.phase = Phase::AwaitReader;
@@ -330,9 +340,7 @@ impl Inner {
                 SocketRead::Bytes(n) if n >= READ => {}
                 SocketRead::Bytes(_) | SocketRead::Again => return Some(Read::Suspended),
                 SocketRead::Ended(ending) => {
-                    debug!(attached.log(), "client gone while its SSL session was fetched");
-                    self.abort(attached, Outcome::Miss);
-                    self.report.outcome = None;
+                    self.left(attached);
                     return Some(Read::Ended(ending));
                 }
                 SocketRead::OutOfMemory => {
@@ -376,6 +384,23 @@ impl Inner {
         Read::Data(n)
     }
 
+    /// Looks up what a ClientHello offers.
+    fn offered(&mut self, policy: &Policy, attached: &Attached<Policy>, hello: &ClientHello) {
+        let server = server_policy(&attached.connection());
+        let ids = wanted_ids(hello, &server);
+        let tls = tls(hello.offers_tls13 && server.tls13);
+        // OpenSSL uses one ticket; to take another would waste it.
+        let most = if policy.takes(tls) { 1 } else { ids.as_slice().len() };
+        self.look_up(policy, attached, ids.as_slice().get(..most).unwrap_or_default(), tls);
+    }
+
+    /// The client has gone while a lookup waits.
+    fn left(&mut self, attached: &Attached<Policy>) {
+        debug!(attached.log(), "client gone while its SSL session was fetched");
+        self.abort(attached, Outcome::Miss);
+        self.report.outcome = None;
+    }
+
     /// Looks the session IDs up.
     fn look_up(
         &mut self,
@@ -385,12 +410,7 @@ impl Inner {
         tls: Tls,
     ) {
         self.phase = Phase::AwaitReader;
-        debug!(
-            attached.log(),
-            "SSL session fetch: ClientHello of {} bytes, {} session IDs to look up",
-            self.buf.len(),
-            ids.len()
-        );
+        debug!(attached.log(), "SSL session fetch: {} session IDs to look up", ids.len());
         if ids.is_empty() || self.lookups.try_reserve_exact(ids.len()).is_err() {
             return;
         }

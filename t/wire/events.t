@@ -48,7 +48,7 @@ CONF
             $relay->hold;
             my $client = $start->();
             wait_until { $relay->requests('GET') > $before } 10, 'lookup';
-            wait_until { unread($port) == 0 } 10, 'nginx to read what was sent';
+            wait_until { unread($port) == 0 } 10, 'nginx to read what was sent' unless nginx_patched($method);
             my ($cpu, $since) = ($nginx->cpu, time);
             wait_until { time - $since >= HELD } 2 * HELD, 'time to pass';
             cmp_ok $nginx->cpu - $cpu, '<', USED, 'no time is used while it waits';

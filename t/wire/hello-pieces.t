@@ -128,8 +128,12 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
             my $before = $relay->requests('GET');
             my $client = s_client(
                 port => $front->port, protocol => $protocol, sess_in => $file, large($size));
-            like $client->response, qr/^\. (?:MISS)?$/, 'full handshake';
-            is scalar($relay->requests('GET')), $before, 'no lookup';
+            if (nginx_patched()) {
+                is $client->response, "r HIT\n", 'resumed: OpenSSL reads it';
+            } else {
+                like $client->response, qr/^\. (?:MISS)?$/, 'full handshake';
+                is scalar($relay->requests('GET')), $before, 'no lookup';
+            }
             $front->stop;
         };
     }

@@ -57,7 +57,7 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
         my ($id)  = map { /fetch ([0-9a-f]{8}): asked/ } @all;
         my @story = map { s/.*?\Q$c\E //r =~ s/$id/HASH/r =~ s/\b\d+ (us|bytes|s)\b/N $1/gr } grep { /: \Q$c\E / } @all;
         is_deeply [ grep { !/store/ || /fetch/ } @story ], [
-            'SSL session fetch: ClientHello of N bytes, 1 session IDs to look up',
+            'SSL session fetch: 1 session IDs to look up',
             'SSL session fetch HASH: MISS in "shared:near", N bytes, N us',
             'SSL session fetch HASH: asked "store"',
             'SSL session fetch: handshake suspended',

@@ -90,6 +90,8 @@ pub mod listen {
     /// Handshakes that were full although the session was found.
     pub const UNUSABLE: usize = 9;
     const NEW: usize = 10;
+    /// Handshakes that could not wait for a lookup.
+    pub const SKIPPED: usize = 13;
 
     /// Handshakes by the outcome of their lookup.
     pub const fn fetched(outcome: super::Outcome) -> usize {
@@ -348,7 +350,7 @@ mod tests {
     #[test]
     fn places_are_those_of_the_families() {
         assert_eq!(listen::fetched(Outcome::Forged) + 1, listen::UNUSABLE);
-        assert_eq!(listen::new_sessions(Stored::Dropped) + 1, Kind::Listen.width());
+        assert_eq!(listen::SKIPPED + 1, Kind::Listen.width());
         assert_eq!(tier::lookups(Outcome::Corrupt) + 1, tier::TAKES);
         assert_eq!(tier::dropped(Drop::NoMemory) + 1, tier::MERGED);
         assert_eq!(tier::BYTES_STORED + 1, tier::LOOKED_UP);

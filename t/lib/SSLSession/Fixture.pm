@@ -37,7 +37,7 @@ $SIG{ALRM} = sub { print STDERR "# the test took too long\n"; exit 1 };
 alarm(($ENV{TEST_DEADLINE} || 120) * patience());
 
 our @EXPORT = qw($doing root tmpdir new_dir free_port wait_until patience slurp spew state_of
-                 nginx_binary module_path certs nginx nginx_version event_methods conf_test redis
+                 nginx_binary module_path certs nginx nginx_version nginx_patched event_methods conf_test redis
                  redis_cluster redis_sentinel memcached prometheus relay fake_server tls_relay
                  s_server s_client s_client_start tls_client browser refragment session_name
                  session_id with_session_id cache_key plain_key session_key new_session_key issue_id
@@ -45,6 +45,9 @@ our @EXPORT = qw($doing root tmpdir new_dir free_port wait_until patience slurp 
 
 sub nginx          { SSLSession::Nginx->new(@_) }
 sub nginx_version  { SSLSession::Nginx->version }
+# Whether it has the patch of patches/: OpenSSL has read the ClientHello then while a lookup waits,
+# and what follows is still in the socket, unless the event method reports levels.
+sub nginx_patched  { my ($method) = (@_, 'epoll'); return $ENV{TEST_NGINX_PATCHED} && $method eq 'epoll' }
 sub event_methods  { SSLSession::Nginx->event_methods }
 sub conf_test      { SSLSession::Nginx->new(@_, start => 0)->conf_test }
 sub redis          { SSLSession::Redis->new(@_) }
