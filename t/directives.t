@@ -1947,7 +1947,7 @@ qq{    ssl_session_backend fleet {
         ssl on;
         ssl_trusted_certificate none.pem;
     } # here
---- before: SSL_CTX_load_verify_locations\("$TEST_NGINX_SERVER_ROOT/conf/none.pem"\) failed \(SSL: .*No such file
+--- before: (?:SSL_CTX_load_verify_locations\(|cannot load certificate )"$TEST_NGINX_SERVER_ROOT/conf/none.pem".* failed \(SSL: .*No such file
 --- emerg: invalid TLS settings in ssl_session_backend "fleet"
 
 
@@ -1959,7 +1959,7 @@ qq{    ssl_session_backend fleet {
         ssl on;
         ssl_trusted_certificate $TEST_NGINX_CLIENT_PASS;
     } # here
---- before: SSL_CTX_load_verify_locations\("$TEST_NGINX_CLIENT_PASS"\) failed \(SSL:
+--- before: (?:SSL_CTX_load_verify_locations\(|cannot load certificate )"$TEST_NGINX_CLIENT_PASS".* failed \(SSL:
 --- emerg: invalid TLS settings in ssl_session_backend "fleet"
 
 
@@ -1971,7 +1971,7 @@ qq{    ssl_session_backend fleet {
         ssl on;
         ssl_crl none.pem;
     } # here
---- before: X509_LOOKUP_load_file\("$TEST_NGINX_SERVER_ROOT/conf/none.pem"\) failed \(SSL: .*No such file
+--- before: (?:X509_LOOKUP_load_file\(|cannot load CRL )"$TEST_NGINX_SERVER_ROOT/conf/none.pem".* failed \(SSL: .*No such file
 --- emerg: invalid TLS settings in ssl_session_backend "fleet"
 
 

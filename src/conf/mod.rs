@@ -20,7 +20,7 @@ use crate::ffi::content;
 use crate::ffi::counters::Counters;
 use crate::ffi::log::Level;
 use crate::ffi::module::Commands;
-use crate::ffi::tls::Hooked;
+use crate::ffi::tls::{self, Hooked};
 use crate::handshake::{Policy, Rules, Watch};
 use crate::net::backend::{Answers, Backend as Servers};
 use crate::status::page::Status;
@@ -385,6 +385,17 @@ impl MainConf {
                 format_args!(
                     "\"ssl_session_tickets\" is on, so that clients keep their sessions and \
                      \"ssl_session_store\" gets none of TLSv1.3, for the server{rest}"
+                ),
+            );
+        }
+        let quic = servers.iter().find(|server| server.listens_quic);
+        if let Some(first) = quic.filter(|_| policy.suspends() && !tls::quic_waits()) {
+            cf.say_at(
+                Level::Warn,
+                &first.place,
+                format_args!(
+                    "\"ssl_session_fetch\" asks zones of this machine only in handshakes of QUIC: \
+                     this nginx does not let them wait"
                 ),
             );
         }

@@ -341,6 +341,8 @@ pub struct Server {
     pub place: Place,
     /// Whether any of its listening sockets has `ssl`.
     pub listens_tls: bool,
+    /// Whether any of them has `quic`.
+    pub listens_quic: bool,
 }
 
 impl Conf {
@@ -680,7 +682,8 @@ impl Conf {
                                 .into_owned(),
                             line: (*server).line,
                         },
-                        listens_tls: listens_tls(main, server),
+                        listens_tls: listens(main, server, |addr| addr.opt.ssl() != 0),
+                        listens_quic: listens(main, server, is_quic),
                     })
                 })
                 .collect()
@@ -688,13 +691,14 @@ impl Conf {
     }
 }
 
-/// Whether a server has a listening socket with `ssl`.
+/// Whether a server has a listening socket of that kind.
 ///
 /// # Safety
 /// As in [`Conf::servers`].
-unsafe fn listens_tls(
+unsafe fn listens(
     main: &ngx_http_core_main_conf_t,
     server: *mut ngx_http_core_srv_conf_t,
+    is_of_kind: impl Fn(&ngx_http_conf_addr_t) -> bool,
 ) -> bool {
     // SAFETY: the caller's; the arrays hold what http core puts there (ngx_http_add_listen()).
     unsafe {
@@ -703,7 +707,17 @@ unsafe fn listens_tls(
             .as_slice::<ngx_http_conf_port_t>()
             .iter()
             .flat_map(|port| port.addrs.as_slice::<ngx_http_conf_addr_t>())
-            .filter(|addr| addr.opt.ssl() != 0)
+            .filter(|addr| is_of_kind(addr))
             .any(|addr| addr.servers.as_slice::<*mut ngx_http_core_srv_conf_t>().contains(&server))
     }
+}
+
+#[cfg(nginx_1_25_0)]
+fn is_quic(addr: &ngx_http_conf_addr_t) -> bool {
+    addr.opt.quic() != 0
+}
+
+#[cfg(not(nginx_1_25_0))]
+fn is_quic(_: &ngx_http_conf_addr_t) -> bool {
+    false
 }

@@ -148,6 +148,11 @@ pub enum Waits {
     Not,
 }
 
+/// Whether handshakes of QUIC can wait.
+pub fn quic_waits() -> bool {
+    LETS_CALLBACK_WAIT || quic::waits_in_filter()
+}
+
 /// What the filter has for OpenSSL.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Read {

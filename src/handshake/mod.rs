@@ -101,6 +101,11 @@ impl Policy {
         }
     }
 
+    /// Whether a lookup may have to wait.
+    pub fn suspends(&self) -> bool {
+        self.suspends
+    }
+
     /// The name of a tier of lookups.
     pub fn tier_name(&self, tier: usize) -> Option<&str> {
         self.rules.fetch.get(tier).map(|tier| tier.name())

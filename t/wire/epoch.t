@@ -228,12 +228,13 @@ subtest 'a client cannot get round it' => sub {
     my ($redis, $port) = (redis(), free_port());
     my $nginx = nginx(conf => conf($port, 'server ' . $redis->address . ';', fetch => 'shared:near:1m store'));
     my $file  = tmpdir() . '/session.pem';
-    # Nothing is read ahead of OpenSSL of a ClientHello that is longer than 32 KB.
+    # Nothing is read ahead of OpenSSL of a ClientHello that is longer than 32 KB. A patched nginx
+    # lets OpenSSL read, and asks.
     my @long = (port => $port, protocol => 'TLSv1.3',
         args => [ '-alpn', join ',', 'http/1.1', map { 'x' x 250 . $_ } 1000 .. 1140 ]);
     s_client(port => $port, protocol => 'TLSv1.3', sess_out => $file);
     wait_until { $redis->cmd('DBSIZE') == 2 } 5, 'its tickets in the store';
-    is s_client(@long, sess_in => $file, sess_out => "$file.2")->reused, 0,
+    is s_client(@long, sess_in => $file, sess_out => "$file.2")->reused, nginx_patched() ? 1 : 0,
         'a worker that has not asked for the epoch resumes nothing without having asked';
     # Another handshake has asked.
     is visit($port, protocol => 'TLSv1.3', session => stored($port, $redis, protocol => 'TLSv1.3'))->{status}, 'HIT', 'a hit';

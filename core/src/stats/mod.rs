@@ -201,6 +201,7 @@ const LISTEN: &[Family] = &[
         "status",
         &[Stored::Stored.as_str(), Stored::Skipped.as_str(), Stored::Dropped.as_str()],
     ),
+    counter("skipped_fetches_total", "Handshakes that offered a session and could not wait."),
 ];
 const TIER: &[Family] = &[
     counter("tier_lookups_total", "Lookups in a target.").by("status", TIER_STATUSES),
