@@ -7,9 +7,10 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 debian_releases := trixie sid
 debian_tests := t/resumption.t $(addprefix t/wire/,fleet.t take.t verify.t vhosts.t)
 test_debian := $(addprefix test-debian-,$(debian_releases))
+deb := $(addprefix deb-,$(debian_releases))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build build-vendored demo test test-patched $(test_debian) test-debian test-hup test-leak test-valgrind valgrind-handshakes check audit fuzz fuzz-merge sanitize-core constant-time bench bench-smoke clean
+.PHONY: help deps build build-vendored demo test test-patched $(test_debian) test-debian deb $(deb) test-hup test-leak test-valgrind valgrind-handshakes check audit fuzz fuzz-merge sanitize-core constant-time bench bench-smoke clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -48,6 +49,15 @@ $(test_debian): test-debian-%: deps
 	TEST_NGINX_BINARY="$(CURDIR)/target/debian-$*/nginx" \
 	TEST_NGINX_LOAD_MODULES="$(CURDIR)/target/debian-$*/ngx_http_ssl_session_module.so" \
 	tools/run-tests plain $(debian_tests)
+
+deb: ## the Debian package for this machine's nginx, into target/deb/; for Debian 13: deb-trixie
+	tools/install-deps deb
+	tools/build-deb
+
+$(deb): deb-%:
+	tools/install-deps deb
+	tools/debian-nginx $* unpack
+	tools/build-deb $*
 
 test-hup: build ## t/, each configuration reached by a reload
 	tools/run-tests hup
