@@ -8,9 +8,10 @@ debian_releases := trixie sid
 debian_tests := t/resumption.t $(addprefix t/wire/,fleet.t take.t verify.t vhosts.t)
 test_debian := $(addprefix test-debian-,$(debian_releases))
 deb := $(addprefix deb-,$(debian_releases))
+test_deb := $(addprefix test-deb-,$(debian_releases))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build build-vendored demo test test-patched $(test_debian) test-debian deb $(deb) test-hup test-leak test-valgrind valgrind-handshakes check audit fuzz fuzz-merge sanitize-core constant-time bench bench-smoke clean
+.PHONY: help deps build build-vendored demo test test-patched $(test_debian) test-debian deb $(deb) test-deb $(test_deb) test-hup test-leak test-valgrind valgrind-handshakes check audit fuzz fuzz-merge sanitize-core constant-time bench bench-smoke clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -58,6 +59,12 @@ $(deb): deb-%:
 	tools/install-deps deb
 	tools/debian-nginx $* unpack
 	tools/build-deb $*
+
+test-deb: deb ## the package, installed beside a stock nginx, used, upgraded and removed
+	tools/test-deb
+
+$(test_deb): test-deb-%: deb-%
+	tools/test-deb $*
 
 test-hup: build ## t/, each configuration reached by a reload
 	tools/run-tests hup
