@@ -11,6 +11,8 @@ use SSLSession::Instructions qw(measure recorded record_file);
 use Test::More;
 
 plan skip_all => 'counts under valgrind itself' if $ENV{TEST_NGINX_USE_VALGRIND};
+my ($of) = slurp(record_file()) =~ m{^#.*(nginx/\S+),}m;
+plan skip_all => "recorded with $of" if `'@{[ nginx_binary() ]}' -v 2>&1` !~ m{\Q$of\E\b};
 
 # Another compiler, OpenSSL or nginx counts a little otherwise; what is below this is noise of the
 # signatures and of timers.
