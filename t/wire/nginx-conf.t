@@ -125,6 +125,10 @@ for my $file (grep { $case{$_} && $case{$_}{store} } @files) {
         my $store = shell_start($text, "store-$file");
         my $made  = $case{$file}{made};
         wait_until { -s "$checkout/target/try/$made" } 20, $made if $made;
+        my %listens = map { $_ => 1 } values %other, $redis->port;
+        for my $to (grep { $listens{$_} } $text =~ /\b(\d{4,5})\b/g) {
+            wait_until { IO::Socket::INET->new(PeerAddr => "127.0.0.1:$to") } 20, "something at $to";
+        }
         my $nginx = start($file);
         my $from;
         for my $protocol (qw(TLSv1.2 TLSv1.3)) {

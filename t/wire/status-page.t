@@ -78,7 +78,7 @@ sub expected {
         Address => $one->{listen}, Protocol => $one->{protocol}, 'Lookups outcomes' => '',
         'Handshakes all' => $sum->($hand), 'Handshakes resumed' => $hand->{resumed},
         'Handshakes share' => $share->($hand->{resumed}, $sum->($hand)),
-        map({ ("Lookups $_" => $one->{fetches}{$_}) } @statuses), 'Lookups unusable hits' => $one->{unusable_hits},
+        map({ ("Lookups $_" => $one->{fetches}{$_}) } @statuses), 'Lookups unusable hits' => $one->{unusable_hits}, 'Lookups skipped' => $one->{skipped_fetches},
         map({ ("New sessions $_" => $new->{$_}) } qw(STORED SKIPPED DROPPED)),
     } } grep { $sum->($_->{handshakes}) } @{ $all->{listens} } ];
     $seen{servers} = [ map { my $one = $_; my ($down, $up) = @$one{qw(down_workers available_workers)}; +{
