@@ -431,7 +431,7 @@ my @causes = (
             seen('at B, some sessions', $B, protocol => 'TLSv1.2', session => $of{MISS});
         }
         mend($B, servers => $other{'another name'});
-        like commands(nginx => $_), qr/server +\S+:$port[0];.*server +\S+:$port[1];/s, 'the commands show them' for $A, $B;
+        like commands(nginx => $_), qr/server +\S+:$port[0]\n.*server +\S+:$port[1]\n/s, 'the commands show them' for $A, $B;
         mend($B, servers => [ map { "127.0.0.1:$_" } reverse @port ]);
         is visit($B, protocol => 'TLSv1.2', session => $of{$_})->{reused}, 'r', "$_ before" for sort keys %of;
         resumes($A, $B, \@redis) for 1 .. 3;
