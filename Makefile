@@ -5,13 +5,13 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 # Stock nginx on both sides of 1.29.2, with newer OpenSSL than Debian 12 has, and what depends on them.
 debian_releases := trixie sid
-debian_tests := t/resumption.t $(addprefix t/wire/,fleet.t take.t verify.t vhosts.t)
+debian_tests := t/resumption.t $(addprefix t/wire/,fleet.t take.t verify.t vhosts.t quic.t)
 test_debian := $(addprefix test-debian-,$(debian_releases))
 deb := $(addprefix deb-,$(debian_releases))
 test_deb := $(addprefix test-deb-,$(debian_releases))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build build-vendored demo test test-patched $(test_debian) test-debian deb $(deb) test-deb $(test_deb) test-hup test-leak test-valgrind valgrind-handshakes check audit fuzz fuzz-merge sanitize-core constant-time bench bench-smoke clean
+.PHONY: help deps build build-vendored demo test test-patched matrix $(test_debian) test-debian deb $(deb) test-deb $(test_deb) test-hup test-leak test-valgrind valgrind-handshakes check audit fuzz fuzz-merge sanitize-core constant-time bench bench-smoke clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -42,6 +42,9 @@ test-patched: deps ## t/ on nginx 1.28 with its patch of patches/
 	TEST_NGINX_PATCHED=1 TEST_NGINX_BINARY="$(CURDIR)/target/own-1.28-patched/nginx" \
 	TEST_NGINX_LOAD_MODULES="$(CURDIR)/target/own-1.28-patched/ngx_http_ssl_session_module.so" \
 	tools/run-tests plain $(TESTS)
+
+matrix: deps ## tests on the nginx, OpenSSL and servers that people run: which pass
+	tools/matrix
 
 test-debian: $(test_debian) ## some of t/ on the stock nginx of newer Debian releases, fetched for it
 

@@ -7,9 +7,6 @@
 
 #![deny(unsafe_code)]
 
-use core::ffi::c_char;
-use core::ptr;
-
 use nginx_sys::{ngx_http_module_t, ngx_module_t};
 
 use conf::MainConf;
@@ -62,31 +59,42 @@ fn backend_module() -> *const ngx_module_t {
 static CONTEXT: ngx_http_module_t = ffi::module::http_context::<SslSession>();
 
 #[allow(non_upper_case_globals)]
+#[cfg_attr(feature = "static", allow(unsafe_code), unsafe(no_mangle))]
 static mut ngx_http_ssl_session_module: ngx_module_t =
     ffi::module::http_module::<SslSession>(&CONTEXT, &conf::COMMANDS);
 
 #[allow(non_upper_case_globals)]
+#[cfg_attr(feature = "static", allow(unsafe_code), unsafe(no_mangle))]
 static mut ngx_http_ssl_session_backend_module: ngx_module_t =
     ffi::module::block_module(&conf::BACKEND_COMMANDS);
 
-// What nginx looks for in a dynamic module (ngx_load_module() in nginx.c).
+/// What nginx looks for in a dynamic module (ngx_load_module() in nginx.c).
+#[cfg(not(feature = "static"))]
+mod dynamic {
+    use core::ffi::c_char;
+    use core::ptr;
 
-#[allow(unsafe_code, non_upper_case_globals, missing_docs)]
-#[unsafe(no_mangle)]
-pub static mut ngx_modules: [*const ngx_module_t; 3] = [
-    &raw const ngx_http_ssl_session_module,
-    &raw const ngx_http_ssl_session_backend_module,
-    ptr::null(),
-];
+    use nginx_sys::ngx_module_t;
 
-#[allow(unsafe_code, non_upper_case_globals, missing_docs)]
-#[unsafe(no_mangle)]
-pub static mut ngx_module_names: [*const c_char; 3] = [
-    c"ngx_http_ssl_session_module".as_ptr(),
-    c"ngx_http_ssl_session_backend_module".as_ptr(),
-    ptr::null(),
-];
+    use super::{ngx_http_ssl_session_backend_module, ngx_http_ssl_session_module};
 
-#[allow(unsafe_code, non_upper_case_globals, missing_docs)]
-#[unsafe(no_mangle)]
-pub static mut ngx_module_order: [*const c_char; 1] = [ptr::null()];
+    #[allow(unsafe_code, non_upper_case_globals, missing_docs)]
+    #[unsafe(no_mangle)]
+    pub static mut ngx_modules: [*const ngx_module_t; 3] = [
+        &raw const ngx_http_ssl_session_module,
+        &raw const ngx_http_ssl_session_backend_module,
+        ptr::null(),
+    ];
+
+    #[allow(unsafe_code, non_upper_case_globals, missing_docs)]
+    #[unsafe(no_mangle)]
+    pub static mut ngx_module_names: [*const c_char; 3] = [
+        c"ngx_http_ssl_session_module".as_ptr(),
+        c"ngx_http_ssl_session_backend_module".as_ptr(),
+        ptr::null(),
+    ];
+
+    #[allow(unsafe_code, non_upper_case_globals, missing_docs)]
+    #[unsafe(no_mangle)]
+    pub static mut ngx_module_order: [*const c_char; 1] = [ptr::null()];
+}

@@ -103,7 +103,7 @@ refuses 'OOM', $redis,
     leave => sub { $redis->cmd(qw(CONFIG SET maxmemory 0)) };
 
 refuses 'MISCONF', $redis,
-    words => 'MISCONF Redis is configured to save RDB snapshots, but it\'s currently unable to persist to disk\..*',
+    words => 'MISCONF (?:Redis|Valkey) is configured to save RDB snapshots, but it\'s currently unable to persist to disk\..*',
     fetch => 'HIT', stores => 0,
     enter => sub {
         # What it writes cannot get its name.
@@ -115,13 +115,13 @@ refuses 'MISCONF', $redis,
     leave => sub { $redis->cmd(qw(CONFIG SET stop-writes-on-bgsave-error no)) };
 
 refuses 'NOPERM', $redis,
-    words => q(NOPERM this user has no permissions to run the 'get' command.*),
+    words => q(NOPERM (?:this user|User \w+) has no permissions to run the 'get' command.*),
     fetch => 'ERROR', stores => 1,
     enter => sub { $redis->cmd(qw(ACL SETUSER default -get)) },
     leave => sub { $redis->cmd(qw(ACL SETUSER default +get)) };
 
 refuses 'BUSY', $redis,
-    words => 'BUSY Redis is busy running a script\..*',
+    words => 'BUSY (?:Redis|Valkey) is busy running a script\..*',
     fetch => 'ERROR', stores => 0,
     enter => sub {
         $redis->cmd(qw(CONFIG SET busy-reply-threshold 1));
@@ -165,7 +165,7 @@ refuses 'BUSY', $redis,
 # A server that takes its time to load what it has saved; the fixture waits for the end of that.
 sub start_loading {
     my ($server) = @_;
-    $server->_run([ 'redis-server', $server->dir . '/redis.conf', qw(--key-load-delay 500) ],
+    $server->_run([ $server->program, $server->dir . '/redis.conf', qw(--key-load-delay 500) ],
         sub { eval { $server->cmd('PING') } || $@ =~ /LOADING/ });
     return $server->info('loading');
 }
@@ -188,7 +188,7 @@ subtest 'LOADING' => sub {
     wait_until { $edge->fds < $idle + 1 } 5, 'the connection to be closed';
     is start_loading($slow), 1, 'it loads';
     is status($edge, $session), 'ERROR', 'a lookup on a new connection';
-    my $words = qr/refused \d+ requests, the last with "LOADING Redis is loading the dataset in memory"$doing$/;
+    my $words = qr/refused \d+ requests, the last with "LOADING (?:Redis|Valkey) is loading the dataset in memory"$doing$/;
     like $edge->log_like($words), $words, 'the words are in the log';
     my $link = link_of($slow);
     my $new  = new_session($edge);

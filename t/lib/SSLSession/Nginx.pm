@@ -48,7 +48,7 @@ sub access_log { slurp($_[0]{access_log}) }
 sub write_conf {
     my ($self, $conf) = @_;
     my $dir  = $self->{dir};
-    my $load = $self->{module} ? 'load_module ' . module_path() . ';' : '';
+    my $load = $self->{module} && !$ENV{TEST_NGINX_STATIC} ? 'load_module ' . module_path() . ';' : '';
     # Workers of root would be nobody's, who may not read the test's files.
     my $user = $> == 0 ? 'user root;' : '';
     my $use  = $self->{method} ? "use $self->{method};" : '';
@@ -61,6 +61,7 @@ sub write_conf {
         if $self->{module} && ($self->{key} // 1) && $conf !~ /\bssl_session_key\s/;
     my $events = join ' ', $use, $self->{events} // 'worker_connections 1024;';
     my $main   = $self->{main} // '';
+    my $ktls   = $ENV{TEST_NGINX_KTLS} && $conf !~ /ssl_conf_command/ ? 'ssl_conf_command Options KTLS;' : '';
     my $daemon = $self->{daemon} ? 'on' : 'off';
     spew($self->{conf_file}, <<"CONF");
 daemon $daemon;
@@ -75,6 +76,7 @@ http {
     access_log $self->{access_log};
     $temp
     default_type text/plain;
+    $ktls
 $conf
 }
 CONF

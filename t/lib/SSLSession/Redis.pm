@@ -35,6 +35,7 @@ sub new {
     return $self;
 }
 
+sub program  { $ENV{TEST_REDIS_SERVER} || 'redis-server' }
 sub tls_port { $_[0]{tls_port} }
 sub dir      { $_[0]{dir} }
 sub host     { $_[0]{arg}{bind} // '127.0.0.1' }
@@ -47,7 +48,7 @@ sub _at      { my ($self, $port) = @_; return ($self->host =~ /:/ ? '[' . $self-
 sub start {
     my ($self, %change) = @_;
     $self->configure(%change) if %change;
-    my $cmd = [ 'redis-server', "$self->{dir}/redis.conf", @{ $self->{arg}{args} // [] },
+    my $cmd = [ $self->program, "$self->{dir}/redis.conf", @{ $self->{arg}{args} // [] },
         $self->{arg}{sentinel} ? '--sentinel' : () ];
     return $self->_run($cmd, sub { eval { $self->cmd('PING') } });
 }
