@@ -9,12 +9,13 @@ debian_tests := t/resumption.t $(addprefix t/wire/,fleet.t take.t verify.t vhost
 test_debian := $(addprefix test-debian-,$(debian_releases))
 deb := $(addprefix deb-,$(debian_releases))
 test_deb := $(addprefix test-deb-,$(debian_releases))
+test_nginx_debian := $(addprefix test-nginx-debian-,$(debian_releases))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build build-vendored demo test test-patched matrix $(test_debian) test-debian deb $(deb) test-deb $(test_deb) test-hup test-leak test-valgrind valgrind-handshakes check audit fuzz fuzz-merge sanitize-core constant-time bench bench-smoke clean
+.PHONY: help deps build build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) deb $(deb) test-deb $(test_deb) test-hup test-leak test-valgrind valgrind-handshakes check audit fuzz fuzz-merge sanitize-core constant-time bench bench-smoke clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
 
 deps: ## install what is missing (apt, rustup)
 	tools/install-deps
@@ -43,6 +44,9 @@ test-patched: deps ## t/ on nginx 1.28 with its patch of patches/
 	TEST_NGINX_LOAD_MODULES="$(CURDIR)/target/own-1.28-patched/ngx_http_ssl_session_module.so" \
 	tools/run-tests plain $(TESTS)
 
+sanitize: deps ## t/ with nginx and the module under AddressSanitizer
+	tools/sanitize
+
 matrix: deps ## tests on the nginx, OpenSSL and servers that people run: which pass
 	tools/matrix
 
@@ -68,6 +72,22 @@ test-deb: deb ## the package, installed beside a stock nginx, used, upgraded and
 
 $(test_deb): test-deb-%: deb-%
 	tools/test-deb $*
+
+nginx-tests:
+	@tools/test-nginx check
+
+test-nginx: nginx-tests deps build ## nginx's own tests, in NGINX_TESTS_DIR, without the module and with it
+	tools/install-deps nginx-tests
+	tools/test-nginx
+
+test-nginx-debian: $(test_nginx_debian) ## the same on the stock nginx of newer Debian releases
+
+$(test_nginx_debian): test-nginx-debian-%: nginx-tests deps
+	tools/install-deps nginx-tests
+	tools/debian-nginx $*
+	TEST_NGINX_BINARY="$(CURDIR)/target/debian-$*/nginx" \
+	TEST_NGINX_LOAD_MODULES="$(CURDIR)/target/debian-$*/ngx_http_ssl_session_module.so" \
+	tools/test-nginx
 
 test-hup: build ## t/, each configuration reached by a reload
 	tools/run-tests hup
