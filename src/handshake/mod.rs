@@ -304,6 +304,13 @@ impl Policy {
                 return Stored::Skipped;
             }
         }
+        // Who cannot wait for a store will not get it from there.
+        let only_local = self.suspends && connection.waits() == Waits::Not;
+        let mut tiers =
+            self.rules.store.iter().filter(|tier| tier.is_local() || !only_local).peekable();
+        if tiers.peek().is_none() {
+            return Stored::Skipped;
+        }
         let Some(id) = SessionId::new(session.id()) else { return Stored::Skipped };
         let now = clock::unix_time();
         let expires = session.expires(now);
@@ -321,7 +328,7 @@ impl Policy {
                     expires.saturating_sub(now)
                 );
                 let mut stored = Stored::Stored;
-                for tier in &self.rules.store {
+                for tier in tiers {
                     if !tier.store(entry.name(), &buf, expires) {
                         debug!(connection.log(), "SSL session store: not in \"{}\"", tier.name());
                         stored = Stored::Dropped;
