@@ -98,6 +98,35 @@ fn every_recording_is_read_as_it_was_recorded() {
 }
 
 #[test]
+fn what_others_have_read_of_a_recording_says_the_same() {
+    for Recording { name, wire, expected } in recordings() {
+        let (message, _) = message_of(&wire);
+        let body = &message[4..];
+        let id = &body[35..35 + usize::from(body[34])];
+        let mut rest = body.get(extensions_at(body) + 2..).unwrap_or_default();
+        let mut extensions = Vec::new();
+        while let [a, b, high, low, after @ ..] = rest {
+            let (data, more) = after.split_at(usize::from(u16::from_be_bytes([*high, *low])));
+            extensions.push((u16::from_be_bytes([*a, *b]), data));
+            rest = more;
+        }
+        let of = |kind| extensions.iter().find(|(one, _)| *one == kind).map(|(_, data)| *data);
+        assert_eq!(ClientHello::from_parts(id, of), Some(expected.clone()), "{name}");
+        // Data that is cut short is malformed, or was not read.
+        for (cut, data) in extensions.iter().filter(|(_, data)| !data.is_empty()) {
+            let short = |kind| {
+                let data = if kind == *cut { Some(&data[..data.len() - 1]) } else { of(kind) };
+                data.filter(|_| of(kind).is_some())
+            };
+            let read = ClientHello::from_parts(id, short);
+            let ticket = 35;
+            let same = [None, Some(&expected)].contains(&read.as_ref());
+            assert!(same || *cut == ticket, "{name}: {cut}: {read:?}");
+        }
+    }
+}
+
+#[test]
 fn every_recording_is_listed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hellos");
     let mut found: Vec<_> = fs::read_dir(folder)
