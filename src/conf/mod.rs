@@ -190,6 +190,14 @@ impl Directive for SslSessionBackend {
     }
 }
 
+impl Drop for MainConf {
+    fn drop(&mut self) {
+        if let Some(counters) = &self.counters {
+            counters.end();
+        }
+    }
+}
+
 impl MainConf {
     /// Reads the targets of a directive, and whether its parameter comes last.
     fn targets(

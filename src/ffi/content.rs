@@ -133,7 +133,8 @@ unsafe extern "C" fn answer<M: HttpModule, P: Page<M>>(r: *mut ngx_http_request_
         let out = &mut (*r).headers_out;
         out.content_type =
             ngx_str_t { len: content_type.len(), data: content_type.as_ptr().cast_mut() };
-        out.content_type_len = content_type.len();
+        // As nginx has it: lists of types, as that of gzip, are of types without parameters.
+        out.content_type_len = content_type.find(';').unwrap_or(content_type.len());
         out.content_type_lowcase = ptr::null_mut();
         out.status = NGX_HTTP_OK as usize;
         out.content_length_n = body.len() as _;

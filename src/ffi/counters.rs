@@ -145,6 +145,14 @@ impl Counters {
         }
     }
 
+    /// The configuration goes, and its zone with it. A process that reads its configuration anew and
+    /// has no workers (`master_process off`) counts no more.
+    pub fn end(&self) {
+        let none = ptr::null_mut();
+        // Another configuration may have begun; then there is nothing to do.
+        let _ = CURRENT.compare_exchange(self.zone, none, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
     /// The counters of this worker.
     fn current() -> Option<Self> {
         let zone = CURRENT.load(Ordering::Relaxed);

@@ -5,9 +5,9 @@ use core::mem;
 use core::ptr;
 
 use nginx_sys::{
-    NGX_ALIGNMENT, NGX_ERROR, NGX_HTTP_MODULE, NGX_HTTP_UPS_CONF, NGX_OK, ngx_command_t,
-    ngx_conf_t, ngx_cycle_t, ngx_http_conf_ctx_t, ngx_http_module, ngx_http_module_t, ngx_int_t,
-    ngx_module_t, ngx_pool_cleanup_add, ngx_uint_t,
+    NGX_ALIGNMENT, NGX_ERROR, NGX_HTTP_MODULE, NGX_HTTP_UPS_CONF, NGX_OK, NGX_PROCESS_HELPER,
+    ngx_command_t, ngx_conf_t, ngx_cycle_t, ngx_http_conf_ctx_t, ngx_http_module,
+    ngx_http_module_t, ngx_int_t, ngx_module_t, ngx_pool_cleanup_add, ngx_process, ngx_uint_t,
 };
 
 use super::conf::{Conf, Refusal};
@@ -136,6 +136,11 @@ unsafe extern "C" fn postconfiguration<M: HttpModule>(cf: *mut ngx_conf_t) -> ng
 }
 
 unsafe extern "C" fn init_process<M: HttpModule>(cycle: *mut ngx_cycle_t) -> ngx_int_t {
+    // SAFETY: a static of nginx's. Helpers, as the manager of a cache, are no workers: they would
+    // pass for the first one.
+    if unsafe { ngx_process } == NGX_PROCESS_HELPER as ngx_uint_t {
+        return NGX_OK as ngx_int_t;
+    }
     // SAFETY: nginx's current cycle.
     if let Some(conf) = unsafe { main_conf::<M>(cycle) } {
         M::begin_worker(conf);

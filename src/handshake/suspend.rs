@@ -198,6 +198,8 @@ impl State {
     pub fn hello(&self, policy: &Policy, attached: &Attached<Policy>, hello: &HelloRef) -> Hello {
         let Ok(mut inner) = self.0.try_borrow_mut() else { return Hello::GoOn };
         match inner.phase {
+            // What is attached since OpenSSL has asked: the ClientHello is the second one.
+            Phase::AwaitHello if !policy.suspends() => {}
             Phase::AwaitHello => match hello.read() {
                 Some(hello) => inner.offered(policy, attached, &hello),
                 None => debug!(attached.log(), "SSL session fetch: {}", Unreadable::Malformed),

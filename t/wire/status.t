@@ -19,6 +19,7 @@ my $conf = <<"CONF";
     ssl_certificate_key $certs->{ec_key};
     ssl_protocols       TLSv1.2 TLSv1.3;
     server { listen 127.0.0.1:$port ssl; location / { return 200 "\$ssl_session_fetch_status"; } }
+    gzip on; gzip_types text/plain;
     server { listen 127.0.0.1:$status; location / { ssl_session_status; allow 127.0.0.1; deny all; } }
 CONF
 my $nginx = nginx(workers => 2, log => 'notice', conf => $conf);
@@ -79,6 +80,8 @@ subtest 'in which form' => sub {
     is $type->('/', "-H Accept:"), "200 $type{prometheus}", 'no Accept';
     is $type->('/?a=b&format=json', "-H 'Accept: text/html'"), "200 $type{json}", 'the argument counts more';
     like `curl -sSI http://127.0.0.1:$status/`, qr/^Vary: Accept\r$/mi, 'caches are told';
+    like `curl -sS -H 'Accept-Encoding: gzip' -D - -o /dev/null http://127.0.0.1:$status/`, qr/^Content-Encoding: gzip\r$/mi, 'and gzip knows its type';
+    is `curl -sS --compressed http://127.0.0.1:$status/ | grep -c handshakes_total`, `curl -sS http://127.0.0.1:$status/ | grep -c handshakes_total`, 'the same, compressed';
 };
 
 subtest 'JSON has the same numbers' => sub {
