@@ -612,26 +612,6 @@ impl Connection {
         }
     }
 
-    /// Whether the client has gone: nothing of what it may still get would be of use.
-    fn has_left(&self) -> bool {
-        if self.is_quic() {
-            return false;
-        }
-        let mut byte = 0_u8;
-        // SAFETY: the connection is valid; recv(2) writes one byte at most.
-        unsafe {
-            let c = self.c.as_ptr();
-            if (*(*c).read).pending_eof() != 0 {
-                return true;
-            }
-            match libc::recv((*c).fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK) {
-                0 => true,
-                n if n < 0 => ngx_errno() != libc::EAGAIN,
-                _ => false,
-            }
-        }
-    }
-
     /// Whether TLS 1.3 may be negotiated, as far as the server's side goes.
     pub fn allows_tls13(&self) -> bool {
         // SAFETY: SSL_get_max_proto_version(3), which is this macro; 0 is "no limit".
@@ -879,9 +859,24 @@ impl<H: Handler> Attached<H> {
         }
     }
 
-    /// Whether the client has gone.
+    /// Whether the client has gone: nothing of what it may still get would be of use.
     pub fn has_left(&self) -> bool {
-        self.connection().has_left()
+        if self.connection().is_quic() {
+            return false;
+        }
+        let mut byte = 0_u8;
+        // SAFETY: the connection is valid; recv(2) writes one byte at most.
+        unsafe {
+            let c = self.c.as_ptr();
+            if (*(*c).read).pending_eof() != 0 {
+                return true;
+            }
+            match libc::recv((*c).fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK) {
+                0 => true,
+                n if n < 0 => ngx_errno() != libc::EAGAIN,
+                _ => false,
+            }
+        }
     }
 
     /// Lets nginx go on with a suspended handshake, at the end of this turn of the event loop.

@@ -84,20 +84,6 @@ pub struct Report {
 }
 
 impl State {
-    /// What became of the sessions that were made; nothing if none was to be stored.
-    pub fn stored(&self) -> Option<Stored> {
-        self.0.try_borrow().ok()?.stored
-    }
-
-    /// Notes what became of one.
-    pub fn set_stored(&self, stored: Stored) {
-        if let Ok(mut inner) = self.0.try_borrow_mut() {
-            inner.stored = inner.stored.max(Some(stored));
-        }
-    }
-}
-
-impl State {
     /// The beginning of a handshake.
     pub fn new() -> Self {
         State(RefCell::new(Inner {
@@ -114,6 +100,18 @@ impl State {
             report: Report::default(),
             stored: None,
         }))
+    }
+
+    /// What became of the sessions that were made; nothing if none was to be stored.
+    pub fn stored(&self) -> Option<Stored> {
+        self.0.try_borrow().ok()?.stored
+    }
+
+    /// Notes what became of one.
+    pub fn set_stored(&self, stored: Stored) {
+        if let Ok(mut inner) = self.0.try_borrow_mut() {
+            inner.stored = inner.stored.max(Some(stored));
+        }
     }
 
     /// How the session was looked up.
