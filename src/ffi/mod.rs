@@ -23,6 +23,7 @@ pub mod log;
 pub mod module;
 mod quic;
 pub mod resolver;
+mod symbol;
 pub mod tls;
 pub mod variable;
 pub mod zone;

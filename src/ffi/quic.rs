@@ -1,19 +1,20 @@
 //! Handshakes over QUIC, in which nginx feeds OpenSSL by itself.
 
 use core::cell::OnceCell;
-use core::ffi::{CStr, c_void};
+use core::ffi::c_void;
 use core::mem;
 use core::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::OnceLock;
 
 use nginx_sys::{
-    ERR_clear_error, NGX_ERROR, SSL, SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_READ,
+    ERR_clear_error, NGX_ERROR, NGX_OK, SSL, SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_READ,
     SSL_do_handshake, SSL_get_error, ngx_connection_t, ngx_int_t,
 };
 
 use super::event::{Event, On};
 use super::log::Log;
+use super::symbol;
 use crate::debug;
 
 /// Whether a filter in front of OpenSSL can let a handshake wait. It can with what nginx has for
@@ -21,7 +22,7 @@ use crate::debug;
 /// with OpenSSL's own functions for QUIC it reads from nobody.
 pub fn waits_in_filter() -> bool {
     static HERE: OnceLock<bool> = OnceLock::new();
-    *HERE.get_or_init(|| symbol(c"ngx_quic_compat_init").is_some())
+    *HERE.get_or_init(|| symbol::find(c"ngx_quic_compat_init").is_some())
 }
 
 /// Goes on with a handshake, at the end of a turn of the event loop.
@@ -50,10 +51,28 @@ impl Wake {
 }
 
 impl On<Wake> for Wake {
-    /// nginx does the same when a packet comes (ngx_quic_crypto_input(), since 1.29
-    /// ngx_quic_handshake()). What OpenSSL has to send it queues, and sends at the end of this turn.
     fn on(&self) {
-        let (c, ssl) = (self.c.as_ptr(), self.ssl.as_ptr());
+        let nginx = Nginx::get();
+        let goes_on = match nginx.handshake {
+            // SAFETY: the connection is valid, see new(), and nothing of OpenSSL's is under way.
+            Some(handshake) => unsafe { handshake(self.c.as_ptr()) == NGX_OK as ngx_int_t },
+            None => self.handshake(),
+        };
+        // Where nginx does not show how it closes, the next packet finds the error.
+        if let Some(close) = nginx.close.filter(|_| !goes_on) {
+            // SAFETY: it tells the client of the alert, and frees the connection. Nothing of it is
+            // used after that.
+            unsafe { close(self.c.as_ptr(), NGX_ERROR as ngx_int_t) };
+        }
+    }
+}
+
+impl Wake {
+    /// What nginx does when a packet comes, as far as that can be done from here. What OpenSSL has to
+    /// send it queues, and sends at the end of this turn. Since 1.29 it keeps some errors to itself,
+    /// and a handshake that has one ends by its timeout.
+    fn handshake(&self) -> bool {
+        let ssl = self.ssl.as_ptr();
         // SAFETY: both are valid, see new(), and nothing of OpenSSL's is under way.
         let (n, error) = unsafe {
             ERR_clear_error();
@@ -61,28 +80,40 @@ impl On<Wake> for Wake {
             (n, if n <= 0 { SSL_get_error(ssl, n) } else { 0 })
         };
         // SAFETY: nginx sets a log with every connection.
-        let log = unsafe { Log::from_raw((*c).log) };
+        let log = unsafe { Log::from_raw((*self.c.as_ptr()).log) };
         debug!(log, "SSL session fetch: SSL_do_handshake: {n}, {error}");
         let waits = [SSL_ERROR_WANT_READ, SSL_ERROR_WANT_CLIENT_HELLO_CB];
-        if n > 0 || waits.contains(&(error as u32)) {
-            return;
+        let goes_on = n > 0 || waits.contains(&(error as u32));
+        if !goes_on {
+            // SAFETY: OpenSSL's queue of this thread.
+            unsafe { ERR_clear_error() };
         }
-        // SAFETY: ngx_quic_close_connection() of this nginx (ngx_event_quic.c), which tells the
-        // client of the alert, and frees the connection. Nothing of it is used after that.
-        unsafe {
-            ERR_clear_error();
-            if let Some(close) = symbol(c"ngx_quic_close_connection") {
-                type Close = unsafe extern "C" fn(*mut ngx_connection_t, ngx_int_t);
-                let close: Close = mem::transmute::<NonNull<c_void>, Close>(close);
-                close(c, NGX_ERROR as ngx_int_t);
-            }
-            // Where nginx does not show it, the next packet finds the error.
-        }
+        goes_on
     }
 }
 
-/// A function of nginx's that is not in all builds.
-fn symbol(name: &CStr) -> Option<NonNull<c_void>> {
-    // SAFETY: dlsym(3) with a string.
-    NonNull::new(unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) })
+type Handshake = unsafe extern "C" fn(*mut ngx_connection_t) -> ngx_int_t;
+type Close = unsafe extern "C" fn(*mut ngx_connection_t, ngx_int_t);
+
+/// Functions of nginx's for QUIC.
+struct Nginx {
+    /// `ngx_quic_handshake()` (ngx_event_quic_ssl.c), which our patch for 1.29 and later shows.
+    handshake: Option<Handshake>,
+    /// `ngx_quic_close_connection()` (ngx_event_quic.c).
+    close: Option<Close>,
+}
+
+impl Nginx {
+    fn get() -> &'static Self {
+        static HERE: OnceLock<Nginx> = OnceLock::new();
+        // SAFETY: the functions of these names are of these types in all versions that have them.
+        HERE.get_or_init(|| unsafe {
+            Nginx {
+                handshake: symbol::find(c"ngx_quic_handshake")
+                    .map(|at| mem::transmute::<NonNull<c_void>, Handshake>(at)),
+                close: symbol::find(c"ngx_quic_close_connection")
+                    .map(|at| mem::transmute::<NonNull<c_void>, Close>(at)),
+            }
+        })
+    }
 }

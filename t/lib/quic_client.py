@@ -1,9 +1,10 @@
 """A client of HTTP/3 for the tests: one request over a connection of its own.
 
-    quic_client.py PORT PATH [--session FILE] [--save FILE] [--early]
+    quic_client.py PORT PATH [--session FILE] [--save FILE] [--early] [--no-alpn]
 
 Offers the session of FILE, and saves the last one that it is given. --early: the request is early
-data. Prints a line of JSON; "error" is there if there was no answer.
+data. --no-alpn: no protocol is asked for, which servers have to refuse (RFC 9001, section 8.1).
+Prints a line of JSON; "error" is there if there was no answer, and "ms" how long it took.
 """
 
 import argparse
@@ -53,20 +54,25 @@ class Client(QuicConnectionProtocol):
 async def visit(args):
     tickets = []
     configuration = QuicConfiguration(
-        is_client=True, alpn_protocols=H3_ALPN, verify_mode=ssl.CERT_NONE, server_name="localhost")
+        is_client=True, alpn_protocols=None if args.no_alpn else H3_ALPN,
+        verify_mode=ssl.CERT_NONE, server_name="localhost")
     if args.session:
         with open(args.session, "rb") as file:
             configuration.session_ticket = pickle.load(file)
     said = {}
     began = time.monotonic()
+
+    def ms():
+        return round((time.monotonic() - began) * 1000)
+
     try:
         async with connect("127.0.0.1", args.port, configuration=configuration,
                            create_protocol=Client, session_ticket_handler=tickets.append,
-                           wait_connected=not args.early) as client:
+                           wait_connected=not (args.early or args.no_alpn)) as client:
             client.ask("GET", args.path)
             await asyncio.wait_for(client.done, PATIENCE)
             said = {"status": int(client.headers[":status"]), "body": client.body.decode(),
-                    "ms": round((time.monotonic() - began) * 1000)}
+                    "ms": ms()}
             # Early data may be answered before the handshake is through.
             quic = client._quic
             deadline = began + PATIENCE
@@ -75,7 +81,7 @@ async def visit(args):
                 await asyncio.sleep(0.01)
             said |= {"resumed": quic.tls.session_resumed, "early": quic.tls.early_data_accepted}
     except (ConnectionError, asyncio.TimeoutError) as error:
-        said["error"] = f"{type(error).__name__} {error}"
+        said |= {"error": f"{type(error).__name__} {error}", "ms": ms()}
     if args.save and tickets:
         with open(args.save, "wb") as file:
             pickle.dump(tickets[-1], file)
@@ -89,6 +95,7 @@ def main():
     parser.add_argument("--session")
     parser.add_argument("--save")
     parser.add_argument("--early", action="store_true")
+    parser.add_argument("--no-alpn", action="store_true")
     print(json.dumps(asyncio.run(visit(parser.parse_args()))))
 
 

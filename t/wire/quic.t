@@ -153,6 +153,19 @@ if ($waits) {
         $relay->drop(0);
     };
 
+    subtest 'a client that has to be refused is so at once' => sub {
+        plan skip_all => 'since 1.29 nginx tells nobody of it, but where it is patched'
+            if nginx_version() >= 1_029_000 && !$ENV{TEST_NGINX_PATCHED};
+        my ($port, $nginx) = site('store');
+        my $session = stored($port, 'refused');
+        my $gets    = $relay->requests('GET');
+        my $seen    = visit($port, '--session', $session, '--no-alpn');
+        is $relay->requests('GET'), $gets + 1, 'after a lookup';
+        like $seen->{error}, qr/0x178/, 'no_application_protocol' or diag explain $seen;
+        cmp_ok $seen->{ms}, '<', 2000 * patience(), 'long before a timeout';
+        is_deeply [ $nginx->errors ], [], 'no error in the log';
+    };
+
     subtest 'a client that vanishes' => sub {
         my ($port, $nginx) = site('store');
         my $session = stored($port, 'gone');
