@@ -5,8 +5,15 @@
 
 use std::{env, fs};
 
-/// From this nginx on (1.29.2), SNI is dispatched before the session lookup.
-const VERSION_SNI_BEFORE_LOOKUP: u32 = 1_029_002;
+/// What is different from which nginx on.
+const VERSIONS: [(&str, u32); 3] = [
+    // It has QUIC.
+    ("nginx_1_25_0", 1_025_000),
+    // stream{} has virtual servers.
+    ("nginx_1_25_5", 1_025_005),
+    // SNI is dispatched before the session lookup.
+    ("nginx_1_29_2", 1_029_002),
+];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -24,20 +31,17 @@ fn main() {
         println!("cargo::rustc-cfg=ngx_os=\"{os}\"");
     }
 
-    println!("cargo::rustc-check-cfg=cfg(nginx_1_29_2)");
     match metadata("DEP_NGINX_VERSION_NUMBER").parse::<u32>() {
-        Ok(version) if version >= VERSION_SNI_BEFORE_LOOKUP => {
-            println!("cargo::rustc-cfg=nginx_1_29_2");
+        Ok(version) => {
+            for (cfg, since) in VERSIONS {
+                println!("cargo::rustc-check-cfg=cfg({cfg})");
+                if version >= since {
+                    println!("cargo::rustc-cfg={cfg}");
+                }
+            }
         }
-        Ok(_) => {}
-        // A guess would compile, and behave wrongly on the other side of 1.29.2.
+        // A guess would compile, and behave wrongly on the other side.
         Err(err) => println!("cargo::error=nginx's version is unknown: {err}"),
-    }
-
-    println!("cargo::rustc-check-cfg=cfg(nginx_1_25_0)");
-    // From there on it has QUIC.
-    if metadata("DEP_NGINX_VERSION_NUMBER").parse().is_ok_and(|version: u32| version >= 1_025_000) {
-        println!("cargo::rustc-cfg=nginx_1_25_0");
     }
 
     println!("cargo::rustc-check-cfg=cfg(nginx_client_hello_retry)");

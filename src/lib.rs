@@ -7,11 +7,15 @@
 
 #![deny(unsafe_code)]
 
+#[cfg(ngx_feature = "stream_ssl")]
+use nginx_sys::ngx_stream_module_t;
 use nginx_sys::{ngx_http_module_t, ngx_module_t};
 
 use conf::MainConf;
-use ffi::conf::{Conf, Refusal};
-use ffi::module::HttpModule;
+use ffi::http::Http;
+use ffi::module::Module;
+#[cfg(ngx_feature = "stream_ssl")]
+use ffi::stream::Stream;
 
 mod conf;
 mod ffi;
@@ -20,29 +24,37 @@ mod net;
 mod status;
 mod tier;
 
+/// The module in `http{}`.
 struct SslSession;
 
-impl HttpModule for SslSession {
+impl Module for SslSession {
+    type Block = Http;
     type MainConf = MainConf;
 
     fn module() -> *const ngx_module_t {
         module()
     }
 
-    fn preconfiguration(cf: &mut Conf) -> Result<(), Refusal> {
-        MainConf::prepare(cf)
+    fn main_conf() -> MainConf {
+        MainConf::new("")
+    }
+}
+
+/// The same in `stream{}`.
+#[cfg(ngx_feature = "stream_ssl")]
+struct StreamSslSession;
+
+#[cfg(ngx_feature = "stream_ssl")]
+impl Module for StreamSslSession {
+    type Block = Stream;
+    type MainConf = MainConf;
+
+    fn module() -> *const ngx_module_t {
+        &raw const ngx_stream_ssl_session_module
     }
 
-    fn postconfiguration(cf: &mut Conf, conf: &mut MainConf) -> Result<(), Refusal> {
-        conf.apply(cf)
-    }
-
-    fn begin_worker(conf: &MainConf) {
-        conf.begin();
-    }
-
-    fn exit_worker(conf: &MainConf) {
-        conf.close();
+    fn main_conf() -> MainConf {
+        MainConf::new("stream:")
     }
 }
 
@@ -68,7 +80,16 @@ static mut ngx_http_ssl_session_module: ngx_module_t =
 static mut ngx_http_ssl_session_backend_module: ngx_module_t =
     ffi::module::block_module(&conf::BACKEND_COMMANDS);
 
-/// What nginx looks for in a dynamic module (ngx_load_module() in nginx.c).
+#[cfg(ngx_feature = "stream_ssl")]
+static STREAM_CONTEXT: ngx_stream_module_t = ffi::module::stream_context::<StreamSslSession>();
+
+#[cfg(ngx_feature = "stream_ssl")]
+#[allow(non_upper_case_globals)]
+#[cfg_attr(feature = "static", allow(unsafe_code), unsafe(no_mangle))]
+static mut ngx_stream_ssl_session_module: ngx_module_t =
+    ffi::module::stream_module::<StreamSslSession>(&STREAM_CONTEXT, &conf::STREAM_COMMANDS);
+
+/// What nginx looks for in a dynamic module (ngx_load_module() in nginx.c). Lists end with a null.
 #[cfg(not(feature = "static"))]
 mod dynamic {
     use core::ffi::c_char;
@@ -76,21 +97,28 @@ mod dynamic {
 
     use nginx_sys::ngx_module_t;
 
+    #[cfg(ngx_feature = "stream_ssl")]
+    use super::ngx_stream_ssl_session_module;
     use super::{ngx_http_ssl_session_backend_module, ngx_http_ssl_session_module};
 
     #[allow(unsafe_code, non_upper_case_globals, missing_docs)]
     #[unsafe(no_mangle)]
-    pub static mut ngx_modules: [*const ngx_module_t; 3] = [
+    pub static mut ngx_modules: [*const ngx_module_t; 4] = [
         &raw const ngx_http_ssl_session_module,
         &raw const ngx_http_ssl_session_backend_module,
+        #[cfg(ngx_feature = "stream_ssl")]
+        &raw const ngx_stream_ssl_session_module,
+        #[cfg(not(ngx_feature = "stream_ssl"))]
+        ptr::null(),
         ptr::null(),
     ];
 
     #[allow(unsafe_code, non_upper_case_globals, missing_docs)]
     #[unsafe(no_mangle)]
-    pub static mut ngx_module_names: [*const c_char; 3] = [
+    pub static mut ngx_module_names: [*const c_char; 4] = [
         c"ngx_http_ssl_session_module".as_ptr(),
         c"ngx_http_ssl_session_backend_module".as_ptr(),
+        c"ngx_stream_ssl_session_module".as_ptr(),
         ptr::null(),
     ];
 

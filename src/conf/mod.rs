@@ -6,6 +6,8 @@ use std::rc::{Rc, Weak};
 use std::string::{String, ToString};
 use std::vec::Vec;
 
+#[cfg(ngx_feature = "stream_ssl")]
+use nginx_sys::NGX_STREAM_MAIN_CONF;
 use nginx_sys::{
     NGX_CONF_1MORE, NGX_CONF_BLOCK, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_HTTP_LOC_CONF,
     NGX_HTTP_MAIN_CONF, ngx_command_t,
@@ -15,11 +17,12 @@ use session_core::stats::Record;
 use session_core::target::{Redacted, Target, TargetError};
 
 use crate::SslSession;
+use crate::ffi::block::Block;
 use crate::ffi::conf::{Conf, DUPLICATE, Directive, Place, Refusal, directive};
 use crate::ffi::content;
 use crate::ffi::counters::Counters;
 use crate::ffi::log::Level;
-use crate::ffi::module::Commands;
+use crate::ffi::module::{self, Commands, Module};
 use crate::ffi::tls::{self, Hooked};
 use crate::handshake::{Policy, Rules, Watch};
 use crate::net::backend::{Answers, Backend as Servers};
@@ -47,20 +50,36 @@ const COUNTERS: &str = "SSL session counters";
 /// touched.
 const COUNTERS_LEN: usize = 4 * 1024 * 1024;
 
-/// The directives of `http{}`.
-pub static COMMANDS: Commands<[ngx_command_t; 7]> = Commands::new([
+/// The directives of both blocks. nginx has the same numbers for `http{}` and `stream{}`, and keeps
+/// them apart by the module's type.
+const MAIN_COMMANDS: [ngx_command_t; 5] = [
     directive::<SslSessionFetch>(NGX_HTTP_MAIN_CONF | NGX_CONF_1MORE),
     directive::<SslSessionStore>(NGX_HTTP_MAIN_CONF | NGX_CONF_1MORE),
     directive::<SslSessionBackend>(NGX_HTTP_MAIN_CONF | NGX_CONF_BLOCK | NGX_CONF_TAKE1),
     directive::<SslSessionKey>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
     directive::<SslSessionEpoch>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
-    directive::<SslSessionStatus>(NGX_HTTP_LOC_CONF | NGX_CONF_NOARGS),
-    ngx_command_t::empty(),
-]);
+];
+
+/// The directives of `http{}`.
+pub static COMMANDS: Commands<[ngx_command_t; 7]> = {
+    let [fetch, store, backend, key, epoch] = MAIN_COMMANDS;
+    let status = directive::<SslSessionStatus>(NGX_HTTP_LOC_CONF | NGX_CONF_NOARGS);
+    Commands::new([fetch, store, backend, key, epoch, status, ngx_command_t::empty()])
+};
+
+/// The directives of `stream{}`.
+#[cfg(ngx_feature = "stream_ssl")]
+pub static STREAM_COMMANDS: Commands<[ngx_command_t; 6]> = {
+    const _: () = assert!(NGX_STREAM_MAIN_CONF == NGX_HTTP_MAIN_CONF);
+    let [fetch, store, backend, key, epoch] = MAIN_COMMANDS;
+    Commands::new([fetch, store, backend, key, epoch, ngx_command_t::empty()])
+};
 
 /// What the directives have said.
 #[derive(Default)]
 pub struct MainConf {
+    /// What the names of tiers begin with: two blocks may have the same.
+    scope: &'static str,
     // Dropped first: from then on OpenSSL asks nobody here.
     hooked: Hooked<Policy>,
     policy: Option<Rc<Policy>>,
@@ -199,6 +218,13 @@ impl Drop for MainConf {
 }
 
 impl MainConf {
+    /// Nothing said yet. The names of tiers will begin with `scope`.
+    pub fn new(scope: &'static str) -> Self {
+        let mut conf = MainConf::default();
+        conf.scope = scope;
+        conf
+    }
+
     /// Reads the targets of a directive, and whether its parameter comes last.
     fn targets(
         &mut self,
@@ -254,11 +280,11 @@ impl MainConf {
                 // The size says nothing to who reads a log.
                 let name = text.strip_suffix(shared.size).unwrap_or(text).trim_end_matches(':');
                 let zone = cf.zone(shared.name, shared.size, crate::module())?;
-                Rc::new(Shared::new(name.to_string(), zone))
+                Rc::new(Shared::new(self.scoped(name), zone))
             }
             Target::Server(server) => {
                 let settings = Settings::of_url(cf, &server)?;
-                self.remote(server.to_string(), settings)
+                self.remote(&server.to_string(), settings)
             }
             Target::Off | Target::Backend(_) => return Err(Refusal::Said),
         };
@@ -316,19 +342,79 @@ impl MainConf {
         let Some((_, backend)) = place.map(|place| self.backends.swap_remove(place)) else {
             return Err(name);
         };
-        let tier = self.remote(name.clone(), backend);
+        let tier = self.remote(&name, backend);
         self.tiers.push((name, Rc::clone(&tier)));
         Ok(tier)
     }
 
-    fn remote(&mut self, name: String, settings: Settings) -> Rc<dyn Tier> {
+    fn remote(&mut self, name: &str, settings: Settings) -> Rc<dyn Tier> {
+        let name = self.scoped(name);
         let (servers, prefix) = settings.into_servers(&name);
         self.servers.push(Rc::clone(&servers));
         Rc::new(Remote::new(name, prefix, servers))
     }
 
-    /// Puts the directives into force, once `http{}` was read.
-    pub fn apply(&mut self, cf: &mut Conf) -> Result<(), Refusal> {
+    /// The name of a tier in logs, variables and counters.
+    fn scoped(&self, name: &str) -> String {
+        [self.scope, name].concat()
+    }
+
+    /// Says aloud that sessions are stored where others can read them.
+    fn warn_of_open_store<'a>(&self, cf: &Conf, tiers: impl Iterator<Item = &'a Rc<dyn Tier>>) {
+        let Keys::Off(place) = &self.keys else { return };
+        let mut remote = tiers.filter(|tier| !tier.is_local());
+        if let Some(first) = remote.next() {
+            cf.say_at(
+                Level::Warn,
+                place,
+                format_args!(
+                    "\"ssl_session_key\" is off: whoever can read \"{}\" can decrypt the \
+                     connections of the sessions in it",
+                    first.name()
+                ),
+            );
+        }
+    }
+
+    /// Who watches the epoch: it is kept in the last tier that other machines share.
+    fn watch(&mut self, cf: &Conf, fetch: &[Rc<dyn Tier>]) -> Result<Option<Watch>, Refusal> {
+        let Some((name, place)) = self.epoch.take() else { return Ok(None) };
+        let refuse = |text: fmt::Arguments<'_>| {
+            cf.say_at(Level::Emerg, &place, format_args!("\"ssl_session_epoch\" {text}"));
+            Err(Refusal::Said)
+        };
+        // Without keys clients choose names of entries.
+        let Keys::Files(_) = self.keys else {
+            return refuse(format_args!("without \"ssl_session_key\""));
+        };
+        match fetch.iter().rev().find(|tier| !tier.is_local()) {
+            Some(tier) => Ok(Some(Watch::new(name, Rc::clone(tier)))),
+            None => refuse(format_args!(
+                "without a target of \"ssl_session_fetch\" that other machines share"
+            )),
+        }
+    }
+
+    /// What was counted.
+    pub fn snapshot(&self) -> Vec<Record> {
+        self.counters.as_ref().map(Counters::snapshot).unwrap_or_default()
+    }
+}
+
+impl module::MainConf for MainConf {
+    fn prepare<M: Module>(cf: &mut Conf) -> Result<(), Refusal> {
+        if M::Block::goes_before(cf, M::module()) {
+            variables::add::<M::Block>(cf)?;
+        }
+        Ok(())
+    }
+
+    fn apply<M: Module>(&mut self, cf: &mut Conf) -> Result<(), Refusal> {
+        if self.counts {
+            // Whoever calls a zone of sessions so is told by nginx that it is declared for
+            // something else: those are of the other module.
+            self.counters = Some(cf.counters(COUNTERS, COUNTERS_LEN, crate::backend_module())?);
+        }
         let fetch = self.fetch.take();
         let fetch = self.resolve(cf, fetch)?;
         let store = self.store.take();
@@ -336,6 +422,12 @@ impl MainConf {
         if fetch.is_empty() && store.is_empty() {
             self.keys = Keys::Unset;
             return Ok(());
+        }
+        if !M::Block::goes_before(cf, M::module()) {
+            return Err(cf.refuse(format_args!(
+                "\"load_module\" of ngx_stream_module.so must come before that of this module, as \
+                 \"stream\" has its directives"
+            )));
         }
         self.warn_of_open_store(cf, fetch.iter().chain(&store));
         let epoch = self.watch(cf, &fetch)?;
@@ -350,14 +442,14 @@ impl MainConf {
             epoch,
         }));
         let answers: Weak<dyn Answers> = Rc::downgrade(&(Rc::clone(&policy) as Rc<dyn Answers>));
-        let resolver = cf.resolver();
+        let resolver = M::Block::resolver(cf);
         for servers in &self.servers {
             if let Some(resolver) = &resolver {
                 servers.set_resolver(resolver);
             }
             servers.set_answers(answers.clone());
         }
-        let servers = cf.servers();
+        let servers = M::Block::servers(cf);
         if let Some(fresh) = fresh {
             // OpenSSL would look there first, and find what was taken or withdrawn.
             let caches: Vec<bool> =
@@ -408,75 +500,24 @@ impl MainConf {
             );
         }
         self.policy = Some(policy);
-        if self.counts {
-            // Whoever calls a zone of sessions so is told by nginx that it is declared for
-            // something else: those are of the other module.
-            self.counters = Some(cf.counters(COUNTERS, COUNTERS_LEN, crate::backend_module())?);
-        }
         // Their texts may hold passwords.
         self.tiers = Vec::new();
         Ok(())
     }
 
-    /// Says aloud that sessions are stored where others can read them.
-    fn warn_of_open_store<'a>(&self, cf: &Conf, tiers: impl Iterator<Item = &'a Rc<dyn Tier>>) {
-        let Keys::Off(place) = &self.keys else { return };
-        let mut remote = tiers.filter(|tier| !tier.is_local());
-        if let Some(first) = remote.next() {
-            cf.say_at(
-                Level::Warn,
-                place,
-                format_args!(
-                    "\"ssl_session_key\" is off: whoever can read \"{}\" can decrypt the \
-                     connections of the sessions in it",
-                    first.name()
-                ),
-            );
-        }
-    }
-
-    /// Who watches the epoch: it is kept in the last tier that other machines share.
-    fn watch(&mut self, cf: &Conf, fetch: &[Rc<dyn Tier>]) -> Result<Option<Watch>, Refusal> {
-        let Some((name, place)) = self.epoch.take() else { return Ok(None) };
-        let refuse = |text: fmt::Arguments<'_>| {
-            cf.say_at(Level::Emerg, &place, format_args!("\"ssl_session_epoch\" {text}"));
-            Err(Refusal::Said)
-        };
-        // Without keys clients choose names of entries.
-        let Keys::Files(_) = self.keys else {
-            return refuse(format_args!("without \"ssl_session_key\""));
-        };
-        match fetch.iter().rev().find(|tier| !tier.is_local()) {
-            Some(tier) => Ok(Some(Watch::new(name, Rc::clone(tier)))),
-            None => refuse(format_args!(
-                "without a target of \"ssl_session_fetch\" that other machines share"
-            )),
-        }
-    }
-
-    /// What was counted.
-    pub fn snapshot(&self) -> Vec<Record> {
-        self.counters.as_ref().map(Counters::snapshot).unwrap_or_default()
-    }
-
-    /// The worker begins.
-    pub fn begin(&self) {
-        if let (Some(policy), Some(counters)) = (&self.policy, self.counters) {
+    fn begin(&self) {
+        if let Some(counters) = self.counters {
             counters.begin_worker();
+        }
+        if let Some(policy) = &self.policy {
             policy.count();
         }
     }
 
-    /// The worker exits.
-    pub fn close(&self) {
+    fn close(&self) {
         if let Some(policy) = &self.policy {
             policy.close();
         }
-    }
-
-    /// Before `http{}` is read.
-    pub fn prepare(cf: &mut Conf) -> Result<(), Refusal> {
-        variables::add(cf)
     }
 }
 

@@ -3,7 +3,7 @@
 use core::ffi::{CStr, c_char, c_void};
 use core::fmt;
 use core::mem;
-use core::ptr::{self, NonNull};
+use core::ptr;
 use std::boxed::Box;
 use std::fs::File;
 use std::io::{self, Read};
@@ -17,12 +17,9 @@ use nginx_sys::{
     ngx_conf_bitmask_t, ngx_conf_full_name, ngx_conf_log_error, ngx_conf_parse,
     ngx_conf_set_bitmask_slot, ngx_conf_set_flag_slot, ngx_conf_set_keyval_slot,
     ngx_conf_set_msec_slot, ngx_conf_set_num_slot, ngx_conf_set_str_slot, ngx_conf_t, ngx_err_t,
-    ngx_flag_t, ngx_http_conf_addr_t, ngx_http_conf_ctx_t, ngx_http_conf_port_t,
-    ngx_http_core_loc_conf_t, ngx_http_core_main_conf_t, ngx_http_core_module,
-    ngx_http_core_srv_conf_t, ngx_http_ssl_module, ngx_http_ssl_srv_conf_t, ngx_inet_addr,
-    ngx_int_t, ngx_log_t, ngx_module_t, ngx_msec_t, ngx_pagesize, ngx_parse_size, ngx_parse_time,
-    ngx_parse_url, ngx_shared_memory_add, ngx_shm_zone_t, ngx_ssl_read_password_file, ngx_str_t,
-    ngx_uint_t, ngx_url_t,
+    ngx_flag_t, ngx_inet_addr, ngx_int_t, ngx_log_t, ngx_module_t, ngx_msec_t, ngx_pagesize,
+    ngx_parse_size, ngx_parse_time, ngx_parse_url, ngx_shared_memory_add, ngx_shm_zone_t,
+    ngx_ssl_read_password_file, ngx_str_t, ngx_uint_t, ngx_url_t,
 };
 use session_core::target::Redacted;
 use zeroize::Zeroizing;
@@ -30,16 +27,12 @@ use zeroize::Zeroizing;
 use super::counters::Counters;
 use super::link::Address;
 use super::log::Level;
-use super::resolver::Resolver;
-use super::tls::Context;
 use super::zone::Zone;
 
 /// The smallest shared zone, in pages, as nginx's own modules have it.
 const MIN_ZONE_PAGES: usize = 8;
 /// The longest password in a file, in bytes.
 const MAX_PASSWORD: usize = 4096;
-/// Default of `resolver_timeout` (ngx_http_core_merge_loc_conf()), in milliseconds.
-const RESOLVER_TIMEOUT: ngx_msec_t = 30000;
 
 /// A configuration that is being read.
 #[repr(transparent)]
@@ -313,6 +306,12 @@ pub struct Place {
     line: usize,
 }
 
+impl Place {
+    pub(super) fn new(file: &CStr, line: usize) -> Self {
+        Place { file: file.to_string_lossy().into_owned(), line }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file, self.line)
@@ -331,18 +330,6 @@ pub struct ServerUrl {
     pub is_name: bool,
     /// Whether it is a unix socket.
     pub is_unix: bool,
-}
-
-/// A server of `http{}` that speaks TLS.
-pub struct Server {
-    /// Its context.
-    pub context: Context,
-    /// Where its block begins.
-    pub place: Place,
-    /// Whether any of its listening sockets has `ssl`.
-    pub listens_tls: bool,
-    /// Whether any of them has `quic`.
-    pub listens_quic: bool,
 }
 
 impl Conf {
@@ -552,27 +539,6 @@ impl Conf {
         Refusal::Said
     }
 
-    /// The `resolver` of `http{}`, if there is one. To be called when `http{}` has been read.
-    pub fn resolver(&mut self) -> Option<Resolver> {
-        // SAFETY: in postconfiguration ctx is that of http{}. A resolver that nginx makes where
-        // none is configured has no connections (ngx_http_core_merge_loc_conf()). Its cleanup was
-        // added to this pool when it was made.
-        unsafe {
-            let ctx = self.0.ctx.cast::<ngx_http_conf_ctx_t>();
-            let loc_conf = *(*ctx).loc_conf.add(ngx_http_core_module.ctx_index);
-            let core = loc_conf.cast::<ngx_http_core_loc_conf_t>().as_ref()?;
-            let resolver = NonNull::new(core.resolver)?;
-            if resolver.as_ref().connections.nelts == 0 {
-                return None;
-            }
-            let timeout = match core.resolver_timeout {
-                unset if unset == NGX_CONF_UNSET as ngx_msec_t => RESOLVER_TIMEOUT,
-                timeout => timeout,
-            };
-            Resolver::new(resolver, timeout, self.0.pool)
-        }
-    }
-
     /// Declares a zone of shared memory for a module.
     pub fn zone(
         &mut self,
@@ -632,6 +598,16 @@ impl Conf {
         }
     }
 
+    /// The modules of nginx, in their order.
+    pub(super) fn modules(&self) -> impl Iterator<Item = *const ngx_module_t> {
+        // SAFETY: the cycle that is configured has a list of so many modules.
+        let modules = unsafe {
+            let cycle = self.0.cycle;
+            core::slice::from_raw_parts((*cycle).modules, (*cycle).modules_n)
+        };
+        modules.iter().map(|module| module.cast_const())
+    }
+
     /// The configurations of the block that is read.
     pub(super) fn context(&self) -> *mut c_void {
         self.0.ctx
@@ -655,69 +631,4 @@ impl Conf {
         };
         if rv.is_null() { Ok(()) } else { Err(Refusal::Said) }
     }
-
-    /// The servers of `http{}` that have a TLS context, in the order of the configuration. To be
-    /// called when `http{}` has been read.
-    pub fn servers(&self) -> Vec<Server> {
-        // SAFETY: in postconfiguration ctx is that of http{}; its modules have merged their
-        // configurations, and nginx has yet to free the list of ports.
-        unsafe {
-            let ctx = self.0.ctx.cast::<ngx_http_conf_ctx_t>();
-            let main = *(*ctx).main_conf.add(ngx_http_core_module.ctx_index);
-            let Some(main) = main.cast::<ngx_http_core_main_conf_t>().as_ref() else {
-                return Vec::new();
-            };
-            main.servers
-                .as_slice::<*mut ngx_http_core_srv_conf_t>()
-                .iter()
-                .filter_map(|&server| {
-                    let srv_conf = (*(*server).ctx).srv_conf;
-                    let ssl = (*srv_conf.add(ngx_http_ssl_module.ctx_index))
-                        .cast::<ngx_http_ssl_srv_conf_t>();
-                    Some(Server {
-                        context: Context::from_ptr((*ssl).ssl.ctx)?,
-                        place: Place {
-                            file: CStr::from_ptr((*server).file_name.cast())
-                                .to_string_lossy()
-                                .into_owned(),
-                            line: (*server).line,
-                        },
-                        listens_tls: listens(main, server, |addr| addr.opt.ssl() != 0),
-                        listens_quic: listens(main, server, is_quic),
-                    })
-                })
-                .collect()
-        }
-    }
-}
-
-/// Whether a server has a listening socket of that kind.
-///
-/// # Safety
-/// As in [`Conf::servers`].
-unsafe fn listens(
-    main: &ngx_http_core_main_conf_t,
-    server: *mut ngx_http_core_srv_conf_t,
-    is_of_kind: impl Fn(&ngx_http_conf_addr_t) -> bool,
-) -> bool {
-    // SAFETY: the caller's; the arrays hold what http core puts there (ngx_http_add_listen()).
-    unsafe {
-        let Some(ports) = main.ports.as_ref() else { return false };
-        ports
-            .as_slice::<ngx_http_conf_port_t>()
-            .iter()
-            .flat_map(|port| port.addrs.as_slice::<ngx_http_conf_addr_t>())
-            .filter(|addr| is_of_kind(addr))
-            .any(|addr| addr.servers.as_slice::<*mut ngx_http_core_srv_conf_t>().contains(&server))
-    }
-}
-
-#[cfg(nginx_1_25_0)]
-fn is_quic(addr: &ngx_http_conf_addr_t) -> bool {
-    addr.opt.quic() != 0
-}
-
-#[cfg(not(nginx_1_25_0))]
-fn is_quic(_: &ngx_http_conf_addr_t) -> bool {
-    false
 }

@@ -1,6 +1,7 @@
 //! Answers of nginx that are made here.
 
 use core::ffi::c_void;
+use core::mem;
 use core::ptr;
 use std::borrow::Cow;
 
@@ -9,15 +10,16 @@ use nginx_sys::{
     NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_NOT_ALLOWED, NGX_HTTP_OK, NGX_OK, ngx_buf_t,
     ngx_chain_t, ngx_create_temp_buf, ngx_http_arg, ngx_http_conf_ctx_t, ngx_http_core_loc_conf_t,
     ngx_http_core_module, ngx_http_discard_request_body, ngx_http_output_filter,
-    ngx_http_request_t, ngx_http_send_header, ngx_int_t, ngx_list_part_t, ngx_list_push, ngx_str_t,
-    ngx_table_elt_t,
+    ngx_http_request_t, ngx_http_send_header, ngx_int_t, ngx_list_part_t, ngx_list_push,
+    ngx_pcalloc, ngx_str_t, ngx_table_elt_t,
 };
 
 use super::conf::Conf;
-use super::module::HttpModule;
+use super::http::Http;
+use super::module::Module;
 
 /// What a location answers.
-pub trait Page<M: HttpModule> {
+pub trait Page<M: Module<Block = Http>> {
     /// The answer to a request.
     fn answer(conf: &M::MainConf, request: &Request) -> Answer;
 }
@@ -94,7 +96,7 @@ impl Request {
 }
 
 /// Lets the location that is being read answer with a page.
-pub fn serve<M: HttpModule, P: Page<M>>(cf: &mut Conf) {
+pub fn serve<M: Module<Block = Http>, P: Page<M>>(cf: &mut Conf) {
     // SAFETY: within http{} ctx is that of the block that is read; the core module has a
     // configuration for each location.
     unsafe {
@@ -106,7 +108,9 @@ pub fn serve<M: HttpModule, P: Page<M>>(cf: &mut Conf) {
     }
 }
 
-unsafe extern "C" fn answer<M: HttpModule, P: Page<M>>(r: *mut ngx_http_request_t) -> ngx_int_t {
+unsafe extern "C" fn answer<M: Module<Block = Http>, P: Page<M>>(
+    r: *mut ngx_http_request_t,
+) -> ngx_int_t {
     // SAFETY: nginx calls with a request, whose configuration and pool are valid.
     unsafe {
         if (*r).method & (NGX_HTTP_GET | NGX_HTTP_HEAD) as usize == 0 {
@@ -138,21 +142,25 @@ unsafe extern "C" fn answer<M: HttpModule, P: Page<M>>(r: *mut ngx_http_request_
         out.content_type_lowcase = ptr::null_mut();
         out.status = NGX_HTTP_OK as usize;
         out.content_length_n = body.len() as _;
-        if body.is_empty() {
-            // nginx takes an empty buffer for a mistake.
-            (*r).set_header_only(1);
-            return ngx_http_send_header(r);
-        }
-        let buf: *mut ngx_buf_t = ngx_create_temp_buf((*r).pool, body.len());
+        let buf: *mut ngx_buf_t = match body.len() {
+            // As nginx itself ends an answer that is empty (ngx_http_send_response()).
+            0 => ngx_pcalloc((*r).pool, mem::size_of::<ngx_buf_t>()).cast(),
+            len => ngx_create_temp_buf((*r).pool, len),
+        };
         if buf.is_null() {
             return NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t;
         }
-        ptr::copy_nonoverlapping(body.as_ptr(), (*buf).pos, body.len());
-        (*buf).last = (*buf).pos.add(body.len());
+        if !body.is_empty() {
+            ptr::copy_nonoverlapping(body.as_ptr(), (*buf).pos, body.len());
+            (*buf).last = (*buf).pos.add(body.len());
+        }
         (*buf).set_last_buf(u32::from(r == (*r).main));
         (*buf).set_last_in_chain(1);
         let rc = ngx_http_send_header(r);
-        if rc == NGX_ERROR as ngx_int_t || rc > NGX_OK as ngx_int_t || (*r).header_only() != 0 {
+        // What r->header_only says of such a request. Where that bit is in nginx 1.31 bindgen does not
+        // know: it takes bit-fields for adjacent that are kept out of the next word.
+        let only_header = (*r).method & NGX_HTTP_HEAD as usize != 0;
+        if rc == NGX_ERROR as ngx_int_t || rc > NGX_OK as ngx_int_t || only_header {
             return rc;
         }
         let mut chain = ngx_chain_t { buf, next: ptr::null_mut() };

@@ -11,6 +11,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod block;
 pub mod client;
 pub mod clock;
 pub mod conf;
@@ -18,11 +19,14 @@ pub mod content;
 pub mod counters;
 pub mod crypto;
 pub mod event;
+pub mod http;
 pub mod link;
 pub mod log;
 pub mod module;
 mod quic;
 pub mod resolver;
+#[cfg(ngx_feature = "stream_ssl")]
+pub mod stream;
 mod symbol;
 pub mod tls;
 pub mod variable;

@@ -2,15 +2,22 @@
 
 use core::ffi::c_void;
 use core::mem;
-use core::ptr;
+use core::ptr::{self, NonNull};
 
 use nginx_sys::{
     NGX_ALIGNMENT, NGX_ERROR, NGX_HTTP_MODULE, NGX_HTTP_UPS_CONF, NGX_OK, NGX_PROCESS_HELPER,
-    ngx_command_t, ngx_conf_t, ngx_cycle_t, ngx_http_conf_ctx_t, ngx_http_module,
-    ngx_http_module_t, ngx_int_t, ngx_module_t, ngx_pool_cleanup_add, ngx_process, ngx_uint_t,
+    ngx_command_t, ngx_conf_t, ngx_cycle_t, ngx_http_module_t, ngx_int_t, ngx_module_t,
+    ngx_pool_cleanup_add, ngx_process, ngx_uint_t,
 };
 
+#[cfg(ngx_feature = "stream_ssl")]
+use nginx_sys::{NGX_STREAM_MODULE, ngx_stream_module_t};
+
+use super::block::Block;
 use super::conf::{Conf, Refusal};
+use super::http::Http;
+#[cfg(ngx_feature = "stream_ssl")]
+use super::stream::Stream;
 
 /// Where directives of a block of ours are allowed. The block's module type keeps other modules'
 /// directives apart, so any bit would do.
@@ -19,29 +26,38 @@ pub const BLOCK_CONF: u32 = NGX_HTTP_UPS_CONF;
 /// Type of the module that owns the directives of a block: "SSES", as nginx's types are made.
 const BLOCK_MODULE: ngx_uint_t = 0x5345_5353;
 
-/// An HTTP module with a main configuration.
-pub trait HttpModule {
+/// A module of `http{}` or `stream{}` with a main configuration.
+pub trait Module: Sized {
+    /// The block.
+    type Block: Block;
+
     /// The main configuration.
-    type MainConf: Default;
+    type MainConf: MainConf;
 
     /// nginx's entry for it.
     fn module() -> *const ngx_module_t;
 
-    /// Before `http{}` is read.
-    fn preconfiguration(cf: &mut Conf) -> Result<(), Refusal>;
-
-    /// After it was read and its modules have merged their configurations.
-    fn postconfiguration(cf: &mut Conf, conf: &mut Self::MainConf) -> Result<(), Refusal>;
-
-    /// A worker begins.
-    fn begin_worker(conf: &Self::MainConf);
-
-    /// A worker is about to exit.
-    fn exit_worker(conf: &Self::MainConf);
+    /// The main configuration before the block is read.
+    fn main_conf() -> Self::MainConf;
 }
 
-/// What an HTTP module does with the configuration.
-pub const fn http_context<M: HttpModule>() -> ngx_http_module_t {
+/// What a module keeps of a block.
+pub trait MainConf: Sized {
+    /// Before the block is read.
+    fn prepare<M: Module>(cf: &mut Conf) -> Result<(), Refusal>;
+
+    /// After it was read and its modules have merged their configurations.
+    fn apply<M: Module>(&mut self, cf: &mut Conf) -> Result<(), Refusal>;
+
+    /// A worker begins.
+    fn begin(&self);
+
+    /// A worker is about to exit.
+    fn close(&self);
+}
+
+/// What a module of `http{}` does with the configuration.
+pub const fn http_context<M: Module<Block = Http>>() -> ngx_http_module_t {
     ngx_http_module_t {
         preconfiguration: Some(preconfiguration::<M>),
         postconfiguration: Some(postconfiguration::<M>),
@@ -54,15 +70,45 @@ pub const fn http_context<M: HttpModule>() -> ngx_http_module_t {
     }
 }
 
-/// The table entry of an HTTP module.
-pub const fn http_module<M: HttpModule>(
+/// What a module of `stream{}` does with the configuration.
+#[cfg(ngx_feature = "stream_ssl")]
+pub const fn stream_context<M: Module<Block = Stream>>() -> ngx_stream_module_t {
+    ngx_stream_module_t {
+        preconfiguration: Some(preconfiguration::<M>),
+        postconfiguration: Some(postconfiguration::<M>),
+        create_main_conf: Some(create_main_conf::<M>),
+        init_main_conf: None,
+        create_srv_conf: None,
+        merge_srv_conf: None,
+    }
+}
+
+/// The table entry of a module of `http{}`.
+pub const fn http_module<M: Module<Block = Http>>(
     context: &'static ngx_http_module_t,
     commands: &'static Commands<impl Sized>,
 ) -> ngx_module_t {
+    module::<M>(ptr::from_ref(context).cast(), NGX_HTTP_MODULE, commands)
+}
+
+/// The table entry of a module of `stream{}`.
+#[cfg(ngx_feature = "stream_ssl")]
+pub const fn stream_module<M: Module<Block = Stream>>(
+    context: &'static ngx_stream_module_t,
+    commands: &'static Commands<impl Sized>,
+) -> ngx_module_t {
+    module::<M>(ptr::from_ref(context).cast(), NGX_STREAM_MODULE, commands)
+}
+
+const fn module<M: Module>(
+    context: *const c_void,
+    kind: u32,
+    commands: &'static Commands<impl Sized>,
+) -> ngx_module_t {
     ngx_module_t {
-        ctx: ptr::from_ref(context).cast_mut().cast(),
+        ctx: context.cast_mut(),
         commands: ptr::from_ref(commands).cast_mut().cast(),
-        type_: NGX_HTTP_MODULE as ngx_uint_t,
+        type_: kind as ngx_uint_t,
         init_process: Some(init_process::<M>),
         exit_process: Some(exit_process::<M>),
         ..ngx_module_t::default()
@@ -98,7 +144,7 @@ impl<const N: usize> Commands<[ngx_command_t; N]> {
     }
 }
 
-unsafe extern "C" fn create_main_conf<M: HttpModule>(cf: *mut ngx_conf_t) -> *mut c_void {
+unsafe extern "C" fn create_main_conf<M: Module>(cf: *mut ngx_conf_t) -> *mut c_void {
     const { assert!(mem::align_of::<M::MainConf>() <= NGX_ALIGNMENT) };
     // SAFETY: pool memory of the size asked for; the cleanup runs once, with the pool.
     unsafe {
@@ -106,36 +152,36 @@ unsafe extern "C" fn create_main_conf<M: HttpModule>(cf: *mut ngx_conf_t) -> *mu
         if cleanup.is_null() {
             return ptr::null_mut();
         }
-        (*cleanup).data.cast::<M::MainConf>().write(M::MainConf::default());
+        (*cleanup).data.cast::<M::MainConf>().write(M::main_conf());
         (*cleanup).handler = Some(drop_main_conf::<M>);
         (*cleanup).data
     }
 }
 
-unsafe extern "C" fn drop_main_conf<M: HttpModule>(data: *mut c_void) {
+unsafe extern "C" fn drop_main_conf<M: Module>(data: *mut c_void) {
     // SAFETY: the cleanup of create_main_conf().
     unsafe { ptr::drop_in_place(data.cast::<M::MainConf>()) };
 }
 
-unsafe extern "C" fn preconfiguration<M: HttpModule>(cf: *mut ngx_conf_t) -> ngx_int_t {
+unsafe extern "C" fn preconfiguration<M: Module>(cf: *mut ngx_conf_t) -> ngx_int_t {
     // SAFETY: nginx's configuration for this call.
-    status(M::preconfiguration(unsafe { Conf::from_ptr(cf) }))
+    status(M::MainConf::prepare::<M>(unsafe { Conf::from_ptr(cf) }))
 }
 
-unsafe extern "C" fn postconfiguration<M: HttpModule>(cf: *mut ngx_conf_t) -> ngx_int_t {
-    // SAFETY: within http{} ctx holds the main configurations, ours among them.
+unsafe extern "C" fn postconfiguration<M: Module>(cf: *mut ngx_conf_t) -> ngx_int_t {
+    // SAFETY: within its block ctx holds the main configurations, ours among them.
     let conf = unsafe {
-        let ctx = (*cf).ctx.cast::<ngx_http_conf_ctx_t>();
-        (*(*ctx).main_conf.add((*M::module()).ctx_index)).cast::<M::MainConf>().as_mut()
+        let confs = M::Block::main_confs((*cf).ctx);
+        (*confs.add((*M::module()).ctx_index)).cast::<M::MainConf>().as_mut()
     };
     match conf {
         // SAFETY: nginx's configuration for this call; ours is memory of its own.
-        Some(conf) => status(M::postconfiguration(unsafe { Conf::from_ptr(cf) }, conf)),
+        Some(conf) => status(conf.apply::<M>(unsafe { Conf::from_ptr(cf) })),
         None => NGX_ERROR as ngx_int_t,
     }
 }
 
-unsafe extern "C" fn init_process<M: HttpModule>(cycle: *mut ngx_cycle_t) -> ngx_int_t {
+unsafe extern "C" fn init_process<M: Module>(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     // SAFETY: a static of nginx's. Helpers, as the manager of a cache, are no workers: they would
     // pass for the first one.
     if unsafe { ngx_process } == NGX_PROCESS_HELPER as ngx_uint_t {
@@ -143,28 +189,29 @@ unsafe extern "C" fn init_process<M: HttpModule>(cycle: *mut ngx_cycle_t) -> ngx
     }
     // SAFETY: nginx's current cycle.
     if let Some(conf) = unsafe { main_conf::<M>(cycle) } {
-        M::begin_worker(conf);
+        conf.begin();
     }
     NGX_OK as ngx_int_t
 }
 
-unsafe extern "C" fn exit_process<M: HttpModule>(cycle: *mut ngx_cycle_t) {
+unsafe extern "C" fn exit_process<M: Module>(cycle: *mut ngx_cycle_t) {
     // SAFETY: nginx's current cycle.
     if let Some(conf) = unsafe { main_conf::<M>(cycle) } {
-        M::exit_worker(conf);
+        conf.close();
     }
 }
 
-/// The main configuration of a cycle; none without `http{}`.
+/// The main configuration of a cycle; none without the block.
 ///
 /// # Safety
 /// `cycle` is one of nginx's, with its configuration read.
-unsafe fn main_conf<'a, M: HttpModule>(cycle: *mut ngx_cycle_t) -> Option<&'a M::MainConf> {
-    // SAFETY: ngx_http_cycle_get_module_main_conf(), which is a macro; without http{} there is
-    // no context.
+unsafe fn main_conf<'a, M: Module>(cycle: *mut ngx_cycle_t) -> Option<&'a M::MainConf> {
+    // SAFETY: ngx_http_cycle_get_module_main_conf(), or that of stream{}, which are macros; without
+    // the block there is no context.
     unsafe {
-        let ctx = (*(*cycle).conf_ctx.add(ngx_http_module.index)).cast::<ngx_http_conf_ctx_t>();
-        let conf = *ctx.as_ref()?.main_conf.add((*M::module()).ctx_index);
+        let block = M::Block::module().as_ref()?;
+        let ctx = NonNull::new(*(*cycle).conf_ctx.add(block.index))?;
+        let conf = *M::Block::main_confs(ctx.as_ptr().cast()).add((*M::module()).ctx_index);
         conf.cast::<M::MainConf>().as_ref()
     }
 }

@@ -1,4 +1,4 @@
-//! Names of servers, resolved at run time by the `resolver` of `http{}`.
+//! Names of servers, resolved at run time by the `resolver` of the configuration.
 
 use core::cell::{Cell, RefCell};
 use core::ffi::{CStr, c_void};
@@ -9,18 +9,19 @@ use std::rc::{Rc, Weak};
 use std::vec::Vec;
 
 use nginx_sys::{
-    NGX_OK, ngx_int_t, ngx_msec_t, ngx_pool_cleanup_add, ngx_pool_t, ngx_resolve_name,
+    NGX_CONF_UNSET, NGX_OK, ngx_int_t, ngx_msec_t, ngx_pool_cleanup_add, ngx_resolve_name,
     ngx_resolve_name_done, ngx_resolve_start, ngx_resolver_ctx_t, ngx_resolver_strerror,
     ngx_resolver_t, ngx_str_t,
 };
 
+use super::conf::Conf;
 use super::event::{Event, On};
 use super::link::{Address, ip_of};
 
 /// `NGX_NO_RESOLVER`
 const NO_RESOLVER: *mut ngx_resolver_ctx_t = ptr::without_provenance_mut(usize::MAX);
 
-/// The resolver of `http{}`.
+/// The resolver of a block.
 #[derive(Clone)]
 pub struct Resolver {
     resolver: NonNull<ngx_resolver_t>,
@@ -72,19 +73,34 @@ pub struct Query(#[allow(dead_code, reason = "held for its Drop")] Box<dyn Pendi
 
 trait Pending {}
 
+/// Default of `resolver_timeout`, in milliseconds.
+const TIMEOUT: ngx_msec_t = 30000;
+
 impl Resolver {
+    /// The resolver that a block's core module has, with its `resolver_timeout`.
+    ///
     /// # Safety
-    /// `resolver` belongs to the configuration of `pool`, whose cleanup for it has been added.
-    pub(super) unsafe fn new(
-        resolver: NonNull<ngx_resolver_t>,
+    /// Both belong to the configuration `cf`, which has been read.
+    pub(super) unsafe fn configured(
+        resolver: *mut ngx_resolver_t,
         timeout: ngx_msec_t,
-        pool: *mut ngx_pool_t,
+        cf: &mut Conf,
     ) -> Option<Self> {
+        let resolver = NonNull::new(resolver)?;
+        // SAFETY: the caller's. A resolver that nginx makes where none is configured has no
+        // connections (ngx_http_core_merge_loc_conf(), ngx_stream_core_merge_srv_conf()).
+        if unsafe { resolver.as_ref() }.connections.nelts == 0 {
+            return None;
+        }
+        let timeout = match timeout {
+            unset if unset == NGX_CONF_UNSET as ngx_msec_t => TIMEOUT,
+            timeout => timeout,
+        };
         let gone = Rc::new(Cell::new(false));
-        // SAFETY: the pool is the caller's. Cleanups run last in, first out: this one before that
-        // which frees the questions (ngx_resolver_cleanup()).
+        // SAFETY: the configuration has a pool. Cleanups run last in, first out: this one before that
+        // which frees the questions (ngx_resolver_cleanup()), and was added with the resolver.
         unsafe {
-            let cleanup = ngx_pool_cleanup_add(pool, 0);
+            let cleanup = ngx_pool_cleanup_add((*cf.as_ptr()).pool, 0);
             if cleanup.is_null() {
                 return None;
             }

@@ -4,11 +4,10 @@ use core::fmt::{self, Write};
 use core::ptr;
 
 use nginx_sys::{
-    NGX_ERROR, NGX_OK, ngx_http_add_variable, ngx_http_request_t, ngx_http_variable_value_t,
-    ngx_int_t, ngx_pnalloc, ngx_str_t,
+    NGX_ERROR, NGX_OK, ngx_connection_t, ngx_int_t, ngx_pnalloc, ngx_pool_t, ngx_str_t,
+    ngx_variable_value_t,
 };
 
-use super::conf::{Conf, Refusal};
 use super::tls::Connection;
 
 /// A variable.
@@ -45,27 +44,24 @@ impl Write for Value {
     }
 }
 
-/// Makes a variable known to nginx.
-pub fn add<V: Variable>(cf: &mut Conf) -> Result<(), Refusal> {
-    let mut name = ngx_str_t { len: V::NAME.len(), data: V::NAME.as_ptr().cast_mut() };
-    // SAFETY: called in preconfiguration, as nginx asks for; the name is static.
-    unsafe {
-        let variable = ngx_http_add_variable(ptr::from_mut(cf).cast(), &raw mut name, 0);
-        let variable = variable.as_mut().ok_or(Refusal::Said)?;
-        variable.get_handler = Some(get::<V>);
-    }
-    Ok(())
+/// Its name for nginx.
+pub(super) fn name<V: Variable>() -> ngx_str_t {
+    ngx_str_t { len: V::NAME.len(), data: V::NAME.as_ptr().cast_mut() }
 }
 
-unsafe extern "C" fn get<V: Variable>(
-    request: *mut ngx_http_request_t,
-    to: *mut ngx_http_variable_value_t,
-    _: usize,
+/// What nginx calls for the value.
+///
+/// # Safety
+/// The connection and the pool are valid, and there is a place for the value.
+pub(super) unsafe fn get<V: Variable>(
+    connection: *mut ngx_connection_t,
+    pool: *mut ngx_pool_t,
+    to: *mut ngx_variable_value_t,
 ) -> ngx_int_t {
     let mut value = Value { bytes: [0; MAX_VALUE], len: 0 };
-    // SAFETY: a request has a connection, a pool and a place for the value.
+    // SAFETY: the caller's.
     unsafe {
-        if let Some(connection) = Connection::of_nginx((*request).connection) {
+        if let Some(connection) = Connection::of_nginx(connection) {
             if V::write(&connection, &mut value).is_err() {
                 return NGX_ERROR as ngx_int_t;
             }
@@ -76,7 +72,7 @@ unsafe extern "C" fn get<V: Variable>(
             (*to).set_not_found(1);
             return NGX_OK as ngx_int_t;
         }
-        let copy = ngx_pnalloc((*request).pool, bytes.len()).cast::<u8>();
+        let copy = ngx_pnalloc(pool, bytes.len()).cast::<u8>();
         if copy.is_null() {
             return NGX_ERROR as ngx_int_t;
         }

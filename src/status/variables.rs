@@ -2,17 +2,18 @@
 
 use core::fmt::{self, Write};
 
+use crate::ffi::block::Block;
 use crate::ffi::conf::{Conf, Refusal};
 use crate::ffi::tls::Connection;
-use crate::ffi::variable::{self, Value, Variable};
+use crate::ffi::variable::{Value, Variable};
 use crate::handshake::{Policy, Report};
 
 /// Makes the variables known to nginx.
-pub fn add(cf: &mut Conf) -> Result<(), Refusal> {
-    variable::add::<Status>(cf)?;
-    variable::add::<Time>(cf)?;
-    variable::add::<Tier>(cf)?;
-    variable::add::<Store>(cf)
+pub fn add<B: Block>(cf: &mut Conf) -> Result<(), Refusal> {
+    B::add_variable::<Status>(cf)?;
+    B::add_variable::<Time>(cf)?;
+    B::add_variable::<Tier>(cf)?;
+    B::add_variable::<Store>(cf)
 }
 
 /// The lookup's outcome; empty if there was none.

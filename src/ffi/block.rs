@@ -1,0 +1,49 @@
+//! The blocks of nginx's configuration whose servers speak TLS.
+
+use core::ffi::c_void;
+use std::vec::Vec;
+
+use nginx_sys::ngx_module_t;
+
+use super::conf::{Conf, Place, Refusal};
+use super::resolver::Resolver;
+use super::tls::Context;
+use super::variable::Variable;
+
+/// `http{}` or `stream{}`.
+pub trait Block: 'static {
+    /// nginx's module of the block; null if it is not loaded.
+    fn module() -> *const ngx_module_t;
+
+    /// The main configurations in a context of the block, in the order of `ctx_index`.
+    ///
+    /// # Safety
+    /// `ctx` is a context of the block.
+    unsafe fn main_confs(ctx: *mut c_void) -> *mut *mut c_void;
+
+    /// Whether nginx lets the block's own module go before our module `own`, without which that can
+    /// add no variables.
+    fn goes_before(cf: &Conf, own: *const ngx_module_t) -> bool;
+
+    /// The servers that have a TLS context, in the order of the configuration. To be called when the
+    /// block has been read.
+    fn servers(cf: &Conf) -> Vec<Server>;
+
+    /// The `resolver` of the block, if there is one. To be called when it has been read.
+    fn resolver(cf: &mut Conf) -> Option<Resolver>;
+
+    /// Makes a variable known to nginx. To be called before the block is read.
+    fn add_variable<V: Variable>(cf: &mut Conf) -> Result<(), Refusal>;
+}
+
+/// A server that speaks TLS.
+pub struct Server {
+    /// Its context.
+    pub context: Context,
+    /// Where its block begins.
+    pub place: Place,
+    /// Whether any of its listening sockets has `ssl`.
+    pub listens_tls: bool,
+    /// Whether any of them has `quic`.
+    pub listens_quic: bool,
+}

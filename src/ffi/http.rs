@@ -1,0 +1,126 @@
+//! `http{}`.
+
+use core::ffi::{CStr, c_void};
+use std::vec::Vec;
+
+use nginx_sys::{
+    ngx_http_add_variable, ngx_http_conf_addr_t, ngx_http_conf_ctx_t, ngx_http_conf_port_t,
+    ngx_http_core_loc_conf_t, ngx_http_core_main_conf_t, ngx_http_core_module,
+    ngx_http_core_srv_conf_t, ngx_http_module, ngx_http_request_t, ngx_http_ssl_module,
+    ngx_http_ssl_srv_conf_t, ngx_http_variable_value_t, ngx_int_t, ngx_module_t,
+};
+
+use super::block::{Block, Server};
+use super::conf::{Conf, Place, Refusal};
+use super::resolver::Resolver;
+use super::tls::Context;
+use super::variable::{self, Variable};
+
+/// `http{}`
+pub struct Http;
+
+impl Block for Http {
+    fn module() -> *const ngx_module_t {
+        &raw const ngx_http_module
+    }
+
+    unsafe fn main_confs(ctx: *mut c_void) -> *mut *mut c_void {
+        // SAFETY: the caller's.
+        unsafe { (*ctx.cast::<ngx_http_conf_ctx_t>()).main_conf }
+    }
+
+    fn goes_before(_: &Conf, _: *const ngx_module_t) -> bool {
+        // It is in nginx.
+        true
+    }
+
+    fn servers(cf: &Conf) -> Vec<Server> {
+        // SAFETY: in postconfiguration ctx is that of http{}; its modules have merged their
+        // configurations, and nginx has yet to free the list of ports.
+        unsafe {
+            let ctx = cf.context().cast::<ngx_http_conf_ctx_t>();
+            let main = *(*ctx).main_conf.add(ngx_http_core_module.ctx_index);
+            let Some(main) = main.cast::<ngx_http_core_main_conf_t>().as_ref() else {
+                return Vec::new();
+            };
+            main.servers
+                .as_slice::<*mut ngx_http_core_srv_conf_t>()
+                .iter()
+                .filter_map(|&server| {
+                    let srv_conf = (*(*server).ctx).srv_conf;
+                    let ssl = (*srv_conf.add(ngx_http_ssl_module.ctx_index))
+                        .cast::<ngx_http_ssl_srv_conf_t>();
+                    Some(Server {
+                        context: Context::from_ptr((*ssl).ssl.ctx)?,
+                        place: Place::new(
+                            CStr::from_ptr((*server).file_name.cast()),
+                            (*server).line,
+                        ),
+                        listens_tls: listens(main, server, |addr| addr.opt.ssl() != 0),
+                        listens_quic: listens(main, server, is_quic),
+                    })
+                })
+                .collect()
+        }
+    }
+
+    fn resolver(cf: &mut Conf) -> Option<Resolver> {
+        // SAFETY: in postconfiguration ctx is that of http{}, whose resolver belongs to this
+        // configuration.
+        unsafe {
+            let ctx = cf.context().cast::<ngx_http_conf_ctx_t>();
+            let conf = *(*ctx).loc_conf.add(ngx_http_core_module.ctx_index);
+            let core = conf.cast::<ngx_http_core_loc_conf_t>().as_ref()?;
+            Resolver::configured(core.resolver, core.resolver_timeout, cf)
+        }
+    }
+
+    fn add_variable<V: Variable>(cf: &mut Conf) -> Result<(), Refusal> {
+        // SAFETY: called in preconfiguration, as nginx asks for.
+        unsafe {
+            let variable = ngx_http_add_variable(cf.as_ptr(), &mut variable::name::<V>(), 0);
+            variable.as_mut().ok_or(Refusal::Said)?.get_handler = Some(get::<V>);
+        }
+        Ok(())
+    }
+}
+
+unsafe extern "C" fn get<V: Variable>(
+    request: *mut ngx_http_request_t,
+    to: *mut ngx_http_variable_value_t,
+    _: usize,
+) -> ngx_int_t {
+    // SAFETY: a request has a connection, a pool and a place for the value.
+    unsafe { variable::get::<V>((*request).connection, (*request).pool, to) }
+}
+
+/// Whether a server has a listening socket of that kind.
+///
+/// # Safety
+/// As in [`Block::servers`].
+unsafe fn listens(
+    main: &ngx_http_core_main_conf_t,
+    server: *mut ngx_http_core_srv_conf_t,
+    is_of_kind: impl Fn(&ngx_http_conf_addr_t) -> bool,
+) -> bool {
+    // SAFETY: the caller's; the arrays hold what http core puts there (ngx_http_add_listen()).
+    unsafe {
+        let Some(ports) = main.ports.as_ref() else { return false };
+        ports
+            .as_slice::<ngx_http_conf_port_t>()
+            .iter()
+            .flat_map(|port| port.addrs.as_slice::<ngx_http_conf_addr_t>())
+            .filter(|addr| is_of_kind(addr))
+            .any(|addr| addr.servers.as_slice::<*mut ngx_http_core_srv_conf_t>().contains(&server))
+    }
+}
+
+#[cfg(nginx_1_25_0)]
+fn is_quic(addr: &ngx_http_conf_addr_t) -> bool {
+    addr.opt.quic() != 0
+}
+
+#[cfg(not(nginx_1_25_0))]
+fn is_quic(_: &ngx_http_conf_addr_t) -> bool {
+    false
+}

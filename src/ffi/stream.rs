@@ -1,0 +1,166 @@
+//! `stream{}`, which distributions have as a module by itself: what is in it is looked up by name, so
+//! that this module loads without it.
+
+use core::ffi::{CStr, c_void};
+use core::mem;
+use core::ptr::{self, NonNull};
+use std::vec::Vec;
+
+#[cfg(not(nginx_1_25_5))]
+use nginx_sys::ngx_stream_listen_t;
+#[cfg(not(nginx_1_25_5))]
+use nginx_sys::ngx_stream_ssl_conf_t as ngx_stream_ssl_srv_conf_t;
+use nginx_sys::{
+    ngx_conf_t, ngx_int_t, ngx_module_t, ngx_str_t, ngx_stream_conf_ctx_t,
+    ngx_stream_core_main_conf_t, ngx_stream_core_srv_conf_t, ngx_stream_session_t,
+    ngx_stream_variable_t, ngx_stream_variable_value_t, ngx_uint_t,
+};
+#[cfg(nginx_1_25_5)]
+use nginx_sys::{ngx_stream_conf_addr_t, ngx_stream_conf_port_t, ngx_stream_ssl_srv_conf_t};
+
+use super::block::{Block, Server};
+use super::conf::{Conf, Place, Refusal};
+use super::resolver::Resolver;
+use super::symbol;
+use super::tls::Context;
+use super::variable::{self, Variable};
+
+/// `stream{}`
+pub struct Stream;
+
+impl Block for Stream {
+    fn module() -> *const ngx_module_t {
+        static_module(c"ngx_stream_module")
+    }
+
+    unsafe fn main_confs(ctx: *mut c_void) -> *mut *mut c_void {
+        // SAFETY: the caller's.
+        unsafe { (*ctx.cast::<ngx_stream_conf_ctx_t>()).main_conf }
+    }
+
+    fn goes_before(cf: &Conf, own: *const ngx_module_t) -> bool {
+        let core = core();
+        // It is first which is loaded first.
+        cf.modules().find(|&module| module == core || module == own) == Some(core)
+    }
+
+    fn servers(cf: &Conf) -> Vec<Server> {
+        // SAFETY: in postconfiguration ctx is that of stream{}; its modules have merged their
+        // configurations, and nginx has yet to free the list of ports.
+        unsafe {
+            let (Some(core), Some(ssl)) = (core().as_ref(), ssl().as_ref()) else {
+                return Vec::new();
+            };
+            let ctx = cf.context().cast::<ngx_stream_conf_ctx_t>();
+            let main = *(*ctx).main_conf.add(core.ctx_index);
+            let Some(main) = main.cast::<ngx_stream_core_main_conf_t>().as_ref() else {
+                return Vec::new();
+            };
+            main.servers
+                .as_slice::<*mut ngx_stream_core_srv_conf_t>()
+                .iter()
+                .filter_map(|&server| {
+                    let srv_conf = (*(*server).ctx).srv_conf;
+                    let ssl = (*srv_conf.add(ssl.ctx_index)).cast::<ngx_stream_ssl_srv_conf_t>();
+                    Some(Server {
+                        context: Context::from_ptr((*ssl).ssl.ctx)?,
+                        place: Place::new(
+                            CStr::from_ptr((*server).file_name.cast()),
+                            (*server).line,
+                        ),
+                        listens_tls: listens_tls(main, server),
+                        listens_quic: false,
+                    })
+                })
+                .collect()
+        }
+    }
+
+    fn resolver(cf: &mut Conf) -> Option<Resolver> {
+        // SAFETY: in postconfiguration ctx is that of stream{}, whose resolver belongs to this
+        // configuration.
+        unsafe {
+            let ctx = cf.context().cast::<ngx_stream_conf_ctx_t>();
+            let conf = *(*ctx).srv_conf.add(core().as_ref()?.ctx_index);
+            let core = conf.cast::<ngx_stream_core_srv_conf_t>().as_ref()?;
+            Resolver::configured(core.resolver, core.resolver_timeout, cf)
+        }
+    }
+
+    fn add_variable<V: Variable>(cf: &mut Conf) -> Result<(), Refusal> {
+        type Add = unsafe extern "C" fn(
+            *mut ngx_conf_t,
+            *mut ngx_str_t,
+            ngx_uint_t,
+        ) -> *mut ngx_stream_variable_t;
+        let add = symbol::find(c"ngx_stream_add_variable").ok_or(Refusal::Said)?;
+        // SAFETY: ngx_stream_add_variable() (ngx_stream_variables.h) is called in preconfiguration,
+        // as nginx asks for.
+        unsafe {
+            let add = mem::transmute::<NonNull<c_void>, Add>(add);
+            let variable = add(cf.as_ptr(), &mut variable::name::<V>(), 0);
+            variable.as_mut().ok_or(Refusal::Said)?.get_handler = Some(get::<V>);
+        }
+        Ok(())
+    }
+}
+
+fn static_module(name: &CStr) -> *const ngx_module_t {
+    symbol::find(name).map_or(ptr::null(), |at| at.as_ptr().cast::<ngx_module_t>())
+}
+
+fn core() -> *const ngx_module_t {
+    static_module(c"ngx_stream_core_module")
+}
+
+fn ssl() -> *const ngx_module_t {
+    static_module(c"ngx_stream_ssl_module")
+}
+
+unsafe extern "C" fn get<V: Variable>(
+    session: *mut ngx_stream_session_t,
+    to: *mut ngx_stream_variable_value_t,
+    _: usize,
+) -> ngx_int_t {
+    // SAFETY: a session has a connection, that a pool, and there is a place for the value.
+    unsafe {
+        let connection = (*session).connection;
+        variable::get::<V>(connection, (*connection).pool, to)
+    }
+}
+
+/// Whether a server has a listening socket with `ssl`.
+///
+/// # Safety
+/// As in [`Block::servers`].
+#[cfg(nginx_1_25_5)]
+unsafe fn listens_tls(
+    main: &ngx_stream_core_main_conf_t,
+    server: *mut ngx_stream_core_srv_conf_t,
+) -> bool {
+    // SAFETY: the caller's; the arrays hold what stream core puts there (ngx_stream_add_listen()).
+    unsafe {
+        let Some(ports) = main.ports.as_ref() else { return false };
+        ports
+            .as_slice::<ngx_stream_conf_port_t>()
+            .iter()
+            .flat_map(|port| port.addrs.as_slice::<ngx_stream_conf_addr_t>())
+            .filter(|addr| addr.opt.ssl() != 0)
+            .any(|addr| {
+                addr.servers.as_slice::<*mut ngx_stream_core_srv_conf_t>().contains(&server)
+            })
+    }
+}
+
+/// The same before virtual servers came: each socket has one server.
+#[cfg(not(nginx_1_25_5))]
+unsafe fn listens_tls(
+    main: &ngx_stream_core_main_conf_t,
+    server: *mut ngx_stream_core_srv_conf_t,
+) -> bool {
+    // SAFETY: the caller's; the array holds what ngx_stream_core_listen() puts there.
+    unsafe {
+        let listens = main.listen.as_slice::<ngx_stream_listen_t>();
+        listens.iter().any(|listen| listen.ssl() != 0 && listen.ctx == (*server).ctx)
+    }
+}
