@@ -45,7 +45,7 @@ subtest 'every directive is described, and used in a configuration that runs' =>
         like $conf, qr/(?:^|\{)\s*$name[\s;]/m, "$name: in an example";
         if ($blocks->{$name}) {
             my ($section) = $docs =~ /^### $name\n(.*?)(?=^##)/ms or fail("$name has no section"), next;
-            like $section, qr/^\| Syntax \| `$name(?: [^`]+|;)`.* \|\n\| Default \| .+ \|\n\| Context \| `(?:http|location)` \|$/m,
+            like $section, qr/^\| Syntax \| `$name(?: [^`]+|;)`.* \|\n\| Default \| .+ \|\n\| Context \| (?:`http`, `stream`|`location`) \|$/m,
                 "$name: syntax, default, context";
         } elsif ($name eq 'server') {
             like $docs, qr/^`server address \[.*\];`$/m, "$name: syntax";
@@ -220,17 +220,18 @@ CONF
 
 done_testing;
 
-# The directives of http{} and all there are, by the tables of the source.
+# The directives of blocks and all there are, by the tables of the source.
 sub directives {
     my $source = join '', map { slurp($_) } glob root() . '/src/conf/*.rs';
     my %type   = $source =~ /^impl Directive for (\w+) \{.*?const NAME: &'static CStr = c"(\w+)";/msg;
     my %in;
-    for my $table (qw(COMMANDS BACKEND_COMMANDS)) {
-        my ($list) = $source =~ /^pub static $table:.*?new\(\[\n(.*?)^\]\);/ms or die "no $table";
+    for my $table (qw(MAIN_COMMANDS COMMANDS BACKEND_COMMANDS)) {
+        my ($list) = $source =~ /^(?:pub static|const) $table: [^\n]*?= (.*?)^[\]}]\)?;/ms or die "no $table";
         $in{$table} = { map { $_ => 1 } $list =~ /\b(?:value|flag|slot)\(\s*c"(\w+)"/g,
             map { $type{$_} // die "no name of $_" } $list =~ /directive::<(\w+)>/g };
     }
-    return ($in{COMMANDS}, %{ $in{COMMANDS} }, %{ $in{BACKEND_COMMANDS} });
+    my %blocks = (%{ $in{MAIN_COMMANDS} }, %{ $in{COMMANDS} });
+    return (\%blocks, %blocks, %{ $in{BACKEND_COMMANDS} });
 }
 
 # An nginx with that example; what is in http{}, or all of it. What it refers to is there.
@@ -243,7 +244,9 @@ sub conf_of {
     ssl_session_tickets off;
     server { listen 127.0.0.1:$port ssl; ssl_certificate site.pem; ssl_certificate_key site.key; }
 CONF
-    my $nginx = nginx(start => 0, conf => $example . $server);
+    my $stream = $example =~ /^stream \{\n(.*)^\}$/ms ? $1 : undef;
+    my $nginx = nginx(start => 0, !$stream ? (conf => $example . $server)
+        : has_stream() ? (conf => '', stream => $stream) : (conf => ''));
     my %file  = (
         'site.pem' => 'ec_crt', 'site.key' => 'ec_key', 'ca.pem' => 'ca_crt', 'crl.pem' => 'crl_pem',
         'client.pem' => 'client_crt', 'client.key' => 'client_key',

@@ -30,7 +30,7 @@ sub site {
     my ($fetch, %arg) = @_;
     my ($port, $status) = (free_port(), free_port());
     my $conf = <<"CONF";
-    ssl_session_backend store { server 127.0.0.1:${\ $relay->port}; fetch_timeout ${ms}ms; connect_timeout ${ms}ms; }
+    ssl_session_backend store { server 127.0.0.1:${\ $relay->port}; fetch_timeout ${ms}ms; connect_timeout ${ms}ms; store_timeout ${ms}ms; }
     ssl_session_fetch   $fetch;
     ssl_session_store   @{[ $fetch =~ s/ single_use//r ]};
     ssl_session_tickets off;

@@ -174,6 +174,27 @@ subtest 'the connection follows the address, and each lookup hits' => sub {
     is_deeply [ errors($nginx) ], [], 'nothing in the log';
 };
 
+SKIP: {
+    skip 'this nginx has no stream{}', 1 unless has_stream();
+    subtest 'so it is in stream{}, by its own "resolver"' => sub {
+        my ($port, $dns) = (free_port(), name_server());
+        $dns->say('addresses', 60, '127.0.0.2');
+        my $nginx = nginx(conf => '', stream => conf($port, $dns, resolver => 'valid=1s')
+            =~ s/location.*/return \$ssl_session_fetch_status;/r);
+        my $lookup = sub {
+            my $client = client($port, @_);
+            $client->handshake or return;
+            return ($client->read // '', $client->session);
+        };
+        my (undef, $session) = $lookup->();
+        wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in the store';
+        my %seen;
+        wait_until { $seen{ ($lookup->($session))[0] }++; join(' ', linked($nginx)) eq '127.0.0.2' } 10, 'the new address';
+        is_deeply [ keys %seen ], ['HIT'], 'lookups hit';
+        is_deeply [ errors($nginx) ], [], 'nothing in the log';
+    };
+}
+
 subtest 'the address in use stays while it is one of those of the name' => sub {
     my ($port, $dns, $nginx) = start(resolver => 'valid=1s', say => [ 'addresses', 60, '127.0.0.3', '127.0.0.1', '127.0.0.2' ]);
     my $session = new_session($port);

@@ -40,11 +40,12 @@ our @EXPORT = qw($doing root tmpdir new_dir free_port wait_until patience slurp 
                  nginx_binary module_path certs nginx nginx_version nginx_patched event_methods conf_test redis
                  redis_cluster redis_sentinel memcached prometheus relay fake_server tls_relay
                  s_server s_client s_client_start tls_client browser refragment session_name
-                 session_id with_session_id cache_key plain_key session_key new_session_key issue_id
+                 session_id with_session_id has_stream cache_key plain_key session_key new_session_key issue_id
                  seal unseal);
 
 sub nginx          { SSLSession::Nginx->new(@_) }
 sub nginx_version  { SSLSession::Nginx->version }
+sub has_stream     { defined SSLSession::Nginx->stream_module }
 # Whether it has the patch of patches/: OpenSSL has read the ClientHello then while a lookup waits,
 # and what follows is still in the socket, unless the event method reports levels.
 sub nginx_patched  { my ($method) = (@_, 'epoll'); return $ENV{TEST_NGINX_PATCHED} && $method eq 'epoll' }

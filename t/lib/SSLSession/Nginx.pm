@@ -16,6 +16,7 @@ my @all;
 
 # conf     what stands in http{}
 # main     what stands outside of it; events: what stands in events{}
+# stream   what stands in stream{}, where has_stream(); stream_last: its module is loaded after ours
 # workers  1
 # method   'epoll', 'poll' or 'select'
 # module   0: the module is not loaded
@@ -57,8 +58,18 @@ sub write_conf {
     for my $module (qw(fastcgi uwsgi scgi)) {
         $temp .= "\n    ${module}_temp_path $dir/$module;" if $nginx_v !~ /--without-http_$module/;
     }
-    $conf = '    ssl_session_key ' . session_key() . ";\n$conf"
-        if $self->{module} && ($self->{key} // 1) && $conf !~ /\bssl_session_key\s/;
+    my @blocks = ([ http => $conf ], $self->{stream} ? [ stream => $self->{stream} ] : ());
+    if ($self->{module} && ($self->{key} // 1)) {
+        $_->[1] = '    ssl_session_key ' . session_key() . ";\n$_->[1]"
+            for grep { $_->[1] !~ /\bssl_session_key\s/ } @blocks;
+    }
+    ($conf, my $stream) = map { $_->[1] } @blocks;
+    if ($stream) {
+        my $module = stream_module();
+        my @load = ($module ? "load_module $module;" : '', $load);
+        $load = join "\n", $self->{stream_last} ? reverse @load : @load;
+        $stream = "stream {\n$stream\n}";
+    }
     my $events = join ' ', $use, $self->{events} // 'worker_connections 1024;';
     my $main   = $self->{main} // '';
     my $ktls   = $ENV{TEST_NGINX_KTLS} && $conf !~ /ssl_conf_command/ ? 'ssl_conf_command Options KTLS;' : '';
@@ -79,8 +90,19 @@ http {
     $ktls
 $conf
 }
+@{[ $stream // '' ]}
 CONF
     return $self;
+}
+
+# The file of its module for stream{}: '' where nginx has it in itself, undef where there is none.
+# Distributions have it in a package of its own, of which the other Debian's is unpacked beside nginx.
+sub stream_module {
+    return '' if version_text() =~ /--with-stream(?:\s|$)/;
+    my ($path) = version_text() =~ /--modules-path=(\S+)/ or return;
+    my ($beside) = nginx_binary() =~ m{^(.*)/};
+    my ($file) = grep { -f } map { "$_/ngx_stream_module.so" } "$beside/root$path", $path;
+    return $file;
 }
 
 my $version_text;
