@@ -403,10 +403,7 @@ impl MainConf {
 
 impl module::MainConf for MainConf {
     fn prepare<M: Module>(cf: &mut Conf) -> Result<(), Refusal> {
-        if M::Block::goes_before(cf, M::module()) {
-            variables::add::<M::Block>(cf)?;
-        }
-        Ok(())
+        variables::add::<M::Block>(cf)
     }
 
     fn apply<M: Module>(&mut self, cf: &mut Conf) -> Result<(), Refusal> {
@@ -422,12 +419,6 @@ impl module::MainConf for MainConf {
         if fetch.is_empty() && store.is_empty() {
             self.keys = Keys::Unset;
             return Ok(());
-        }
-        if !M::Block::goes_before(cf, M::module()) {
-            return Err(cf.refuse(format_args!(
-                "\"load_module\" of ngx_stream_module.so must come before that of this module, as \
-                 \"stream\" has its directives"
-            )));
         }
         self.warn_of_open_store(cf, fetch.iter().chain(&store));
         let epoch = self.watch(cf, &fetch)?;

@@ -21,10 +21,6 @@ pub trait Block: 'static {
     /// `ctx` is a context of the block.
     unsafe fn main_confs(ctx: *mut c_void) -> *mut *mut c_void;
 
-    /// Whether nginx lets the block's own module go before our module `own`, without which that can
-    /// add no variables.
-    fn goes_before(cf: &Conf, own: *const ngx_module_t) -> bool;
-
     /// The servers that have a TLS context, in the order of the configuration. To be called when the
     /// block has been read.
     fn servers(cf: &Conf) -> Vec<Server>;
@@ -32,7 +28,7 @@ pub trait Block: 'static {
     /// The `resolver` of the block, if there is one. To be called when it has been read.
     fn resolver(cf: &mut Conf) -> Option<Resolver>;
 
-    /// Makes a variable known to nginx. To be called before the block is read.
+    /// Makes a variable known to nginx.
     fn add_variable<V: Variable>(cf: &mut Conf) -> Result<(), Refusal>;
 }
 

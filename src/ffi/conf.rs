@@ -297,7 +297,7 @@ unsafe extern "C" fn set<D: Directive>(
 }
 
 /// `NGX_CONF_ERROR`
-const CONF_ERROR: *mut c_char = ptr::without_provenance_mut(usize::MAX);
+pub(super) const CONF_ERROR: *mut c_char = ptr::without_provenance_mut(usize::MAX);
 
 /// Where in the configuration something stands.
 #[derive(Clone, Debug)]
@@ -596,16 +596,6 @@ impl Conf {
             // nginx has said why.
             if zone.is_null() { Err(Refusal::Said) } else { Ok(zone) }
         }
-    }
-
-    /// The modules of nginx, in their order.
-    pub(super) fn modules(&self) -> impl Iterator<Item = *const ngx_module_t> {
-        // SAFETY: the cycle that is configured has a list of so many modules.
-        let modules = unsafe {
-            let cycle = self.0.cycle;
-            core::slice::from_raw_parts((*cycle).modules, (*cycle).modules_n)
-        };
-        modules.iter().map(|module| module.cast_const())
     }
 
     /// The configurations of the block that is read.

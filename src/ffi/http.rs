@@ -29,11 +29,6 @@ impl Block for Http {
         unsafe { (*ctx.cast::<ngx_http_conf_ctx_t>()).main_conf }
     }
 
-    fn goes_before(_: &Conf, _: *const ngx_module_t) -> bool {
-        // It is in nginx.
-        true
-    }
-
     fn servers(cf: &Conf) -> Vec<Server> {
         // SAFETY: in postconfiguration ctx is that of http{}; its modules have merged their
         // configurations, and nginx has yet to free the list of ports.
@@ -76,7 +71,7 @@ impl Block for Http {
     }
 
     fn add_variable<V: Variable>(cf: &mut Conf) -> Result<(), Refusal> {
-        // SAFETY: called in preconfiguration, as nginx asks for.
+        // SAFETY: called while the configuration is read, as nginx asks for.
         unsafe {
             let variable = ngx_http_add_variable(cf.as_ptr(), &mut variable::name::<V>(), 0);
             variable.as_mut().ok_or(Refusal::Said)?.get_handler = Some(get::<V>);

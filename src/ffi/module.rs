@@ -1,5 +1,7 @@
 //! The module as nginx sees it.
 
+#[cfg(ngx_feature = "stream_ssl")]
+use core::ffi::c_char;
 use core::ffi::c_void;
 use core::mem;
 use core::ptr::{self, NonNull};
@@ -14,6 +16,8 @@ use nginx_sys::{
 use nginx_sys::{NGX_STREAM_MODULE, ngx_stream_module_t};
 
 use super::block::Block;
+#[cfg(ngx_feature = "stream_ssl")]
+use super::conf::CONF_ERROR;
 use super::conf::{Conf, Refusal};
 use super::http::Http;
 #[cfg(ngx_feature = "stream_ssl")]
@@ -43,7 +47,7 @@ pub trait Module: Sized {
 
 /// What a module keeps of a block.
 pub trait MainConf: Sized {
-    /// Before the block is read.
+    /// Before anything of it is in use.
     fn prepare<M: Module>(cf: &mut Conf) -> Result<(), Refusal>;
 
     /// After it was read and its modules have merged their configurations.
@@ -70,14 +74,15 @@ pub const fn http_context<M: Module<Block = Http>>() -> ngx_http_module_t {
     }
 }
 
-/// What a module of `stream{}` does with the configuration.
+/// What a module of `stream{}` does with the configuration. The module of the block may be loaded after
+/// this one, and is then not ready in preconfiguration.
 #[cfg(ngx_feature = "stream_ssl")]
 pub const fn stream_context<M: Module<Block = Stream>>() -> ngx_stream_module_t {
     ngx_stream_module_t {
-        preconfiguration: Some(preconfiguration::<M>),
+        preconfiguration: None,
         postconfiguration: Some(postconfiguration::<M>),
         create_main_conf: Some(create_main_conf::<M>),
-        init_main_conf: None,
+        init_main_conf: Some(init_main_conf::<M>),
         create_srv_conf: None,
         merge_srv_conf: None,
     }
@@ -166,6 +171,15 @@ unsafe extern "C" fn drop_main_conf<M: Module>(data: *mut c_void) {
 unsafe extern "C" fn preconfiguration<M: Module>(cf: *mut ngx_conf_t) -> ngx_int_t {
     // SAFETY: nginx's configuration for this call.
     status(M::MainConf::prepare::<M>(unsafe { Conf::from_ptr(cf) }))
+}
+
+#[cfg(ngx_feature = "stream_ssl")]
+unsafe extern "C" fn init_main_conf<M: Module>(cf: *mut ngx_conf_t, _: *mut c_void) -> *mut c_char {
+    // SAFETY: nginx's configuration for this call.
+    match M::MainConf::prepare::<M>(unsafe { Conf::from_ptr(cf) }) {
+        Ok(()) => ptr::null_mut(),
+        Err(_) => CONF_ERROR,
+    }
 }
 
 unsafe extern "C" fn postconfiguration<M: Module>(cf: *mut ngx_conf_t) -> ngx_int_t {

@@ -38,12 +38,6 @@ impl Block for Stream {
         unsafe { (*ctx.cast::<ngx_stream_conf_ctx_t>()).main_conf }
     }
 
-    fn goes_before(cf: &Conf, own: *const ngx_module_t) -> bool {
-        let core = core();
-        // It is first which is loaded first.
-        cf.modules().find(|&module| module == core || module == own) == Some(core)
-    }
-
     fn servers(cf: &Conf) -> Vec<Server> {
         // SAFETY: in postconfiguration ctx is that of stream{}; its modules have merged their
         // configurations, and nginx has yet to free the list of ports.
@@ -94,8 +88,8 @@ impl Block for Stream {
             ngx_uint_t,
         ) -> *mut ngx_stream_variable_t;
         let add = symbol::find(c"ngx_stream_add_variable").ok_or(Refusal::Said)?;
-        // SAFETY: ngx_stream_add_variable() (ngx_stream_variables.h) is called in preconfiguration,
-        // as nginx asks for.
+        // SAFETY: ngx_stream_add_variable() (ngx_stream_variables.h) is called while the configuration
+        // is read, as nginx asks for.
         unsafe {
             let add = mem::transmute::<NonNull<c_void>, Add>(add);
             let variable = add(cf.as_ptr(), &mut variable::name::<V>(), 0);
