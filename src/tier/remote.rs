@@ -1,6 +1,7 @@
 //! The tier of a backend: servers that other machines share.
 
 use core::cell::{Cell, RefCell};
+use core::fmt;
 use std::rc::Rc;
 use std::string::String;
 use std::vec::Vec;
@@ -92,11 +93,12 @@ impl Tier for Remote {
         let times = self.dropped.try_borrow_mut().ok().and_then(|mut t| t.pass(clock::now_ms()));
         if let Some(times) = times {
             let (name, unavailable) = (&self.name, self.backend.unavailable());
-            log_at!(
-                Log::cycle(),
-                Warn,
-                "{times} SSL sessions not stored in \"{name}\", {unavailable}"
-            );
+            let why: &dyn fmt::Display = match reason {
+                Drop::QueueFull => &"the queue is full",
+                Drop::NoMemory => &"there is no memory",
+                _ => &unavailable,
+            };
+            log_at!(Log::cycle(), Warn, "{times} SSL sessions not stored in \"{name}\", {why}");
         }
         false
     }
