@@ -3,7 +3,11 @@
 //! OpenSSL needs nothing here: its types come with nginx-sys's bindings, and its symbols resolve
 //! from the nginx binary that loads the module.
 
+use std::path::PathBuf;
 use std::{env, fs};
+
+/// The oldest nginx that is tested: before 1.21.2 it does not know OpenSSL 3.
+const OLDEST_NGINX: u32 = 1_022_000;
 
 /// What is different from which nginx on.
 const VERSIONS: [(&str, u32); 3] = [
@@ -33,6 +37,9 @@ fn main() {
 
     match metadata("DEP_NGINX_VERSION_NUMBER").parse::<u32>() {
         Ok(version) => {
+            if version < OLDEST_NGINX {
+                println!("cargo::error=nginx is older than 1.22");
+            }
             for (cfg, since) in VERSIONS {
                 println!("cargo::rustc-check-cfg=cfg({cfg})");
                 if version >= since {
@@ -42,6 +49,12 @@ fn main() {
         }
         // A guess would compile, and behave wrongly on the other side.
         Err(err) => println!("cargo::error=nginx's version is unknown: {err}"),
+    }
+
+    if let Some(why) = unfit_openssl() {
+        println!(
+            "cargo::error=nginx is built with {why}, and the module needs OpenSSL 3.0 or later"
+        );
     }
 
     println!("cargo::rustc-check-cfg=cfg(nginx_client_hello_retry)");
@@ -54,6 +67,31 @@ fn main() {
         println!("cargo::rustc-link-arg=-undefined");
         println!("cargo::rustc-link-arg=dynamic_lookup");
     }
+}
+
+/// What nginx is built with in place of OpenSSL 3, by the first header that a compiler would find.
+/// Nothing is said where that is in none of the usual places.
+fn unfit_openssl() -> Option<&'static str> {
+    let include = metadata("DEP_NGINX_INCLUDE");
+    let usual = ["/usr/local/include".into(), "/usr/include".into()];
+    let debian =
+        fs::read_dir("/usr/include").into_iter().flatten().flatten().map(|entry| entry.path());
+    let dir = env::split_paths(&include)
+        .chain::<[PathBuf; 2]>(usual)
+        .chain(debian)
+        .map(|dir| dir.join("openssl"))
+        .find(|dir| dir.join("opensslv.h").is_file())?;
+    let read = |name| fs::read_to_string(dir.join(name)).unwrap_or_default();
+    let version = read("opensslv.h");
+    if version.contains("LIBRESSL_VERSION_NUMBER") {
+        return Some("LibreSSL");
+    }
+    if read("base.h").contains("OPENSSL_IS_BORINGSSL") {
+        return Some("BoringSSL");
+    }
+    // It was one number before.
+    let is_new = version.contains("OPENSSL_VERSION_MAJOR");
+    (!is_new).then_some("an older OpenSSL")
 }
 
 /// Whether nginx lets a callback return `SSL_CLIENT_HELLO_RETRY`, as the patches of patches/ have it.
