@@ -150,7 +150,7 @@ fault('a record too long', $canned->("\x16\x03\x03\xff\xff" . 'x' x 70_000), $sa
 
 fault('silence', $canned->(), 'SSL handshake timed out', 'TIMEOUT');
 fault('a server that hangs', sub { my $server = $good->(); $server->pause; $server }, 'SSL handshake timed out', 'TIMEOUT');
-fault('a handshake that takes too long', $relayed->(sub { $_[0]->drip }), 'SSL handshake timed out', 'TIMEOUT');
+fault('a handshake that takes too long', $relayed->(sub { $_[0]->drip; $_[0]->delay(0.6 * $connect_timeout) }), 'SSL handshake timed out', 'TIMEOUT');
 fault("silence after $_ bytes", $relayed->(sub { my ($relay) = @_; $relay->stall($_) }), 'SSL handshake timed out', 'TIMEOUT')
     for 3, 600;
 

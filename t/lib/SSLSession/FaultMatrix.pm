@@ -259,8 +259,7 @@ sub run_matrix {
             }
         }
         for my $column (@columns) {
-            my $status = slurp("/proc/$column->{pid}/status");
-            ($rss{ $column->{name} }{$pass}) = $status =~ /^VmRSS:\s*(\d+)/m;
+            $rss{ $column->{name} }{$pass} = $column->{nginx}->rss;
         }
     }
     for my $column (@columns) {
