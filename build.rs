@@ -81,6 +81,7 @@ fn unfit_openssl() -> Option<&'static str> {
         .chain(debian)
         .map(|dir| dir.join("openssl"))
         .find(|dir| dir.join("opensslv.h").is_file())?;
+    println!("cargo::rerun-if-changed={}", dir.join("opensslv.h").display());
     let read = |name| fs::read_to_string(dir.join(name)).unwrap_or_default();
     let version = read("opensslv.h");
     if version.contains("LIBRESSL_VERSION_NUMBER") {

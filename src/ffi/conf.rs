@@ -16,10 +16,10 @@ use nginx_sys::{
     NGX_SSL_TLSv1_1, NGX_SSL_TLSv1_2, NGX_SSL_TLSv1_3, in_addr_t, ngx_array_t, ngx_command_t,
     ngx_conf_bitmask_t, ngx_conf_full_name, ngx_conf_log_error, ngx_conf_parse,
     ngx_conf_set_bitmask_slot, ngx_conf_set_flag_slot, ngx_conf_set_keyval_slot,
-    ngx_conf_set_msec_slot, ngx_conf_set_num_slot, ngx_conf_set_str_slot, ngx_conf_t, ngx_err_t,
-    ngx_flag_t, ngx_inet_addr, ngx_int_t, ngx_log_t, ngx_module_t, ngx_msec_t, ngx_pagesize,
-    ngx_parse_size, ngx_parse_time, ngx_parse_url, ngx_shared_memory_add, ngx_shm_zone_t,
-    ngx_ssl_read_password_file, ngx_str_t, ngx_uint_t, ngx_url_t,
+    ngx_conf_set_msec_slot, ngx_conf_set_num_slot, ngx_conf_set_str_slot, ngx_conf_t, ngx_cycle_t,
+    ngx_err_t, ngx_flag_t, ngx_inet_addr, ngx_int_t, ngx_log_t, ngx_module_t, ngx_msec_t,
+    ngx_pagesize, ngx_parse_size, ngx_parse_time, ngx_parse_url, ngx_shared_memory_add,
+    ngx_shm_zone_t, ngx_ssl_read_password_file, ngx_str_t, ngx_uint_t, ngx_url_t,
 };
 use session_core::target::Redacted;
 use zeroize::Zeroizing;
@@ -596,6 +596,10 @@ impl Conf {
             // nginx has said why.
             if zone.is_null() { Err(Refusal::Said) } else { Ok(zone) }
         }
+    }
+
+    pub(super) fn cycle(&self) -> *mut ngx_cycle_t {
+        self.0.cycle
     }
 
     /// The configurations of the block that is read.

@@ -155,11 +155,14 @@ unsafe extern "C" fn answer<M: Module<Block = Http>, P: Page<M>>(
             (*buf).last = (*buf).pos.add(body.len());
         }
         (*buf).set_last_buf(u32::from(r == (*r).main));
+        (*buf).set_sync(u32::from(body.is_empty() && r != (*r).main));
         (*buf).set_last_in_chain(1);
         let rc = ngx_http_send_header(r);
-        // What r->header_only says of such a request. Where that bit is in nginx 1.31 bindgen does not
-        // know: it takes bit-fields for adjacent that are kept out of the next word.
-        let only_header = (*r).method & NGX_HTTP_HEAD as usize != 0;
+        // What r->header_only says, of which bindgen does not know where it is since nginx 1.29.3: it
+        // takes bit-fields for adjacent that are kept out of the next word. A filter may have made it
+        // a 304.
+        let is_head = (*r).method & NGX_HTTP_HEAD as usize != 0;
+        let only_header = is_head || (*r).headers_out.status != NGX_HTTP_OK as usize;
         if rc == NGX_ERROR as ngx_int_t || rc > NGX_OK as ngx_int_t || only_header {
             return rc;
         }

@@ -221,10 +221,15 @@ unsafe extern "C" fn exit_process<M: Module>(cycle: *mut ngx_cycle_t) {
 /// `cycle` is one of nginx's, with its configuration read.
 unsafe fn main_conf<'a, M: Module>(cycle: *mut ngx_cycle_t) -> Option<&'a M::MainConf> {
     // SAFETY: ngx_http_cycle_get_module_main_conf(), or that of stream{}, which are macros; without
-    // the block there is no context.
+    // the block there is no context. A module of the block that is loaded, and not of this cycle, may
+    // have the index of another one.
     unsafe {
-        let block = M::Block::module().as_ref()?;
-        let ctx = NonNull::new(*(*cycle).conf_ctx.add(block.index))?;
+        let block = M::Block::module();
+        let modules = core::slice::from_raw_parts((*cycle).modules, (*cycle).modules_n);
+        if !modules.contains(&block.cast_mut()) {
+            return None;
+        }
+        let ctx = NonNull::new(*(*cycle).conf_ctx.add((*block).index))?;
         let conf = *M::Block::main_confs(ctx.as_ptr().cast()).add((*M::module()).ctx_index);
         conf.cast::<M::MainConf>().as_ref()
     }

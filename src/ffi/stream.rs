@@ -39,14 +39,14 @@ impl Block for Stream {
     }
 
     fn servers(cf: &Conf) -> Vec<Server> {
-        // SAFETY: in postconfiguration ctx is that of stream{}; its modules have merged their
-        // configurations, and nginx has yet to free the list of ports.
+        // SAFETY: in postconfiguration the modules of stream{} have merged their configurations, and
+        // nginx has yet to free the list of ports.
         unsafe {
             let (Some(core), Some(ssl)) = (core().as_ref(), ssl().as_ref()) else {
                 return Vec::new();
             };
-            let ctx = cf.context().cast::<ngx_stream_conf_ctx_t>();
-            let main = *(*ctx).main_conf.add(core.ctx_index);
+            let Some(ctx) = context(cf).as_ref() else { return Vec::new() };
+            let main = *ctx.main_conf.add(core.ctx_index);
             let Some(main) = main.cast::<ngx_stream_core_main_conf_t>().as_ref() else {
                 return Vec::new();
             };
@@ -71,11 +71,10 @@ impl Block for Stream {
     }
 
     fn resolver(cf: &mut Conf) -> Option<Resolver> {
-        // SAFETY: in postconfiguration ctx is that of stream{}, whose resolver belongs to this
+        // SAFETY: in postconfiguration there is a context of stream{}, whose resolver belongs to this
         // configuration.
         unsafe {
-            let ctx = cf.context().cast::<ngx_stream_conf_ctx_t>();
-            let conf = *(*ctx).srv_conf.add(core().as_ref()?.ctx_index);
+            let conf = *context(cf).as_ref()?.srv_conf.add(core().as_ref()?.ctx_index);
             let core = conf.cast::<ngx_stream_core_srv_conf_t>().as_ref()?;
             Resolver::configured(core.resolver, core.resolver_timeout, cf)
         }
@@ -87,15 +86,35 @@ impl Block for Stream {
             *mut ngx_str_t,
             ngx_uint_t,
         ) -> *mut ngx_stream_variable_t;
-        let add = symbol::find(c"ngx_stream_add_variable").ok_or(Refusal::Said)?;
+        let Some(add) = symbol::find(c"ngx_stream_add_variable") else {
+            return Err(cf.refuse(format_args!("this nginx hides \"ngx_stream_add_variable\"")));
+        };
         // SAFETY: ngx_stream_add_variable() (ngx_stream_variables.h) is called while the configuration
         // is read, as nginx asks for.
         unsafe {
             let add = mem::transmute::<NonNull<c_void>, Add>(add);
             let variable = add(cf.as_ptr(), &mut variable::name::<V>(), 0);
-            variable.as_mut().ok_or(Refusal::Said)?.get_handler = Some(get::<V>);
+            let variable = variable.as_mut().ok_or(Refusal::Said)?;
+            // Of a "map" or a "set".
+            if variable.get_handler.is_some() {
+                return Err(cf.refuse(format_args!("the duplicate \"{}\" variable", V::NAME)));
+            }
+            variable.get_handler = Some(get::<V>);
         }
         Ok(())
+    }
+}
+
+/// The context of the block. That of `cf` is the last server's when the block has been read
+/// (ngx_stream_block()).
+///
+/// # Safety
+/// The block is being read.
+unsafe fn context(cf: &Conf) -> *const ngx_stream_conf_ctx_t {
+    // SAFETY: the caller's; the module is loaded, and its context is set before the block is read.
+    unsafe {
+        let cycle = cf.cycle();
+        (*(*cycle).conf_ctx.add((*Stream::module()).index)).cast::<ngx_stream_conf_ctx_t>()
     }
 }
 

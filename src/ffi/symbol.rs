@@ -1,11 +1,17 @@
 //! What nginx has in some builds only, or in modules that may not be loaded.
 
 use core::ffi::{CStr, c_void};
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
+use std::sync::OnceLock;
 
 /// A function or a static of nginx's, or of a module that is loaded.
 pub fn find(name: &CStr) -> Option<NonNull<c_void>> {
-    // SAFETY: dlsym(3) with a string. nginx loads modules so that all see their symbols
-    // (ngx_dlopen.h).
-    NonNull::new(unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) })
+    static PROGRAM: OnceLock<usize> = OnceLock::new();
+    // SAFETY: dlopen(3) without a name gives a handle for the program and for all that was loaded
+    // for all to see, as nginx loads modules (ngx_dlopen.h). RTLD_DEFAULT would do as well, and keep
+    // a module loaded in which something was found, as long as this one is.
+    let program = PROGRAM
+        .get_or_init(|| unsafe { libc::dlopen(ptr::null(), libc::RTLD_LAZY).expose_provenance() });
+    // SAFETY: dlsym(3) with a handle that is never closed.
+    NonNull::new(unsafe { libc::dlsym(ptr::with_exposed_provenance_mut(*program), name.as_ptr()) })
 }

@@ -18,26 +18,29 @@ use nginx_sys::{
     BIO_meth_set_create, BIO_meth_set_ctrl, BIO_meth_set_destroy, BIO_meth_set_read,
     BIO_meth_set_write, BIO_new, BIO_read, BIO_set_data, BIO_set_flags, BIO_set_init,
     BIO_set_retry_reason, BIO_test_flags, BIO_up_ref, BIO_write, CRYPTO_EX_INDEX_SSL,
-    CRYPTO_EX_INDEX_SSL_CTX, CRYPTO_get_ex_new_index, ERR_clear_error, ERR_pop_to_mark,
-    ERR_set_mark, NGX_ALIGNMENT, NGX_USE_LEVEL_EVENT, OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA,
-    RAND_bytes, SSL, SSL_AD_USER_CANCELLED, SSL_CB_ACCEPT_LOOP, SSL_CB_HANDSHAKE_DONE,
-    SSL_CB_HANDSHAKE_START, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_RETRY,
+    CRYPTO_EX_INDEX_SSL_CTX, CRYPTO_EX_INDEX_SSL_SESSION, CRYPTO_get_ex_new_index, ERR_clear_error,
+    ERR_pop_to_mark, ERR_set_mark, NGX_ALIGNMENT, NGX_USE_LEVEL_EVENT,
+    OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA, RAND_bytes, SSL, SSL_AD_CLOSE_NOTIFY,
+    SSL_AD_USER_CANCELLED, SSL_CB_ACCEPT_LOOP, SSL_CB_ALERT, SSL_CB_HANDSHAKE_DONE,
+    SSL_CB_HANDSHAKE_START, SSL_CB_WRITE, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_RETRY,
     SSL_CLIENT_HELLO_SUCCESS, SSL_CTRL_GET_MAX_PROTO_VERSION, SSL_CTRL_GET_SESS_CACHE_MODE,
     SSL_CTRL_SET_SESS_CACHE_MODE, SSL_CTX, SSL_CTX_ctrl, SSL_CTX_free, SSL_CTX_get_ex_data,
     SSL_CTX_get_info_callback, SSL_CTX_get_options, SSL_CTX_sess_get_get_cb,
     SSL_CTX_sess_get_new_cb, SSL_CTX_sess_get_remove_cb, SSL_CTX_sess_set_get_cb,
     SSL_CTX_sess_set_new_cb, SSL_CTX_sess_set_remove_cb, SSL_CTX_set_allow_early_data_cb,
     SSL_CTX_set_client_hello_cb, SSL_CTX_set_ex_data, SSL_CTX_set_generate_session_id,
-    SSL_CTX_set_info_callback, SSL_CTX_up_ref, SSL_SESS_CACHE_NO_INTERNAL_LOOKUP,
-    SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER, SSL_SESSION, SSL_SESSION_free,
-    SSL_SESSION_get_id, SSL_SESSION_get_protocol_version, SSL_SESSION_get_time,
-    SSL_SESSION_get_timeout, SSL_SESSION_get0_hostname, SSL_SESSION_get0_peer,
+    SSL_CTX_set_info_callback, SSL_CTX_up_ref, SSL_RECEIVED_SHUTDOWN,
+    SSL_SESS_CACHE_NO_INTERNAL_LOOKUP, SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER,
+    SSL_SESSION, SSL_SESSION_free, SSL_SESSION_get_ex_data, SSL_SESSION_get_id,
+    SSL_SESSION_get_protocol_version, SSL_SESSION_get_time, SSL_SESSION_get_timeout,
+    SSL_SESSION_get0_hostname, SSL_SESSION_get0_peer, SSL_SESSION_set_ex_data,
     SSL_client_hello_get0_ext, SSL_client_hello_get0_session_id, SSL_ctrl, SSL_get_SSL_CTX,
-    SSL_get_ex_data, SSL_get_options, SSL_get_rbio, SSL_get_state, SSL_is_server,
-    SSL_session_reused, SSL_set_ex_data, SSL_set0_rbio, SSL_version, TLS1_3_VERSION,
-    TLSEXT_TYPE_server_name, X509_get0_notAfter, d2i_SSL_SESSION, i2d_SSL_SESSION,
-    ngx_connection_t, ngx_err_t, ngx_errno, ngx_event_flags, ngx_pool_cleanup_add, ngx_post_event,
-    ngx_posted_events, ngx_set_errno, ngx_ssl_connection_index,
+    SSL_get_ex_data, SSL_get_options, SSL_get_rbio, SSL_get_session, SSL_get_shutdown,
+    SSL_get_state, SSL_is_server, SSL_session_reused, SSL_set_ex_data, SSL_set0_rbio, SSL_version,
+    SSL3_AL_FATAL, SSL3_AL_WARNING, TLS1_3_VERSION, TLSEXT_TYPE_server_name, X509_get0_notAfter,
+    d2i_SSL_SESSION, i2d_SSL_SESSION, ngx_connection_t, ngx_err_t, ngx_errno, ngx_event_flags,
+    ngx_pool_cleanup_add, ngx_post_event, ngx_posted_events, ngx_set_errno,
+    ngx_ssl_connection_index,
 };
 #[cfg(nginx_1_29_2)]
 use nginx_sys::{ngx_ssl_client_hello_arg_index, ngx_ssl_client_hello_callback};
@@ -485,12 +488,15 @@ struct Globals {
     /// Of what is not null once it was said that the handshake has paused.
     paused_index: c_int,
     ctx_index: c_int,
+    /// Of what is not null in a session whose connection was closed in order.
+    closed_index: c_int,
     method: NonNull<BIO_METHOD>,
 }
 
 static SSL_INDEX: AtomicI32 = AtomicI32::new(-1);
 static PAUSED_INDEX: AtomicI32 = AtomicI32::new(-1);
 static CTX_INDEX: AtomicI32 = AtomicI32::new(-1);
+static CLOSED_INDEX: AtomicI32 = AtomicI32::new(-1);
 static METHOD: AtomicPtr<BIO_METHOD> = AtomicPtr::new(ptr::null_mut());
 
 impl Globals {
@@ -502,6 +508,7 @@ impl Globals {
                 ssl_index: SSL_INDEX.load(Ordering::Relaxed),
                 paused_index: PAUSED_INDEX.load(Ordering::Relaxed),
                 ctx_index: CTX_INDEX.load(Ordering::Relaxed),
+                closed_index: CLOSED_INDEX.load(Ordering::Relaxed),
                 method,
             });
         }
@@ -520,6 +527,7 @@ impl Globals {
                 ssl_index: index(CRYPTO_EX_INDEX_SSL),
                 paused_index: index(CRYPTO_EX_INDEX_SSL),
                 ctx_index: index(CRYPTO_EX_INDEX_SSL_CTX),
+                closed_index: index(CRYPTO_EX_INDEX_SSL_SESSION),
                 method: NonNull::new(BIO_meth_new(
                     BIO_TYPE_FILTER as c_int,
                     c"nginx SSL session fetch".as_ptr(),
@@ -529,6 +537,7 @@ impl Globals {
             if globals.ssl_index < 0
                 || globals.paused_index < 0
                 || globals.ctx_index < 0
+                || globals.closed_index < 0
                 || BIO_meth_set_read(method, Some(bio_read::<H>)) != 1
                 || BIO_meth_set_write(method, Some(bio_write::<H>)) != 1
                 || BIO_meth_set_ctrl(method, Some(bio_ctrl::<H>)) != 1
@@ -540,6 +549,7 @@ impl Globals {
             SSL_INDEX.store(globals.ssl_index, Ordering::Relaxed);
             PAUSED_INDEX.store(globals.paused_index, Ordering::Relaxed);
             CTX_INDEX.store(globals.ctx_index, Ordering::Relaxed);
+            CLOSED_INDEX.store(globals.closed_index, Ordering::Relaxed);
             METHOD.store(method, Ordering::Relaxed);
             Some(globals)
         }
@@ -1016,12 +1026,44 @@ pub fn steps() -> usize {
 unsafe extern "C" fn info<H: Handler>(ssl: *const SSL, what: c_int, ret: c_int) {
     // SAFETY: OpenSSL calls with a valid object, whose current context has this callback.
     let Some(hooks) = (unsafe { hooks::<H>(SSL_get_SSL_CTX(ssl)) }) else { return };
-    // One thread counts.
-    STEPS.store(steps().wrapping_add(1), Ordering::Relaxed);
-    hooks.step(ssl.cast_mut(), what as u32);
+    if what as u32 & SSL_CB_ALERT != 0 {
+        // SAFETY: the object is valid.
+        unsafe { alert(ssl, what as u32, ret) };
+    } else {
+        // One thread counts.
+        STEPS.store(steps().wrapping_add(1), Ordering::Relaxed);
+        hooks.step(ssl.cast_mut(), what as u32);
+    }
     if let Some(kept) = hooks.info {
         // SAFETY: called as OpenSSL would.
         unsafe { kept(ssl, what, ret) };
+    }
+}
+
+/// Marks the session of a connection that is closed in order. Where nginx waits for the client to do
+/// so, too, as in `stream{}`, and the client only closes its socket, OpenSSL forgets that it has sent a
+/// close_notify (`SSL_OP_IGNORE_UNEXPECTED_EOF`, which nginx sets), and removes the session for that.
+///
+/// # Safety
+/// `ssl` is valid for the current call.
+unsafe fn alert(ssl: *const SSL, what: u32, alert: c_int) {
+    const CLOSE_NOTIFY: c_int = (SSL3_AL_WARNING << 8 | SSL_AD_CLOSE_NOTIFY) as c_int;
+    let index = CLOSED_INDEX.load(Ordering::Relaxed);
+    // SAFETY: the caller's; the data is only compared with null.
+    unsafe {
+        let waits = || SSL_get_shutdown(ssl) & SSL_RECEIVED_SHUTDOWN as c_int == 0;
+        let mark = if alert >> 8 == SSL3_AL_FATAL as c_int {
+            ptr::null_mut()
+        } else if what & SSL_CB_WRITE != 0 && alert == CLOSE_NOTIFY && waits() {
+            ptr::from_ref(&CLOSED_INDEX).cast_mut().cast()
+        } else {
+            return;
+        };
+        let session = SSL_get_session(ssl);
+        // Without memory it is removed.
+        if !session.is_null() && SSL_SESSION_get_ex_data(session, index) != mark {
+            SSL_SESSION_set_ex_data(session, index, mark);
+        }
     }
 }
 
@@ -1192,7 +1234,8 @@ unsafe extern "C" fn remove<H: Handler>(ctx: *mut SSL_CTX, session: *mut SSL_SES
     // SAFETY: SSL_CTX_sess_set_remove_cb(3): both are lent.
     unsafe {
         let Some(hooks) = hooks::<H>(ctx) else { return };
-        if !hooks.keeps_sessions {
+        let closed = SSL_SESSION_get_ex_data(session, CLOSED_INDEX.load(Ordering::Relaxed));
+        if !hooks.keeps_sessions && closed.is_null() {
             hooks.handler.session_removed(SessionRef::from_ptr(session));
         }
         if let Some(kept) = hooks.remove {

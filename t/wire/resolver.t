@@ -179,8 +179,10 @@ SKIP: {
     subtest 'so it is in stream{}, by its own "resolver"' => sub {
         my ($port, $dns) = (free_port(), name_server());
         $dns->say('addresses', 60, '127.0.0.2');
+        my ($wrong, $more) = (name_server(), free_port());
         my $nginx = nginx(conf => '', stream => conf($port, $dns, resolver => 'valid=1s')
-            =~ s/location.*/return \$ssl_session_fetch_status;/r);
+            =~ s/location.*/return \$ssl_session_fetch_status;/r
+            . "server { listen 127.0.0.1:$more; resolver 127.0.0.1:$wrong->{port}; return x; }");
         my $lookup = sub {
             my $client = client($port, @_);
             $client->handshake or return;
@@ -191,6 +193,7 @@ SKIP: {
         my %seen;
         wait_until { $seen{ ($lookup->($session))[0] }++; join(' ', linked($nginx)) eq '127.0.0.2' } 10, 'the new address';
         is_deeply [ keys %seen ], ['HIT'], 'lookups hit';
+        is $wrong->asked, 0, 'that of a server is for itself';
         is_deeply [ errors($nginx) ], [], 'nothing in the log';
     };
 }

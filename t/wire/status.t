@@ -128,6 +128,9 @@ subtest 'where nothing is counted' => sub {
     my $one = nginx(log => 'notice', conf => "server { listen 127.0.0.1:$shown; location / { ssl_session_status; } }");
     is `curl -sS -w '%{http_code} %{size_download}' http://127.0.0.1:$shown/`, '200 0', 'an empty page';
     is_deeply decode_json(`curl -sS 'http://127.0.0.1:$shown/?format=json'`)->{tiers}, [], 'an empty list';
+    my $url  = "http://127.0.0.1:$shown/?format=json";
+    my @said = split /\n/, `curl -sS -o /dev/null -w '%{http_code} %{size_download}\\n' -H 'If-None-Match: *' $url --next -sS -o /dev/null -w '%{http_code} %{num_connects}\\n' $url`;
+    is_deeply \@said, [ '304 0', '200 0' ], 'who has it gets no body, and uses the connection on';
     is_deeply [ $one->errors ], [], 'and no complaint';
 };
 

@@ -106,12 +106,13 @@ subtest 'others are served while it waits, and before it comes to them' => sub {
 
 subtest 'a client that leaves, and a store that does not answer' => sub {
     my ($port, $nginx) = start('store');
-    my $session = stored($port, protocol => 'TLSv1.2');
-    my $fds     = $nginx->fds;
-    my $gets    = $relay->requests('GET');
+    my @sessions = map { stored($port, protocol => 'TLSv1.2') } 1 .. 5;
+    my $session  = $sessions[0];
+    my $fds      = $nginx->fds;
     $relay->hold;
-    for (1 .. 5) {
-        my $gone = tls_client(port => $port, protocol => 'TLSv1.2', session => $session);
+    for (@sessions) {
+        my $gets = $relay->requests('GET');
+        my $gone = tls_client(port => $port, protocol => 'TLSv1.2', session => $_);
         $gone->start;
         wait_until { $relay->requests('GET') > $gets } 10, 'a lookup';
         $gone->reset;
@@ -131,6 +132,29 @@ subtest 'a client that leaves, and a store that does not answer' => sub {
     like $text, qr/^\. TIMEOUT  (?:STORED|DROPPED)$/, 'a full handshake';
     $relay->drop(0);
     like $waiting->log_like(qr/is down: no answer/), qr/backend: "stream:store"$/, 'the log tells whose store it is';
+};
+
+# OpenSSL removes a session whose connection ended without a close_notify of its own, and forgets that it
+# has sent one when the client only closes its socket.
+subtest 'a client that closes without a word keeps its session' => sub {
+    my $long = join '', map { '$a' } 1 .. 1000;
+    my ($port, $nginx) = (free_port());
+    $nginx = nginx(log => 'notice', conf => '', stream => block($port, 'store', more => 'map $remote_addr $a { default ' . 'x' x 3000 . '; }')
+        =~ s/\Q$answer\E/return "$long";/r);
+    for my $protocol ('TLSv1.2', 'TLSv1.3') {
+        my $keys   = $redis->keys;
+        my $client = tls_client(port => $port, protocol => $protocol);
+        ok $client->handshake, "$protocol: a handshake";
+        $client->half_close;
+        is length rest($client), 3_000_000, 'what the server has sent after the client had closed its side';
+        my $session = $protocol eq 'TLSv1.2' ? $client->session : ($client->sessions)[-1];
+        undef $client;
+        my $again = tls_client(port => $port, protocol => $protocol, session => $session);
+        ok $again->handshake && $again->reused, 'it is resumed';
+        ok $redis->keys > $keys, 'from the store';
+    }
+    is $relay->requests('DEL'), 0, 'nothing is removed from there';
+    is_deeply [ $nginx->errors ], [], 'no error in the log';
 };
 
 subtest 'single_use: a ticket is good for one handshake' => sub {
@@ -185,6 +209,24 @@ subtest 'a reload, and the end' => sub {
     is_deeply [ $nginx->errors ], [], 'no error in the log';
 };
 
+subtest 'reloads that bring and take the block, and its module' => sub {
+    my ($http, $port) = (free_port(), free_port());
+    my $conf  = "$backend$tls ssl_session_fetch store; ssl_session_store store; server { listen 127.0.0.1:$http ssl; }";
+    my $nginx = nginx(log => 'notice', conf => $conf);
+    for my $round (1 .. 3) {
+        $nginx->{stream} = block($port, 'store');
+        $nginx->reload($conf);
+        my $session = stored($port, protocol => 'TLSv1.2');
+        is((visit($port, protocol => 'TLSv1.2', session => $session))[0], 'r HIT stream:store ', 'with it');
+        delete $nginx->{stream};
+        $nginx->reload($conf);
+        ok tls_client(port => $http, protocol => 'TLSv1.2')->handshake, 'without it';
+    }
+    wait_until { !$nginx->old_workers } 10, 'the end of old workers';
+    is_deeply [ $nginx->errors ], [], 'no error in the log';
+    is $nginx->log_count(qr/exited on signal/), 0, 'no worker died';
+};
+
 subtest 'variables in a log' => sub {
     my $log = tmpdir() . '/stream.log';
     my ($port, $nginx) = start('store', more => <<"CONF");
@@ -232,6 +274,8 @@ subtest 'what is refused' => sub {
     refused("$good upstream u { server 127.0.0.1:1; ssl_session_status; }", qr/\[emerg\] .*"ssl_session_status" directive is not allowed here/,
         'a status page');
     refused(($good =~ s/store \{/store { proxy_pass x;/r), qr/\[emerg\] .*"proxy_pass" directive is not allowed here/, 'what belongs elsewhere');
+    refused("map \$remote_addr \$ssl_session_fetch_tier { default x; }\n$good",
+        qr/\[emerg\] .*the duplicate "ssl_session_fetch_tier" variable in /, 'a variable of somebody else');
     refused($good =~ s/server \{ listen.*\n//r . "server { listen 127.0.0.1:1; ssl_session_store off; return x; }",
         qr/\[emerg\] .*"ssl_session_store" directive is not allowed here/, 'in a server');
 };
