@@ -234,7 +234,8 @@ subtest 'an entry of no use is no hit' => sub {
     wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'the session in Redis';
     # The zone must not have it.
     my ($one, $shown) = (free_port(), free_port());
-    my $other = nginx(log => 'notice', conf => $conf =~ s/shared:tls:1m //gr =~ s/$port/$one/r =~ s/$status/$shown/r);
+    my $other = nginx(log => 'notice', conf => $conf =~ s/shared:tls:1m //gr =~ s/$port/$one/r =~ s/$status/$shown/r
+        =~ s/store \{/store { connect_timeout 5s; fetch_timeout 5s;/r);
     $redis->cmd('SET', cache_key($session), 'rubbish');
     my $client = tls_client(port => $one, protocol => 'TLSv1.2', session => $session);
     is $client->request, 'CORRUPT', 'corrupt';
