@@ -1026,12 +1026,12 @@ pub fn steps() -> usize {
 unsafe extern "C" fn info<H: Handler>(ssl: *const SSL, what: c_int, ret: c_int) {
     // SAFETY: OpenSSL calls with a valid object, whose current context has this callback.
     let Some(hooks) = (unsafe { hooks::<H>(SSL_get_SSL_CTX(ssl)) }) else { return };
+    // One thread counts.
+    STEPS.store(steps().wrapping_add(1), Ordering::Relaxed);
     if what as u32 & SSL_CB_ALERT != 0 {
         // SAFETY: the object is valid.
         unsafe { alert(ssl, what as u32, ret) };
     } else {
-        // One thread counts.
-        STEPS.store(steps().wrapping_add(1), Ordering::Relaxed);
         hooks.step(ssl.cast_mut(), what as u32);
     }
     if let Some(kept) = hooks.info {
