@@ -206,6 +206,8 @@ struct Flush;
 struct State {
     link: Option<Link>,
     phase: Phase,
+    /// A connection is to be opened, in an event of our own.
+    opening: bool,
     breaker: Breaker,
     /// How many addresses are left to try.
     untried: usize,
@@ -344,8 +346,8 @@ impl Peer {
         self.addresses.try_borrow().ok()?.get(self.address.get()).cloned()
     }
 
-    /// Whether a request would be taken now. Connects if need be, and begins a probe of a server
-    /// that is down where one is due.
+    /// Whether a request would be taken now. Has a connection opened if need be, and a probe of a
+    /// server that is down begun where one is due.
     pub fn is_usable(&self) -> bool {
         let Ok(mut state) = self.state.try_borrow_mut() else { return false };
         self.admit(&mut state, clock::now_ms()).is_ok()
@@ -493,13 +495,17 @@ impl Peer {
         }
     }
 
-    /// Whether a request may be made now. Connects if need be.
+    /// Whether a request may be made now. Has a connection opened if need be, at the end of this
+    /// turn of the event loop: this may be called while OpenSSL handles a client, and connecting
+    /// closes clients' connections where a worker has no free one (ngx_drain_connections()).
     fn admit(&self, state: &mut State, now: u64) -> Result<(), Refused> {
         if state.retired {
             return Err(Refused::Down);
         }
-        self.resolve(state);
-        if state.link.is_some() {
+        if self.is_resolving_due(state) {
+            self.flush.soon();
+        }
+        if state.link.is_some() || state.opening {
             // While a probe is under way nothing else is sent.
             return if state.breaker.is_open() { Err(Refused::Down) } else { Ok(()) };
         }
@@ -516,16 +522,21 @@ impl Peer {
             }
             Ok(())
         });
-        state.untried = self.addresses.try_borrow().map_or(0, |addresses| addresses.len());
-        let connected = match greeted {
-            Ok(()) => self.connect(state, now),
-            Err(OutOfMemory) => Err(Failure::OutOfMemory),
-        };
-        if let Err(failure) = connected {
-            self.give_up(state, now, &failure);
+        if let Err(OutOfMemory) = greeted {
+            self.give_up(state, now, &Failure::OutOfMemory);
             return Err(Refused::Down);
         }
+        state.opening = true;
+        self.flush.soon();
         if probe { Err(Refused::Down) } else { Ok(()) }
+    }
+
+    /// Opens the connection that [`Peer::admit`] has asked for.
+    fn open(&self, state: &mut State, now: u64) {
+        state.untried = self.addresses.try_borrow().map_or(0, |addresses| addresses.len());
+        if let Err(failure) = self.connect(state, now) {
+            self.give_up(state, now, &failure);
+        }
     }
 
     /// Connects to the first of the addresses that are left to try and does not fail at once.
@@ -589,12 +600,20 @@ impl Peer {
         self.address.set(if next < count { next } else { 0 });
     }
 
+    /// Whether the addresses of the server's name have to be asked for.
+    fn is_resolving_due(&self, state: &State) -> bool {
+        self.resolver.get().is_some()
+            && self.name.is_some()
+            && state.question.is_none()
+            && state.resolve_at <= clock::unix_time()
+    }
+
     /// Asks for the addresses of the server's name, where that is due.
     fn resolve(&self, state: &mut State) {
         let (Some(resolver), Some((name, port))) = (self.resolver.get(), &self.name) else {
             return;
         };
-        if state.question.is_none() && state.resolve_at <= clock::unix_time() {
+        if self.is_resolving_due(state) {
             state.question = Some(resolver.resolve(self.this.clone(), name, *port));
         }
     }
@@ -998,6 +1017,7 @@ impl State {
         State {
             link: None,
             phase: Phase::Idle,
+            opening: false,
             breaker: Breaker::new(breaker),
             untried: 0,
             inflight: InFlight::new(),
@@ -1066,6 +1086,7 @@ impl State {
     fn reset(&mut self) {
         self.link = None;
         self.phase = Phase::Idle;
+        self.opening = false;
         self.generation = self.generation.wrapping_add(1);
         self.strangers = 0;
         self.demoted = false;
@@ -1204,6 +1225,14 @@ impl ResolverOwner for Peer {
 impl On<Flush> for Peer {
     fn on(&self) {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        self.resolve(&mut state);
+        if mem::take(&mut state.opening) {
+            self.open(&mut state, clock::now_ms());
+            self.close_if_done(&mut state);
+            self.arm(&mut state);
+            self.tell(state);
+            return;
+        }
         let failure = match (state.demoted, state.strangers) {
             (true, _) => Some(Failure::NotMaster),
             (false, MAX_STRANGERS..) => Some(Failure::Mistrusted),

@@ -257,7 +257,7 @@ subtest 'a server that is not there, and fewer workers' => sub {
     wait_until { $visit->($session)->request; ($value->('server_down_workers', $socket) // 0) == 2 } 10, 'both workers to find it down';
     is $value->('server_available_workers', $socket), 0, 'it is down, and not available';
     cmp_ok $value->('tier_lookups_total', 'status="DOWN"'), '>', 0, 'lookups are DOWN';
-    is $value->('tier_lookup_seconds_count', 'tier="store"'), 0, 'and take no time';
+    cmp_ok $value->('tier_lookup_seconds_count', 'tier="store"'), '<=', 2, 'only that which finds it down in a worker takes time';
     $one->reload($text, workers => 1);
     wait_until { !$one->old_workers } 5, 'exit of the old workers';
     is $value->('server_down_workers', $socket), 0, 'workers that are gone count no more';
