@@ -1,0 +1,214 @@
+//! What is kept for one connection, in its pool.
+
+use core::cell::{Cell, OnceCell, RefCell};
+use core::ffi::c_void;
+use core::mem;
+use core::ptr::{self, NonNull};
+use std::rc::Rc;
+
+use nginx_sys::{
+    BIO, BIO_set_data, NGX_ALIGNMENT, SSL, SSL_get_ex_data, SSL_set_ex_data, ngx_connection_t,
+    ngx_errno, ngx_pool_cleanup_add, ngx_post_event, ngx_posted_events,
+};
+use session_core::codec::OutOfMemory;
+use session_core::slots::{Slots, Token};
+
+use super::connection::Connection;
+use super::index::Indexes;
+use crate::ffi::log::Log;
+use crate::ffi::quic;
+
+/// Keeps a state for each connection, as every handler does.
+pub trait Keeper: Sized + 'static {
+    /// What is kept for one connection.
+    type State: 'static;
+
+    /// The states that wait for something.
+    fn waiting(&self) -> &Waiters<Self>;
+}
+
+/// A state in its place in a connection's pool.
+pub struct Attached<H: Keeper> {
+    state: H::State,
+    handler: Rc<H>,
+    c: NonNull<ngx_connection_t>,
+    ssl: NonNull<SSL>,
+    /// The socket's BIO, counted up, while there is a filter.
+    pub(super) socket: Cell<*mut BIO>,
+    /// The filter, while there is one; it belongs to the SSL object.
+    pub(super) filter: Cell<*mut BIO>,
+    token: Cell<Option<Token>>,
+    /// Goes on with a handshake of QUIC.
+    wake: OnceCell<Rc<quic::Wake>>,
+}
+
+impl<H: Keeper> Attached<H> {
+    /// What was attached.
+    pub fn state(&self) -> &H::State {
+        &self.state
+    }
+
+    /// The connection's log.
+    pub fn log(&self) -> &Log {
+        // SAFETY: the connection lives as long as its pool, of which this is a part.
+        unsafe { Log::from_raw((*self.c.as_ptr()).log) }
+    }
+
+    /// The handler it was attached for.
+    pub fn handler(&self) -> &H {
+        &self.handler
+    }
+
+    /// The connection. Only for use while a handshake is under way: the SSL object of a connection
+    /// is freed before what is attached to it.
+    pub fn connection(&self) -> Connection {
+        Connection { c: self.c, ssl: self.ssl }
+    }
+
+    /// The token by which [`Waiters::with`] finds this; good until [`Attached::forget`] or the
+    /// end of the connection.
+    pub fn token(&self) -> Result<Token, OutOfMemory> {
+        if let Some(token) = self.token.get() {
+            return Ok(token);
+        }
+        let mut slots = self.handler.waiting().0.try_borrow_mut().map_err(|_| OutOfMemory)?;
+        let token = slots.insert(NonNull::from(self))?;
+        self.token.set(Some(token));
+        Ok(token)
+    }
+
+    /// Makes the token stale.
+    pub fn forget(&self) {
+        if let Some(token) = self.token.take() {
+            if let Ok(mut slots) = self.handler.waiting().0.try_borrow_mut() {
+                slots.remove(token);
+            }
+        }
+    }
+
+    /// Whether the client has closed its connection, so that an answer is of no use.
+    pub fn has_left(&self) -> bool {
+        if self.connection().is_quic() {
+            return false;
+        }
+        let mut byte = 0_u8;
+        // SAFETY: the connection is valid; recv(2) writes one byte at most.
+        unsafe {
+            let c = self.c.as_ptr();
+            if (*(*c).read).pending_eof() != 0 {
+                return true;
+            }
+            match libc::recv((*c).fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK) {
+                0 => true,
+                n if n < 0 => ngx_errno() != libc::EAGAIN,
+                _ => false,
+            }
+        }
+    }
+
+    /// Lets nginx go on with a suspended handshake, at the end of this turn of the event loop.
+    pub fn resume(&self) {
+        if self.connection().is_quic() {
+            // SAFETY: the connection and its SSL object are valid during a handshake; what wakes
+            // it goes with what is attached, before them.
+            let wake = self.wake.get_or_init(|| unsafe { quic::Wake::new(self.c, self.ssl) });
+            wake.soon();
+            return;
+        }
+        // SAFETY: the connection and its read event live as long as its pool; nginx takes a posted
+        // event back when it closes the connection (ngx_close_connection()).
+        unsafe { ngx_post_event((*self.c.as_ptr()).read, &raw mut ngx_posted_events) };
+    }
+}
+
+impl<H: Keeper> Drop for Attached<H> {
+    fn drop(&mut self) {
+        self.forget();
+        let filter = self.filter.get();
+        if !filter.is_null() {
+            // SAFETY: the SSL object is freed before the pool, and its filter with it. Should the
+            // filter outlive the pool all the same, it must not find what is freed here.
+            unsafe { BIO_set_data(filter, ptr::null_mut()) };
+        }
+    }
+}
+
+/// Attached states that somebody waits for, by token.
+pub struct Waiters<H: Keeper>(RefCell<Slots<NonNull<Attached<H>>>>);
+
+impl<H: Keeper> Waiters<H> {
+    /// None yet.
+    pub const fn new() -> Self {
+        Waiters(RefCell::new(Slots::new()))
+    }
+
+    /// Calls `f` with the state of `token`, unless its connection is gone or has forgotten it.
+    pub fn with<R>(&self, token: Token, f: impl FnOnce(&Attached<H>) -> R) -> Option<R> {
+        let attached = self.0.try_borrow().ok()?.get(token).copied()?;
+        // SAFETY: Attached::drop() takes its token out, so what is found is alive. It stays so
+        // during the call: connections are closed by nginx's handlers only, and none runs within
+        // it.
+        Some(f(unsafe { attached.as_ref() }))
+    }
+}
+
+impl Connection {
+    /// What was attached, if anything.
+    pub fn attached<H: Keeper>(&self) -> Option<&Attached<H>> {
+        // SAFETY: the SSL object is valid.
+        unsafe { attached_of(self.ssl.as_ptr()) }
+    }
+
+    /// Attaches `state` to the connection, once. It is dropped when the connection closes.
+    pub fn attach<H: Keeper>(
+        &self,
+        handler: &Rc<H>,
+        state: H::State,
+    ) -> Result<&Attached<H>, OutOfMemory> {
+        const { assert!(mem::align_of::<Attached<H>>() <= NGX_ALIGNMENT) };
+        let indexes = Indexes::get().ok_or(OutOfMemory)?;
+        // SAFETY: the memory comes from the connection's pool, aligned (ngx_palloc()) and of the
+        // size asked for; the cleanup runs when the pool goes, and only once there is something to
+        // drop.
+        unsafe {
+            let pool = (*self.c.as_ptr()).pool;
+            let cleanup = ngx_pool_cleanup_add(pool, mem::size_of::<Attached<H>>());
+            if cleanup.is_null() {
+                return Err(OutOfMemory);
+            }
+            let attached = (*cleanup).data.cast::<Attached<H>>();
+            attached.write(Attached {
+                state,
+                handler: Rc::clone(handler),
+                c: self.c,
+                ssl: self.ssl,
+                socket: Cell::new(ptr::null_mut()),
+                filter: Cell::new(ptr::null_mut()),
+                token: Cell::new(None),
+                wake: OnceCell::new(),
+            });
+            (*cleanup).handler = Some(detach::<H>);
+            if SSL_set_ex_data(self.ssl.as_ptr(), indexes.attached, attached.cast()) != 1 {
+                return Err(OutOfMemory);
+            }
+            Ok(&*attached)
+        }
+    }
+}
+
+/// What is attached to a connection, if anything.
+///
+/// # Safety
+/// `ssl` is valid for the current call.
+pub(super) unsafe fn attached_of<'a, H: Keeper>(ssl: *const SSL) -> Option<&'a Attached<H>> {
+    let indexes = Indexes::get()?;
+    // SAFETY: the caller's; the data of this index is what attach() set, in memory of the
+    // connection's pool, which lives longer than the SSL object (ngx_ssl_shutdown() frees that
+    // first).
+    unsafe { SSL_get_ex_data(ssl, indexes.attached).cast::<Attached<H>>().as_ref() }
+}
+
+unsafe extern "C" fn detach<H: Keeper>(data: *mut c_void) {
+    // SAFETY: the cleanup of attach(), which wrote an Attached<H> there.
+    unsafe { ptr::drop_in_place(data.cast::<Attached<H>>()) };
+}

@@ -1,0 +1,204 @@
+//! A client's connection to nginx, and its ClientHello.
+
+use core::ffi::{c_int, c_long};
+use core::ptr::{self, NonNull};
+
+use nginx_sys::{
+    NGX_USE_LEVEL_EVENT, OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA, SSL,
+    SSL_CTRL_GET_MAX_PROTO_VERSION, SSL_client_hello_get0_ext, SSL_client_hello_get0_session_id,
+    SSL_ctrl, SSL_get_ex_data, SSL_get_options, SSL_get_state, SSL_session_reused, SSL_set_ex_data,
+    SSL_version, TLS1_3_VERSION, TLSEXT_TYPE_server_name, ngx_connection_t, ngx_event_flags,
+    ngx_ssl_connection_index,
+};
+use session_core::hello::{ClientHello, server_name};
+
+use super::index::{Indexes, mark};
+use crate::ffi::log::Log;
+use crate::ffi::quic;
+
+/// `SSL_OP_NO_TICKET` (openssl/ssl.h; the header's macro is beyond bindgen).
+pub(super) const SSL_OP_NO_TICKET: u64 = 1 << 14;
+/// `SSL_OP_NO_TLSv1_3`, likewise.
+const SSL_OP_NO_TLSV1_3: u64 = 1 << 29;
+
+/// Whether nginx takes `SSL_CLIENT_HELLO_RETRY` for an order to wait (patches/).
+pub(super) const LETS_CALLBACK_WAIT: bool = cfg!(nginx_client_hello_retry);
+
+/// How a handshake can wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waits {
+    /// In OpenSSL's callback for the ClientHello.
+    InCallback,
+    /// Behind the filter in front of the socket.
+    InFilter,
+    /// It cannot.
+    Not,
+}
+
+/// Whether handshakes of QUIC can wait.
+pub fn quic_waits() -> bool {
+    LETS_CALLBACK_WAIT || quic::waits_in_filter()
+}
+
+/// A client's connection to nginx in TLS, for the length of one call.
+pub struct Connection {
+    pub(super) c: NonNull<ngx_connection_t>,
+    pub(super) ssl: NonNull<SSL>,
+}
+
+impl Connection {
+    /// The connection of an SSL object that nginx made.
+    ///
+    /// # Safety
+    /// `ssl` is valid for the current call.
+    pub(super) unsafe fn of(ssl: *mut SSL) -> Option<Self> {
+        // SAFETY: the caller's; ngx_ssl_create_connection() has set the connection.
+        let c = unsafe { SSL_get_ex_data(ssl, ngx_ssl_connection_index) };
+        Some(Connection { c: NonNull::new(c.cast())?, ssl: NonNull::new(ssl)? })
+    }
+
+    /// The connection of a request.
+    ///
+    /// # Safety
+    /// `c` is valid for the current call.
+    pub(in crate::ffi) unsafe fn of_nginx(c: *mut ngx_connection_t) -> Option<Self> {
+        let c = NonNull::new(c)?;
+        // SAFETY: the caller's; nginx sets ssl and its connection together.
+        let ssl = unsafe { (*c.as_ptr()).ssl.as_ref()?.connection };
+        Some(Connection { c, ssl: NonNull::new(ssl)? })
+    }
+
+    /// The connection's log.
+    pub fn log(&self) -> &Log {
+        // SAFETY: nginx sets a log with every connection.
+        unsafe { Log::from_raw((*self.c.as_ptr()).log) }
+    }
+
+    /// The listening address that it came to: a number of it and its text.
+    pub fn listening(&self) -> Option<(usize, &str)> {
+        // SAFETY: the connection is valid; what it was accepted from lives as long as the cycle,
+        // and so does its text.
+        unsafe {
+            let listening = (*self.c.as_ptr()).listening;
+            let text = listening.as_ref()?.addr_text;
+            let text = core::slice::from_raw_parts(text.data, text.len);
+            Some((listening.addr(), core::str::from_utf8(text).ok()?))
+        }
+    }
+
+    /// Whether it is QUIC.
+    pub fn is_quic(&self) -> bool {
+        // SAFETY: the connection is valid.
+        unsafe { (*self.c.as_ptr()).type_ == libc::SOCK_DGRAM }
+    }
+
+    /// How its handshake can wait.
+    pub fn waits(&self) -> Waits {
+        // SAFETY: a static of nginx's, set before connections come.
+        let levels = unsafe { ngx_event_flags } & NGX_USE_LEVEL_EVENT as usize != 0;
+        match self.is_quic() {
+            true if quic::waits_in_filter() => Waits::InFilter,
+            true if LETS_CALLBACK_WAIT => Waits::InCallback,
+            true => Waits::Not,
+            // Data that is not read would be reported again and again.
+            false if LETS_CALLBACK_WAIT && !levels => Waits::InCallback,
+            false => Waits::InFilter,
+        }
+    }
+
+    /// Whether TLS 1.3 may be negotiated, as far as the server's side goes.
+    pub fn allows_tls13(&self) -> bool {
+        // SAFETY: SSL_get_max_proto_version(3), which is this macro; 0 is "no limit".
+        let max = unsafe {
+            SSL_ctrl(self.ssl.as_ptr(), SSL_CTRL_GET_MAX_PROTO_VERSION as c_int, 0, ptr::null_mut())
+        };
+        self.options() & SSL_OP_NO_TLSV1_3 == 0
+            && (max == 0 || max >= c_long::from(TLS1_3_VERSION as i32))
+    }
+
+    /// Whether TLS 1.3 was negotiated.
+    pub fn is_tls13(&self) -> bool {
+        self.protocol() == TLS1_3_VERSION as c_int
+    }
+
+    /// The version of TLS that was negotiated, as on the wire.
+    pub fn protocol(&self) -> c_int {
+        // SAFETY: the SSL object is valid.
+        unsafe { SSL_version(self.ssl.as_ptr()) }
+    }
+
+    /// Whether a session was resumed.
+    pub fn is_resumed(&self) -> bool {
+        // SAFETY: the SSL object is valid.
+        unsafe { SSL_session_reused(self.ssl.as_ptr()) == 1 }
+    }
+
+    /// The name of the server that the client asks for. Only while OpenSSL reads the ClientHello:
+    /// later OpenSSL has freed it.
+    pub fn server_name(&self) -> Option<&[u8]> {
+        // SAFETY: the SSL object is valid, and the caller's.
+        server_name(unsafe { extension(self.ssl, TLSEXT_TYPE_server_name) }?)
+    }
+
+    /// Whether stateless tickets are on.
+    pub fn has_tickets(&self) -> bool {
+        self.options() & SSL_OP_NO_TICKET == 0
+    }
+
+    fn options(&self) -> u64 {
+        // SAFETY: the SSL object is valid.
+        unsafe { SSL_get_options(self.ssl.as_ptr()) }
+    }
+
+    /// Whether the handshake that OpenSSL reports as done only pauses for early data, and whether
+    /// this is the first such report of this handshake.
+    pub(super) fn is_paused(&self) -> (bool, bool) {
+        let Some(indexes) = Indexes::get() else { return (false, true) };
+        let (ssl, index) = (self.ssl.as_ptr(), indexes.paused);
+        // SAFETY: the SSL object is valid; the data is only compared with null.
+        unsafe {
+            let first = SSL_get_ex_data(ssl, index).is_null();
+            let paused = SSL_get_state(ssl) == OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA;
+            if paused {
+                // Without memory it is counted twice.
+                SSL_set_ex_data(ssl, index, mark());
+            }
+            (paused, first)
+        }
+    }
+}
+
+/// The data of an extension of the ClientHello.
+///
+/// # Safety
+/// `ssl` is valid, and OpenSSL reads its ClientHello.
+unsafe fn extension<'a>(ssl: NonNull<SSL>, kind: u32) -> Option<&'a [u8]> {
+    let (mut data, mut len) = (ptr::null(), 0);
+    // SAFETY: SSL_client_hello_get0_ext(3) lends data that is valid as long as OpenSSL reads the
+    // ClientHello, which is longer than the current callback.
+    unsafe {
+        let there = SSL_client_hello_get0_ext(ssl.as_ptr(), kind, &raw mut data, &raw mut len);
+        if there != 1 {
+            return None;
+        }
+        // An empty one may have no data.
+        Some(if data.is_null() { &[] } else { core::slice::from_raw_parts(data, len) })
+    }
+}
+
+/// The ClientHello that OpenSSL has just read.
+pub struct HelloRef(pub(super) NonNull<SSL>);
+
+impl HelloRef {
+    /// What it says about sessions; `None` if that is malformed.
+    pub fn read(&self) -> Option<ClientHello> {
+        let mut id = ptr::null();
+        // SAFETY: SSL_client_hello_get0_session_id(3) lends for as long as the callback takes.
+        let id = unsafe {
+            let len = SSL_client_hello_get0_session_id(self.0.as_ptr(), &raw mut id);
+            if id.is_null() { &[] } else { core::slice::from_raw_parts(id, len) }
+        };
+        // SAFETY: a HelloRef is made for a callback in which OpenSSL reads the ClientHello.
+        ClientHello::from_parts(id, |kind| unsafe { extension(self.0, kind.into()) })
+    }
+}

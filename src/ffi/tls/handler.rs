@@ -1,0 +1,111 @@
+//! What OpenSSL's callbacks and the filter ask.
+
+use std::rc::Rc;
+
+use session_core::key_ring::ID_LEN;
+
+use super::attached::{Attached, Keeper, Waiters};
+use super::connection::{Connection, HelloRef};
+use super::session::{Session, SessionRef};
+use super::socket::{Ending, Sink, Socket};
+
+/// What the module does in a handshake. One implementation serves all contexts of a
+/// configuration.
+pub trait Handler: Sized + 'static {
+    /// What is kept for one connection.
+    type State: 'static;
+
+    /// The states that wait for something.
+    fn waiters(&self) -> &Waiters<Self>;
+
+    /// A handshake begins; nothing has been read.
+    fn handshake_started(self: &Rc<Self>, connection: &Connection);
+
+    /// OpenSSL has read the ClientHello of a handshake that can wait for its callback.
+    fn hello(&self, attached: &Attached<Self>, hello: &HelloRef) -> Hello;
+
+    /// OpenSSL wants to read, and the filter of [`Connection::suspendable`] is asked.
+    fn read(&self, attached: &Attached<Self>, socket: &Socket, sink: &mut Sink) -> Read;
+
+    /// How many bytes the filter holds back for OpenSSL.
+    fn pending(&self, attached: &Attached<Self>) -> usize;
+
+    /// Whether the filter has no more to do.
+    fn is_through(&self, attached: &Attached<Self>) -> bool;
+
+    /// A handshake is done, or is `paused` for early data. `first`: this was not called for it
+    /// before. OpenSSL need not report the end of a paused handshake.
+    fn handshake_done(
+        &self,
+        connection: &Connection,
+        attached: Option<&Attached<Self>>,
+        paused: bool,
+        first: bool,
+    );
+
+    /// OpenSSL asks for the session of `id`.
+    fn session(self: &Rc<Self>, connection: &Connection, id: &[u8]) -> Found;
+
+    /// Whether a session that the replaced callback has found may be resumed.
+    fn allows(&self, connection: &Connection, session: &SessionRef) -> bool;
+
+    /// Whether [`Handler::issue_id`] is asked for the IDs of new sessions.
+    fn issues_ids(&self) -> bool;
+
+    /// The ID of a new session. Without one the ID is random.
+    fn issue_id(&self, connection: &Connection) -> Option<[u8; ID_LEN]>;
+
+    /// Whether [`Handler::allows_early_data`] is asked.
+    fn restricts_early_data(&self) -> bool;
+
+    /// Whether the early data (RFC 8446 §4.2.10) of a handshake that resumes is accepted.
+    fn allows_early_data(&self, connection: &Connection) -> bool;
+
+    /// A session was made that can be resumed later.
+    fn session_made(self: &Rc<Self>, connection: &Connection, session: &SessionRef);
+
+    /// A session must not be resumed any more.
+    fn session_removed(&self, session: &SessionRef);
+}
+
+impl<H: Handler> Keeper for H {
+    type State = <H as Handler>::State;
+
+    fn waiting(&self) -> &Waiters<Self> {
+        self.waiters()
+    }
+}
+
+/// What is known of a session that OpenSSL asks for.
+pub enum Found {
+    /// It is here.
+    Session(Session),
+    /// It is not here; others may be asked.
+    NotHere,
+    /// Nobody else is to be asked.
+    Nowhere,
+}
+
+/// What becomes of a handshake whose ClientHello OpenSSL has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hello {
+    /// It goes on.
+    GoOn,
+    /// It waits for [`Attached::resume`], and is asked again then.
+    Wait,
+    /// It ends.
+    End,
+}
+
+/// What the filter has for OpenSSL.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Read {
+    /// That many bytes were put into the sink; not 0.
+    Data(usize),
+    /// The handshake is suspended, until [`Attached::resume`].
+    Suspended,
+    /// OpenSSL may read from the socket itself.
+    Socket,
+    /// The socket has ended.
+    Ended(Ending),
+}

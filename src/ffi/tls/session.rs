@@ -1,0 +1,153 @@
+//! TLS sessions.
+
+use core::ffi::{CStr, c_int, c_long, c_uchar, c_uint};
+use core::{mem, ptr};
+use std::vec::Vec;
+
+use foreign_types::{ForeignType, ForeignTypeRef, foreign_type};
+use nginx_sys::{
+    ASN1_TIME_diff, ERR_clear_error, ERR_pop_to_mark, ERR_set_mark, SSL_SESSION, SSL_SESSION_free,
+    SSL_SESSION_get_id, SSL_SESSION_get_protocol_version, SSL_SESSION_get_time,
+    SSL_SESSION_get_timeout, SSL_SESSION_get0_hostname, SSL_SESSION_get0_peer, TLS1_3_VERSION,
+    X509_get0_notAfter, d2i_SSL_SESSION, i2d_SSL_SESSION,
+};
+
+foreign_type! {
+    /// A TLS session.
+    pub unsafe type Session {
+        type CType = SSL_SESSION;
+        fn drop = SSL_SESSION_free;
+    }
+}
+
+impl Session {
+    /// Decodes what [`SessionRef::to_der`] made. `None` if it is not exactly that.
+    pub fn from_der(der: &[u8]) -> Option<Self> {
+        let len = c_long::try_from(der.len()).ok()?;
+        let mut next = der.as_ptr();
+        // SAFETY: d2i_SSL_SESSION(3) reads at most `len` bytes and moves `next` behind what it
+        // read.
+        let session = unsafe { d2i_SSL_SESSION(ptr::null_mut(), &raw mut next, len) };
+        if session.is_null() {
+            // SAFETY: OpenSSL's queue of this thread. No error of this handshake is lost: one would
+            // have ended the handshake.
+            unsafe { ERR_clear_error() };
+            return None;
+        }
+        // SAFETY: a new session, ours to free.
+        let session = unsafe { Session::from_ptr(session) };
+        (next == der.as_ptr_range().end).then_some(session)
+    }
+
+    /// Gives the reference away.
+    pub(super) fn into_ptr(self) -> *mut SSL_SESSION {
+        let ptr = self.as_ptr();
+        mem::forget(self);
+        ptr
+    }
+}
+
+impl SessionRef {
+    /// The session ID, up to 32 bytes.
+    pub fn id(&self) -> &[u8] {
+        let mut len: c_uint = 0;
+        // SAFETY: SSL_SESSION_get_id(3) returns memory of the session and its length.
+        unsafe {
+            let id = SSL_SESSION_get_id(self.as_ptr(), &raw mut len);
+            if id.is_null() { &[] } else { core::slice::from_raw_parts(id, len as usize) }
+        }
+    }
+
+    /// When the session was made, in seconds since the epoch.
+    pub fn made(&self) -> i64 {
+        // SAFETY: the session is valid.
+        unsafe { SSL_SESSION_get_time(self.as_ptr()) }
+    }
+
+    /// The last second in which the session is good, since the epoch: when its timeout or the
+    /// client's certificate expires, whichever is first. `now` is the current second.
+    pub fn expires(&self, now: i64) -> i64 {
+        // SAFETY: the session is valid.
+        let timeout = unsafe { SSL_SESSION_get_timeout(self.as_ptr()) };
+        let own = self.made().saturating_add(timeout);
+        self.certificate_left().map_or(own, |left| own.min(now.saturating_add(left)))
+    }
+
+    /// Whether the client has shown a certificate.
+    pub fn has_certificate(&self) -> bool {
+        // SAFETY: SSL_SESSION_get0_peer(3) lends, or returns null.
+        unsafe { !SSL_SESSION_get0_peer(self.as_ptr()).is_null() }
+    }
+
+    /// The name of the server that the client asked for when the session was made.
+    pub fn server_name(&self) -> Option<&[u8]> {
+        // SAFETY: SSL_SESSION_get0_hostname(3) lends a string of the session's, or returns null.
+        unsafe {
+            let name = SSL_SESSION_get0_hostname(self.as_ptr());
+            (!name.is_null()).then(|| CStr::from_ptr(name).to_bytes())
+        }
+    }
+
+    /// How many seconds are left until the client's certificate expires, if there is one. A
+    /// certificate whose time cannot be read has expired.
+    fn certificate_left(&self) -> Option<i64> {
+        let (mut days, mut seconds) = (0, 0);
+        // SAFETY: SSL_SESSION_get0_peer(3) and X509_get0_notAfter(3) lend what is valid as long
+        // as the session; without a first time ASN1_TIME_diff(3) takes the current one.
+        let known = unsafe {
+            let certificate = SSL_SESSION_get0_peer(self.as_ptr());
+            if certificate.is_null() {
+                return None;
+            }
+            let end = X509_get0_notAfter(certificate);
+            ERR_set_mark();
+            let known = ASN1_TIME_diff(&raw mut days, &raw mut seconds, ptr::null(), end);
+            ERR_pop_to_mark();
+            known
+        };
+        let left = i64::from(days).saturating_mul(24 * 60 * 60).saturating_add(seconds.into());
+        Some(if known == 1 { left } else { -1 })
+    }
+
+    /// Whether it is of TLS 1.3.
+    pub fn is_tls13(&self) -> bool {
+        self.protocol() == TLS1_3_VERSION as c_int
+    }
+
+    /// The version of TLS, as on the wire.
+    pub fn protocol(&self) -> c_int {
+        // SAFETY: the session is valid.
+        unsafe { SSL_SESSION_get_protocol_version(self.as_ptr()) }
+    }
+
+    /// Appends the session in DER, if it is no longer than `max` bytes.
+    pub fn to_der(&self, out: &mut Vec<u8>, max: usize) -> Result<(), DerError> {
+        // SAFETY: without a buffer i2d_SSL_SESSION(3) only counts.
+        let len = unsafe { i2d_SSL_SESSION(self.as_ptr(), ptr::null_mut()) };
+        let len = usize::try_from(len).unwrap_or(0);
+        if len > max {
+            return Err(DerError::TooLarge(len));
+        }
+        out.try_reserve(len).map_err(|_| DerError::OutOfMemory)?;
+        let mut next = out.spare_capacity_mut().as_mut_ptr().cast::<c_uchar>();
+        // SAFETY: there is room for the length that i2d_SSL_SESSION() has just given; the session
+        // has not changed since, so that much is written, unless memory is short.
+        unsafe {
+            let written = i2d_SSL_SESSION(self.as_ptr(), &raw mut next);
+            if written <= 0 || usize::try_from(written) != Ok(len) {
+                return Err(DerError::OutOfMemory);
+            }
+            out.set_len(out.len().saturating_add(len));
+        }
+        Ok(())
+    }
+}
+
+/// Why a session cannot be had in DER.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DerError {
+    /// It is longer than asked for: its length in bytes.
+    TooLarge(usize),
+    /// There is no memory for it.
+    OutOfMemory,
+}
