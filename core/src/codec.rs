@@ -4,41 +4,97 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
-/// An answer to one request.
+/// How deep the arrays of an answer may be nested, the answer itself counted. `CLUSTER SLOTS` needs
+/// four levels.
+pub(crate) const MAX_DEPTH: usize = 5;
+
+/// An answer to one request. All ranges are places in the buffer that [`Codec::decode`] was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer<'a> {
-    /// The entry asked for: where it lies in the buffer.
+pub enum Answer {
+    /// The entry asked for.
     Value(Range<usize>),
-    /// The entry asked for by [`Codec::take`]: where it lies in the buffer, and what
-    /// [`Codec::claim`] has to name. It is taken once the claim is [`Answer::Done`].
+    /// The entry asked for by [`Codec::take`], and what [`Codec::claim`] has to name. The entry is
+    /// taken once the claim is [`Answer::Done`].
     Claim(Range<usize>, u64),
     /// There is no such entry.
     Missing,
     /// The request was carried out.
     Done,
     /// The server refused the request; its own words, without a line end.
-    Refused(&'a [u8]),
+    Refused(Range<usize>),
     /// Another node of the cluster has the entry.
-    Redirect(Redirect<'a>),
+    Redirect(Redirect),
     /// An entry longer than the limit. That many bytes, not yet received, have to be skipped.
     TooLarge(usize),
-    /// A reply of several values, as the server wrote it.
-    Array(&'a [u8]),
+    /// A reply of several values, as the server wrote it: the whole of it.
+    Array(Range<usize>),
     /// A message that answers no request and is of no interest.
     Aside,
 }
 
+impl Answer {
+    /// The same answer in a buffer in which it lies `by` bytes further on.
+    pub fn shifted(self, by: usize) -> Self {
+        let shift =
+            |range: Range<usize>| range.start.saturating_add(by)..range.end.saturating_add(by);
+        match self {
+            Answer::Value(range) => Answer::Value(shift(range)),
+            Answer::Claim(range, claim) => Answer::Claim(shift(range), claim),
+            Answer::Refused(range) => Answer::Refused(shift(range)),
+            Answer::Redirect(redirect) => {
+                Answer::Redirect(Redirect { host: shift(redirect.host), ..redirect })
+            }
+            Answer::Array(range) => Answer::Array(shift(range)),
+            Answer::Missing | Answer::Done | Answer::TooLarge(_) | Answer::Aside => self,
+        }
+    }
+}
+
 /// Where a node of a cluster sends a request that it does not answer itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Redirect<'a> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
     /// Whether this holds for the one request only (`ASK`), or for the slot (`MOVED`).
     pub ask: bool,
     /// The slot of the entry's key.
     pub slot: u16,
-    /// The node's address or name; empty for the host of the node that said it.
-    pub host: &'a str,
+    /// The node's address or name, in ASCII; empty for the host of the node that said it.
+    pub host: Range<usize>,
     /// The node's port.
     pub port: u16,
+}
+
+/// What the request that is answered next may be answered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// The longest value, in bytes.
+    pub limit: usize,
+    /// Whether it may be a reply of several values.
+    pub array: bool,
+}
+
+/// How far an answer that is not complete has been read, so that the next look at it goes on there.
+/// The default is the place at the beginning of a connection.
+#[derive(Debug, Default)]
+pub struct Place {
+    /// How long the buffer has to be before it can say more than it did.
+    pub(crate) need: usize,
+    /// Where the search for the end of a line goes on, unless the line begins behind it.
+    pub(crate) searched: usize,
+    /// What is still to come of a reply of several values, once its first line is complete.
+    pub(crate) members: Option<Members>,
+}
+
+/// What is still to come of a reply of several values.
+#[derive(Debug)]
+pub(crate) struct Members {
+    /// How many values are missing on each level.
+    pub(crate) missing: [usize; MAX_DEPTH],
+    /// The level of the next value.
+    pub(crate) level: usize,
+    /// How many values may still be announced.
+    pub(crate) budget: usize,
+    /// Where the next value begins.
+    pub(crate) at: usize,
 }
 
 /// How long an entry is to be kept.
@@ -104,7 +160,12 @@ pub trait Codec {
 
     /// Whether the answer to the `step`-th request of the greeting, counted from 0, lets the
     /// connection be used.
-    fn greeted(&self, step: usize, answer: &Answer<'_>) -> Result<(), Unfit>;
+    ///
+    /// The answer is one of [`Codec::decode`] for `buf`.
+    fn greeted(&self, step: usize, answer: &Answer, buf: &[u8]) -> Result<(), Unfit>;
+
+    /// Whether the answer to the `step`-th request of the greeting is a reply of several values.
+    fn greeting_is_array(&self, step: usize) -> bool;
 
     /// Appends a request for the entry `key`.
     fn get(&self, key: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory>;
@@ -130,11 +191,41 @@ pub trait Codec {
     fn delete(&self, key: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory>;
 
     /// Reads one answer from the beginning of `buf`: the answer and how many bytes it took, or
-    /// `None` when more have to come. Values longer than `limit` bytes are not waited for, see
-    /// [`Answer::TooLarge`].
-    fn decode<'a>(
+    /// `None` when more have to come. Values longer than [`Expected::limit`] are not waited for,
+    /// see [`Answer::TooLarge`]. A reply of several values is an error where none is expected.
+    ///
+    /// After `None` the next call has the same `place`, and a `buf` that begins at the same byte
+    /// and has only grown: however small the pieces are that an answer comes in, each byte of it
+    /// is looked at a few times in all. Once there is an answer, or an error, the place is the one
+    /// that the next answer begins with.
+    fn decode(
         &self,
-        buf: &'a [u8],
-        limit: usize,
-    ) -> Result<Option<(Answer<'a>, usize)>, DecodeError>;
+        buf: &[u8],
+        expected: &Expected,
+        place: &mut Place,
+    ) -> Result<Option<(Answer, usize)>, DecodeError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shifted_answer_lies_further_on() {
+        let redirect = |host| Answer::Redirect(Redirect { ask: true, slot: 1, host, port: 2 });
+        for (answer, shifted) in [
+            (Answer::Value(1..3), Answer::Value(11..13)),
+            (Answer::Claim(1..3, 5), Answer::Claim(11..13, 5)),
+            (Answer::Refused(1..1), Answer::Refused(11..11)),
+            (redirect(1..3), redirect(11..13)),
+            (Answer::Array(0..3), Answer::Array(10..13)),
+            (Answer::TooLarge(3), Answer::TooLarge(3)),
+            (Answer::Missing, Answer::Missing),
+            (Answer::Done, Answer::Done),
+            (Answer::Aside, Answer::Aside),
+        ] {
+            assert_eq!(answer.clone().shifted(0), answer);
+            assert_eq!(answer.shifted(10), shifted);
+        }
+    }
 }

@@ -9,8 +9,8 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::codec::{Answer, Codec, DecodeError, Expiry, OutOfMemory, Unfit};
-use crate::line::{Decimal, parse_decimal, split_line};
+use crate::codec::{Answer, Codec, DecodeError, Expected, Expiry, OutOfMemory, Place, Unfit};
+use crate::line::{Decimal, line_at, parse_decimal};
 
 /// The longest key that memcached takes, in bytes.
 pub const MAX_KEY: usize = 250;
@@ -88,12 +88,16 @@ impl Codec for Memcached {
         Ok(1)
     }
 
-    fn greeted(&self, _step: usize, answer: &Answer<'_>) -> Result<(), Unfit> {
+    fn greeted(&self, _step: usize, answer: &Answer, _buf: &[u8]) -> Result<(), Unfit> {
         match answer {
             Answer::Done => Ok(()),
             Answer::Refused(_) => Err(Unfit::Refused),
             _ => Err(Unfit::OutOfStep),
         }
+    }
+
+    fn greeting_is_array(&self, _step: usize) -> bool {
+        false
     }
 
     fn get(&self, key: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
@@ -129,48 +133,60 @@ impl Codec for Memcached {
         append(out, &[b"md ", key, b"\r\n"])
     }
 
-    fn decode<'a>(
+    fn decode(
         &self,
-        buf: &'a [u8],
-        limit: usize,
-    ) -> Result<Option<(Answer<'a>, usize)>, DecodeError> {
-        let Some(&kind) = buf.first() else {
-            return Ok(None);
-        };
-        if !matches!(kind, b'C' | b'E' | b'H' | b'N' | b'S' | b'V') {
-            return Err(DecodeError::UnexpectedType(kind));
+        buf: &[u8],
+        expected: &Expected,
+        place: &mut Place,
+    ) -> Result<Option<(Answer, usize)>, DecodeError> {
+        let answer = read(buf, expected.limit, place);
+        if !matches!(answer, Ok(None)) {
+            *place = Place::default();
         }
-        let Some((line, rest)) = split_line(buf)? else {
-            return Ok(None);
-        };
-        // The line and its CRLF.
-        let head = line.len().saturating_add(2);
-        let code_len = line.iter().position(|&c| c == b' ').unwrap_or(line.len());
-        let (code, args) = line.split_at(code_len);
-
-        let answer = match code {
-            b"VA" => return decode_value(args, rest, head, limit),
-            b"VERSION" if is_new_enough(args) => return Ok(Some((Answer::Done, head))),
-            b"VERSION" => Answer::Refused(line),
-            b"ERROR" | b"CLIENT_ERROR" | b"SERVER_ERROR" | b"NS" => Answer::Refused(line),
-            // Before 1.6.18 memcached ends some of these lines with a space.
-            _ if args.iter().any(|&c| c != b' ') => return Err(DecodeError::BadLine),
-            b"HD" => Answer::Done,
-            b"EN" | b"NF" | b"EX" => Answer::Missing,
-            _ => return Err(DecodeError::UnexpectedType(kind)),
-        };
-        Ok(Some((answer, head)))
+        answer
     }
 }
 
-/// Reads an entry: `args` is what follows `VA` in a line that took `head` bytes with its end,
-/// `rest` what follows the line.
-fn decode_value<'a>(
+fn read(
+    buf: &[u8],
+    limit: usize,
+    place: &mut Place,
+) -> Result<Option<(Answer, usize)>, DecodeError> {
+    let Some(&kind) = buf.first().filter(|_| buf.len() >= place.need) else {
+        return Ok(None);
+    };
+    if !matches!(kind, b'C' | b'E' | b'H' | b'N' | b'S' | b'V') {
+        return Err(DecodeError::UnexpectedType(kind));
+    }
+    let Some((line, head)) = line_at(buf, 0, &mut place.searched)? else {
+        return Ok(None);
+    };
+    let code_len = line.iter().position(|&c| c == b' ').unwrap_or(line.len());
+    let (code, args) = line.split_at(code_len);
+
+    let answer = match code {
+        b"VA" => return read_value(args, buf, head, limit, place),
+        b"VERSION" if is_new_enough(args) => Answer::Done,
+        b"VERSION" => Answer::Refused(0..line.len()),
+        b"ERROR" | b"CLIENT_ERROR" | b"SERVER_ERROR" | b"NS" => Answer::Refused(0..line.len()),
+        // Before 1.6.18 memcached ends some of these lines with a space.
+        _ if args.iter().any(|&c| c != b' ') => return Err(DecodeError::BadLine),
+        b"HD" => Answer::Done,
+        b"EN" | b"NF" | b"EX" => Answer::Missing,
+        _ => return Err(DecodeError::UnexpectedType(kind)),
+    };
+    Ok(Some((answer, head)))
+}
+
+/// Reads an entry: `args` is what follows `VA` in its line, which takes the first `head` bytes of
+/// `buf`.
+fn read_value(
     args: &[u8],
-    rest: &[u8],
+    buf: &[u8],
     head: usize,
     limit: usize,
-) -> Result<Option<(Answer<'a>, usize)>, DecodeError> {
+    place: &mut Place,
+) -> Result<Option<(Answer, usize)>, DecodeError> {
     let mut words = args.strip_prefix(b" ").unwrap_or_default().split(|&c| c == b' ');
     let len = words.next().and_then(parse_decimal).ok_or(DecodeError::BadLength)?;
     let len = usize::try_from(len).map_err(|_| DecodeError::BadLength)?;
@@ -186,17 +202,20 @@ fn decode_value<'a>(
     if len > limit {
         return Ok(Some((Answer::TooLarge(whole), head)));
     }
-    match rest.get(len..whole) {
+    let (end, used) = (head.saturating_add(len), head.saturating_add(whole));
+    match buf.get(end..used) {
         Some(b"\r\n") => {
-            let value = head..head.saturating_add(len);
             let answer = match claim {
-                Some(claim) => Answer::Claim(value, claim),
-                None => Answer::Value(value),
+                Some(claim) => Answer::Claim(head..end, claim),
+                None => Answer::Value(head..end),
             };
-            Ok(Some((answer, head.saturating_add(whole))))
+            Ok(Some((answer, used)))
         }
         Some(_) => Err(DecodeError::BadLine),
-        None => Ok(None),
+        None => {
+            place.need = used;
+            Ok(None)
+        }
     }
 }
 
@@ -237,12 +256,14 @@ fn append(out: &mut Vec<u8>, parts: &[&[u8]]) -> Result<(), OutOfMemory> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::line::MAX_LINE;
+    use crate::line::{MAX_LINE, looked};
     use std::string::ToString;
     use std::vec;
 
-    fn decode(buf: &[u8]) -> Result<Option<(Answer<'_>, usize)>, DecodeError> {
-        Memcached.decode(buf, 100)
+    const EXPECTED: Expected = Expected { limit: 100, array: false };
+
+    fn decode(buf: &[u8]) -> Result<Option<(Answer, usize)>, DecodeError> {
+        Memcached.decode(buf, &EXPECTED, &mut Place::default())
     }
 
     #[test]
@@ -271,7 +292,7 @@ mod tests {
         }
         for version in ["1.6.9", "1.5.22", "1.6", "1", "0.9.9", "", "mcrouter 1.0", "1.6.x"] {
             let line = std::format!("VERSION {version}\r\n");
-            let refused = Answer::Refused(line.trim_end_matches("\r\n").as_bytes());
+            let refused = Answer::Refused(0..line.len() - 2);
             assert_eq!(decode(line.as_bytes()), Ok(Some((refused, line.len()))), "{version}");
         }
     }
@@ -300,11 +321,13 @@ mod tests {
         let mut out = vec![];
         assert_eq!(Memcached.greet(false, &mut out), Ok(1));
         assert_eq!(out, b"version\r\n");
-        assert_eq!(Memcached.greeted(0, &Answer::Done), Ok(()));
-        let refused = Answer::Refused(b"CLIENT_ERROR unauthenticated");
-        assert_eq!(Memcached.greeted(0, &refused), Err(Unfit::Refused));
-        assert_eq!(Memcached.greeted(0, &Answer::Missing), Err(Unfit::OutOfStep));
-        assert_eq!(Memcached.greeted(0, &Answer::Value(0..0)), Err(Unfit::OutOfStep));
+        let buf = b"CLIENT_ERROR unauthenticated\r\n";
+        let greeted = |answer: &Answer| Memcached.greeted(0, answer, buf);
+        assert_eq!(greeted(&Answer::Done), Ok(()));
+        assert_eq!(greeted(&Answer::Refused(0..28)), Err(Unfit::Refused));
+        assert_eq!(greeted(&Answer::Missing), Err(Unfit::OutOfStep));
+        assert_eq!(greeted(&Answer::Value(0..0)), Err(Unfit::OutOfStep));
+        assert!(!Memcached.greeting_is_array(0));
     }
 
     #[test]
@@ -342,7 +365,7 @@ mod tests {
             b"NS",
         ] {
             let line = [text, b"\r\n"].concat();
-            assert_eq!(decode(&line), Ok(Some((Answer::Refused(text), line.len()))));
+            assert_eq!(decode(&line), Ok(Some((Answer::Refused(0..text.len()), line.len()))));
         }
     }
 
@@ -357,11 +380,30 @@ mod tests {
             b"NS\r\n",
             b"SERVER_ERROR out of memory storing object\r\n",
         ] {
+            let mut place = Place::default();
             for n in 0..whole.len() {
                 assert_eq!(decode(&whole[..n]), Ok(None), "{n} of {whole:?}");
+                assert_eq!(Memcached.decode(&whole[..n], &EXPECTED, &mut place), Ok(None));
             }
             assert_eq!(decode(whole).unwrap().unwrap().1, whole.len());
+            assert_eq!(Memcached.decode(whole, &EXPECTED, &mut place), decode(whole));
         }
+    }
+
+    #[test]
+    fn a_header_is_read_twice_however_slowly_its_value_comes() {
+        let reply = std::format!("VA {}8192\r\n{}\r\n", "0".repeat(1000), "\n".repeat(8192));
+        let expected = Expected { limit: 8192, ..EXPECTED };
+        let mut place = Place::default();
+        looked::times();
+        for n in 0..reply.len() {
+            let answer = Memcached.decode(&reply.as_bytes()[..n], &expected, &mut place);
+            assert_eq!(answer, Ok(None), "{n}");
+        }
+        let answer = Memcached.decode(reply.as_bytes(), &expected, &mut place);
+        assert_eq!(answer, Ok(Some((Answer::Value(1009..9201), reply.len()))));
+        let times = looked::times();
+        assert!(times <= 3 * 1009, "{times}");
     }
 
     #[test]

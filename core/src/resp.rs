@@ -8,11 +8,15 @@
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::IpAddr;
+use core::ops::Range;
 
 use zeroize::Zeroizing;
 
-use crate::codec::{Answer, Codec, DecodeError, Expiry, OutOfMemory, Redirect, Unfit};
-use crate::line::{Decimal, parse_decimal, split_line};
+use crate::codec::{
+    Answer, Codec, DecodeError, Expected, Expiry, MAX_DEPTH, Members, OutOfMemory, Place, Redirect,
+    Unfit,
+};
+use crate::line::{Decimal, line_at, parse_decimal};
 
 /// How many slots a cluster divides its keys into (Redis Cluster specification, "Key distribution
 /// model").
@@ -29,8 +33,8 @@ const MAX_ARRAY: usize = 1024 * 1024;
 /// How many values such a reply may announce, on all levels together.
 const MAX_ELEMENTS: usize = 128 * 1024;
 
-/// How deep its arrays may be nested, the reply itself counted. `CLUSTER SLOTS` needs four levels.
-const MAX_DEPTH: usize = 5;
+/// The longest push, in bytes. None is asked for, and none is of interest.
+const MAX_PUSH: usize = 64 * 1024;
 
 /// The longest name of a host, in bytes (RFC 1035, section 2.3.4).
 const MAX_HOST: usize = 255;
@@ -141,23 +145,26 @@ impl Codec for Redis {
         Ok(answers)
     }
 
-    fn greeted(&self, step: usize, answer: &Answer<'_>) -> Result<(), Unfit> {
+    fn greeted(&self, step: usize, answer: &Answer, buf: &[u8]) -> Result<(), Unfit> {
+        let bytes = |range: &Range<usize>| buf.get(range.clone()).unwrap_or_default();
         match (self.steps().nth(step), answer) {
             (None, _) => Err(Unfit::OutOfStep),
             // Names must not hold spaces, and the command may be forbidden. It is only a name.
             (Some(Step::Name), Answer::Refused(_)) => Ok(()),
             // A server that cannot save, or a user without this right, still answers requests.
             (Some(Step::Ping), Answer::Refused(text))
-                if text.starts_with(b"MISCONF ") || text.starts_with(b"NOPERM ") =>
+                if bytes(text).starts_with(b"MISCONF ") || bytes(text).starts_with(b"NOPERM ") =>
             {
                 Ok(())
             }
-            (Some(Step::Authenticate), Answer::Refused(text)) if self.is_repeated_in(text) => {
+            (Some(Step::Authenticate), Answer::Refused(text))
+                if self.is_repeated_in(bytes(text)) =>
+            {
                 Err(Unfit::RefusedAloud)
             }
             (Some(_), Answer::Refused(_)) => Err(Unfit::Refused),
             (Some(Step::Role), Answer::Array(reply)) => {
-                let mut values = Values::new(reply);
+                let mut values = Values::new(bytes(reply));
                 match values.array().and_then(|_| values.bulk()) {
                     Some(b"master") => Ok(()),
                     Some(_) => Err(Unfit::NotMaster),
@@ -168,6 +175,10 @@ impl Codec for Redis {
             (Some(_), Answer::Done) => Ok(()),
             (Some(_), _) => Err(Unfit::OutOfStep),
         }
+    }
+
+    fn greeting_is_array(&self, step: usize) -> bool {
+        self.steps().nth(step) == Some(Step::Role)
     }
 
     fn get(&self, key: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
@@ -199,72 +210,88 @@ impl Codec for Redis {
         command(out, &[b"DEL", key])
     }
 
-    /// A reply of several values is measured from its beginning on each call, until it is
-    /// complete.
-    fn decode<'a>(
+    fn decode(
         &self,
-        buf: &'a [u8],
-        limit: usize,
-    ) -> Result<Option<(Answer<'a>, usize)>, DecodeError> {
-        let Some((&kind, rest)) = buf.split_first() else {
-            return Ok(None);
-        };
-        if !matches!(kind, b'+' | b'-' | b':' | b'$' | b'*' | b'_' | b'>') {
-            return Err(DecodeError::UnexpectedType(kind));
+        buf: &[u8],
+        expected: &Expected,
+        place: &mut Place,
+    ) -> Result<Option<(Answer, usize)>, DecodeError> {
+        let answer = read(buf, expected, place);
+        if !matches!(answer, Ok(None)) {
+            *place = Place::default();
         }
-        let Some((line, rest)) = split_line(rest)? else {
-            return Ok(None);
-        };
-        // The kind, the line and its CRLF.
-        let head = line.len().saturating_add(3);
-
-        match kind {
-            b'-' => {
-                let answer = parse_redirect(line).map_or(Answer::Refused(line), Answer::Redirect);
-                Ok(Some((answer, head)))
-            }
-            b'$' | b'*' if line == b"-1" => Ok(Some((Answer::Missing, head))),
-            b'_' if line.is_empty() => Ok(Some((Answer::Missing, head))),
-            b'_' => Err(DecodeError::BadLine),
-            b'$' => {
-                let len = parse_length(line).ok_or(DecodeError::BadLength)?;
-                let whole = len.checked_add(2).ok_or(DecodeError::BadLength)?;
-                if len > limit.max(MAX_SKIPPED) {
-                    return Err(DecodeError::BadLength);
-                }
-                if len > limit {
-                    return Ok(Some((Answer::TooLarge(whole), head)));
-                }
-                match rest.get(len..whole) {
-                    Some(b"\r\n") => {
-                        let value = head..head.saturating_add(len);
-                        Ok(Some((Answer::Value(value), head.saturating_add(whole))))
-                    }
-                    Some(_) => Err(DecodeError::BadLine),
-                    None => Ok(None),
-                }
-            }
-            b'*' | b'>' => {
-                let count = parse_length(line).ok_or(DecodeError::BadLength)?;
-                // What lies beyond the limit cannot belong to it.
-                let buf = buf.get(..MAX_ARRAY).unwrap_or(buf);
-                let members = buf.get(head..).unwrap_or_default();
-                let Some(after) = skip(count, members)? else {
-                    return if buf.len() < MAX_ARRAY {
-                        Ok(None)
-                    } else {
-                        Err(DecodeError::BadLength)
-                    };
-                };
-                let (reply, _) = buf
-                    .split_at_checked(buf.len().saturating_sub(after.len()))
-                    .ok_or(DecodeError::BadLength)?;
-                let answer = if kind == b'*' { Answer::Array(reply) } else { Answer::Aside };
-                Ok(Some((answer, reply.len())))
-            }
-            _ => Ok(Some((Answer::Done, head))),
-        }
+        answer
     }
+}
+
+fn read(
+    buf: &[u8],
+    expected: &Expected,
+    place: &mut Place,
+) -> Result<Option<(Answer, usize)>, DecodeError> {
+    let Some(&kind) = buf.first().filter(|_| buf.len() >= place.need) else {
+        return Ok(None);
+    };
+    if let Some(members) = place.members.take() {
+        return read_members(kind, members, buf, place);
+    }
+    if !matches!(kind, b'+' | b'-' | b':' | b'$' | b'*' | b'_' | b'>') {
+        return Err(DecodeError::UnexpectedType(kind));
+    }
+    let Some((line, head)) = line_at(buf, 1, &mut place.searched)? else {
+        return Ok(None);
+    };
+
+    let answer = match kind {
+        b'-' => parse_redirect(line, 1)
+            .map_or(Answer::Refused(1..line.len().saturating_add(1)), Answer::Redirect),
+        b'$' | b'*' if line == b"-1" => Answer::Missing,
+        b'_' if line.is_empty() => Answer::Missing,
+        b'_' => return Err(DecodeError::BadLine),
+        b'$' => {
+            let len = parse_length(line).ok_or(DecodeError::BadLength)?;
+            if len > expected.limit.max(MAX_SKIPPED) {
+                return Err(DecodeError::BadLength);
+            }
+            if len > expected.limit {
+                let whole = len.checked_add(2).ok_or(DecodeError::BadLength)?;
+                return Ok(Some((Answer::TooLarge(whole), head)));
+            }
+            let value = bulk_at(buf, head, len, place)?;
+            return Ok(value.map(|(value, used)| (Answer::Value(value), used)));
+        }
+        b'*' | b'>' => {
+            let count = parse_length(line).ok_or(DecodeError::BadLength)?;
+            if kind == b'*' && !expected.array {
+                return Err(DecodeError::UnexpectedType(kind));
+            }
+            return read_members(kind, Members::new(count, head)?, buf, place);
+        }
+        _ => Answer::Done,
+    };
+    Ok(Some((answer, head)))
+}
+
+/// Goes on with an array or a push.
+fn read_members(
+    kind: u8,
+    mut members: Members,
+    buf: &[u8],
+    place: &mut Place,
+) -> Result<Option<(Answer, usize)>, DecodeError> {
+    let limit = if kind == b'*' { MAX_ARRAY } else { MAX_PUSH };
+    // What lies beyond the limit cannot belong to it.
+    let within = buf.get(..limit).unwrap_or(buf);
+    if members.skip(within, place)? {
+        let answer = if kind == b'*' { Answer::Array(0..members.at) } else { Answer::Aside };
+        return Ok(Some((answer, members.at)));
+    }
+    if within.len() >= limit {
+        return Err(DecodeError::BadLength);
+    }
+    place.need = place.need.min(limit);
+    place.members = Some(members);
+    Ok(None)
 }
 
 /// Appends what makes a node of a cluster carry out the next request although the slot is only
@@ -313,8 +340,8 @@ impl<'a> Values<'a> {
 
     /// The next value. The members of an array come after it.
     pub(crate) fn value(&mut self) -> Option<Value<'a>> {
-        let (value, rest) = split_value(self.rest).ok()??;
-        self.rest = rest;
+        let (value, end) = value_at(self.rest, 0, &mut Place::default()).ok()??;
+        self.rest = self.rest.get(end..)?;
         Some(value)
     }
 
@@ -344,52 +371,69 @@ impl<'a> Values<'a> {
 
     /// Leaves `count` values out, arrays with all that is in them.
     pub(crate) fn skip(&mut self, count: usize) -> Option<()> {
-        self.rest = skip(count, self.rest).ok()??;
+        let mut members = Members::new(count, 0).ok()?;
+        if !members.skip(self.rest, &mut Place::default()).ok()? {
+            return None;
+        }
+        self.rest = self.rest.get(members.at..)?;
         Some(())
     }
 }
 
-/// What comes after the first `count` values of `buf`, once they are complete. `buf` is no longer
-/// than [`MAX_ARRAY`]; the number of values and their nesting are bounded here.
-fn skip(count: usize, mut buf: &[u8]) -> Result<Option<&[u8]>, DecodeError> {
-    // How many values are still to come on each level.
-    let mut missing = [0_usize; MAX_DEPTH];
-    let mut level: usize = 0;
-    let mut budget = MAX_ELEMENTS;
-    let mut entered = Some(count);
-    loop {
-        let left = missing.get_mut(level).ok_or(DecodeError::UnexpectedType(b'*'))?;
-        if let Some(count) = entered.take() {
-            budget = budget.checked_sub(count).ok_or(DecodeError::BadLength)?;
-            *left = count;
-        }
-        if let Some(fewer) = left.checked_sub(1) {
-            *left = fewer;
-            let Some((value, rest)) = split_value(buf)? else {
-                return Ok(None);
-            };
-            buf = rest;
-            if let Value::Array(count) = value {
-                level = level.saturating_add(1);
-                entered = Some(count);
+impl Members {
+    /// So many values, the first of which begins at `at`.
+    fn new(count: usize, at: usize) -> Result<Self, DecodeError> {
+        let mut members = Members { missing: [0; MAX_DEPTH], level: 0, budget: MAX_ELEMENTS, at };
+        members.announce(count)?;
+        Ok(members)
+    }
+
+    /// So many values are to come on the level that was just entered.
+    fn announce(&mut self, count: usize) -> Result<(), DecodeError> {
+        let missing = self.missing.get_mut(self.level);
+        let missing = missing.ok_or(DecodeError::UnexpectedType(b'*'))?;
+        self.budget = self.budget.checked_sub(count).ok_or(DecodeError::BadLength)?;
+        *missing = count;
+        Ok(())
+    }
+
+    /// Goes over the values that are complete. Whether all are.
+    fn skip(&mut self, buf: &[u8], place: &mut Place) -> Result<bool, DecodeError> {
+        while let Some(missing) = self.missing.get_mut(self.level) {
+            if let Some(fewer) = missing.checked_sub(1) {
+                let Some((value, end)) = value_at(buf, self.at, place)? else {
+                    return Ok(false);
+                };
+                *missing = fewer;
+                self.at = end;
+                if let Value::Array(count) = value {
+                    self.level = self.level.saturating_add(1);
+                    self.announce(count)?;
+                }
+            } else if let Some(outer) = self.level.checked_sub(1) {
+                self.level = outer;
+            } else {
+                break;
             }
-        } else if let Some(outer) = level.checked_sub(1) {
-            level = outer;
-        } else {
-            return Ok(Some(buf));
         }
+        Ok(true)
     }
 }
 
-/// The value at the beginning of `buf`, once it is complete, and what comes after it.
-fn split_value(buf: &[u8]) -> Result<Option<(Value<'_>, &[u8])>, DecodeError> {
-    let Some((&kind, rest)) = buf.split_first() else {
+/// The value that begins at `at`, once it is complete, and where what follows it begins. The
+/// members of an array follow it.
+fn value_at<'a>(
+    buf: &'a [u8],
+    at: usize,
+    place: &mut Place,
+) -> Result<Option<(Value<'a>, usize)>, DecodeError> {
+    let Some(&kind) = buf.get(at) else {
         return Ok(None);
     };
     if !matches!(kind, b'+' | b'-' | b':' | b'$' | b'*' | b'_') {
         return Err(DecodeError::UnexpectedType(kind));
     }
-    let Some((line, rest)) = split_line(rest)? else {
+    let Some((line, head)) = line_at(buf, at.saturating_add(1), &mut place.searched)? else {
         return Ok(None);
     };
     let value = match kind {
@@ -401,23 +445,39 @@ fn split_value(buf: &[u8]) -> Result<Option<(Value<'_>, &[u8])>, DecodeError> {
         b'$' => {
             let len = parse_length(line).filter(|&len| len <= MAX_ARRAY);
             let len = len.ok_or(DecodeError::BadLength)?;
-            let Some((bytes, rest)) = rest.split_at_checked(len) else {
+            let Some((range, end)) = bulk_at(buf, head, len, place)? else {
                 return Ok(None);
             };
-            return match rest.split_at_checked(2) {
-                Some((b"\r\n", rest)) => Ok(Some((Value::Bulk(bytes), rest))),
-                Some(_) => Err(DecodeError::BadLine),
-                None => Ok(None),
-            };
+            return Ok(Some((Value::Bulk(buf.get(range).unwrap_or_default()), end)));
         }
         _ => Value::Text,
     };
-    Ok(Some((value, rest)))
+    Ok(Some((value, head)))
 }
 
-/// Reads `MOVED slot host:port` or `ASK slot host:port`. An IPv6 address has no brackets: the
-/// port is what follows the last colon.
-fn parse_redirect(line: &[u8]) -> Option<Redirect<'_>> {
+/// Where a string of `len` bytes that begins at `start` lies, once it is complete, and where what
+/// follows its CRLF begins.
+fn bulk_at(
+    buf: &[u8],
+    start: usize,
+    len: usize,
+    place: &mut Place,
+) -> Result<Option<(Range<usize>, usize)>, DecodeError> {
+    let end = start.checked_add(len).ok_or(DecodeError::BadLength)?;
+    let after = end.checked_add(2).ok_or(DecodeError::BadLength)?;
+    match buf.get(end..after) {
+        Some(b"\r\n") => Ok(Some((start..end, after))),
+        Some(_) => Err(DecodeError::BadLine),
+        None => {
+            place.need = after;
+            Ok(None)
+        }
+    }
+}
+
+/// Reads `MOVED slot host:port` or `ASK slot host:port`, a line that begins at `start`. An IPv6
+/// address has no brackets: the port is what follows the last colon.
+fn parse_redirect(line: &[u8], start: usize) -> Option<Redirect> {
     let mut words = line.split(|&c| c == b' ');
     let ask = match words.next()? {
         b"ASK" => true,
@@ -432,7 +492,9 @@ fn parse_redirect(line: &[u8]) -> Option<Redirect<'_>> {
     let mut parts = place.rsplitn(2, |&c| c == b':');
     let port = parse_port(parse_length(parts.next()?)?)?;
     let host = parse_host(parts.next()?)?;
-    Some(Redirect { ask, slot, host, port })
+    // The place is the last word of the line.
+    let from = start.saturating_add(line.len().saturating_sub(place.len()));
+    Some(Redirect { ask, slot, host: from..from.saturating_add(host.len()), port })
 }
 
 /// A number of a slot.
@@ -492,6 +554,7 @@ pub(crate) fn parse_length(digits: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::line::looked;
     use std::format;
     use std::string::String;
     use std::vec;
@@ -517,8 +580,23 @@ mod tests {
         (answers, String::from_utf8(out).unwrap())
     }
 
-    fn decode(buf: &[u8]) -> Result<Option<(Answer<'_>, usize)>, DecodeError> {
-        REDIS.decode(buf, 100)
+    const EXPECTED: Expected = Expected { limit: 100, array: true };
+
+    fn decode(buf: &[u8]) -> Result<Option<(Answer, usize)>, DecodeError> {
+        REDIS.decode(buf, &EXPECTED, &mut Place::default())
+    }
+
+    /// What becomes of a reply that comes byte by byte, and how often its bytes are looked at.
+    fn dripped(reply: &[u8]) -> (Result<Option<(Answer, usize)>, DecodeError>, usize) {
+        let mut place = Place::default();
+        looked::times();
+        for n in 0..=reply.len() {
+            let answer = REDIS.decode(&reply[..n], &EXPECTED, &mut place);
+            if answer != Ok(None) {
+                return (answer, looked::times());
+            }
+        }
+        (Ok(None), looked::times())
     }
 
     #[test]
@@ -600,53 +678,58 @@ mod tests {
 
     #[test]
     fn a_greeting_succeeds_when_each_step_does() {
-        let role = Answer::Array(b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n");
+        let buf = b"before*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\nafter";
+        let role = Answer::Array(6..buf.len() - 5);
         let redis = full();
         let answers = [Answer::Done, Answer::Done, Answer::Done, role, Answer::Done];
         for (step, answer) in answers.iter().enumerate() {
-            assert_eq!(redis.greeted(step, answer), Ok(()), "{step}");
+            assert_eq!(redis.greeted(step, answer, buf), Ok(()), "{step}");
+            assert_eq!(redis.greeting_is_array(step), matches!(answer, Answer::Array(_)), "{step}");
         }
-        assert_eq!(redis.greeted(5, &Answer::Done), Err(Unfit::OutOfStep));
-        assert_eq!(REDIS.greeted(0, &Answer::Done), Ok(()));
-        assert_eq!(REDIS.greeted(1, &Answer::Done), Err(Unfit::OutOfStep));
+        assert_eq!(redis.greeted(5, &Answer::Done, buf), Err(Unfit::OutOfStep));
+        assert_eq!(REDIS.greeted(0, &Answer::Done, buf), Ok(()));
+        assert_eq!(REDIS.greeted(1, &Answer::Done, buf), Err(Unfit::OutOfStep));
+        assert!(!redis.greeting_is_array(5));
+        assert!(!REDIS.greeting_is_array(0));
     }
 
     #[test]
     fn a_refused_step_makes_the_connection_unfit_but_for_its_name() {
-        let refused = Answer::Refused(b"NOAUTH Authentication required.");
+        let buf = b"-NOAUTH Authentication required.\r\n";
+        let refused = Answer::Refused(1..buf.len() - 2);
         let redis = full();
         for step in [0, 2, 3, 4] {
-            assert_eq!(redis.greeted(step, &refused), Err(Unfit::Refused), "{step}");
+            assert_eq!(redis.greeted(step, &refused, buf), Err(Unfit::Refused), "{step}");
         }
-        assert_eq!(redis.greeted(1, &refused), Ok(()));
-        assert_eq!(REDIS.greeted(0, &refused), Err(Unfit::Refused));
+        assert_eq!(redis.greeted(1, &refused, buf), Ok(()));
+        assert_eq!(REDIS.greeted(0, &refused, buf), Err(Unfit::Refused));
     }
 
     #[test]
     fn an_answer_of_the_wrong_kind_is_out_of_step() {
-        let redirect = Answer::Redirect(Redirect { ask: false, slot: 0, host: "a", port: 1 });
+        let redirect = Answer::Redirect(Redirect { ask: false, slot: 0, host: 0..1, port: 1 });
         let wrong = [
             Answer::Value(0..0),
             Answer::Claim(0..0, 1),
             Answer::Missing,
             Answer::TooLarge(1),
-            Answer::Array(b"*0\r\n"),
+            Answer::Array(0..4),
             Answer::Aside,
             redirect,
         ];
         let redis = full();
         for answer in &wrong {
             for step in 0..5 {
-                let result = redis.greeted(step, answer);
+                let result = redis.greeted(step, answer, b"*0\r\n");
                 assert_eq!(result, Err(Unfit::OutOfStep), "{step} {answer:?}");
             }
         }
-        assert_eq!(redis.greeted(3, &Answer::Done), Err(Unfit::OutOfStep));
+        assert_eq!(redis.greeted(3, &Answer::Done, b""), Err(Unfit::OutOfStep));
     }
 
     #[test]
     fn only_a_master_passes_for_one() {
-        let greeted = |reply: &[u8]| full().greeted(3, &Answer::Array(reply));
+        let greeted = |reply: &[u8]| full().greeted(3, &Answer::Array(0..reply.len()), reply);
         // Redis 7.0.15: a master with a replica, a replica, a sentinel.
         let master = b"*3\r\n$6\r\nmaster\r\n:14\r\n\
             *1\r\n*3\r\n$9\r\n127.0.0.1\r\n$5\r\n21713\r\n$2\r\n14\r\n";
@@ -671,7 +754,7 @@ mod tests {
         assert_eq!(decode(b"*-1\r\n+"), Ok(Some((Answer::Missing, 5))));
         assert_eq!(
             decode(b"-LOADING Redis is loading\r\n"),
-            Ok(Some((Answer::Refused(b"LOADING Redis is loading"), 27)))
+            Ok(Some((Answer::Refused(1..25), 27)))
         );
     }
 
@@ -694,6 +777,45 @@ mod tests {
                 assert_eq!(decode(&whole[..n]), Ok(None), "{n} of {}", whole.escape_ascii());
             }
             assert_eq!(decode(whole).unwrap().unwrap().1, whole.len());
+            assert_eq!(dripped(whole).0, decode(whole));
+        }
+    }
+
+    #[test]
+    fn the_place_after_an_answer_is_where_the_next_one_begins() {
+        let mut place = Place::default();
+        let array = b"*2\r\n$5\r\na\r\nbc\r\n*1\r\n:1\r\n";
+        for reply in [
+            &array[..],
+            b"$5\r\nhello\r\n",
+            b"*0\r\n",
+            b">1\r\n+a\r\n",
+            b"+OK\r\n",
+            b"*2\r\n*1\r\n%",
+        ] {
+            for n in 0..reply.len() {
+                assert_eq!(REDIS.decode(&reply[..n], &EXPECTED, &mut place), Ok(None), "{n}");
+            }
+            // An error once is one for good.
+            let again = if decode(reply).is_err() { 2 } else { 1 };
+            for _ in 0..again {
+                assert_eq!(REDIS.decode(reply, &EXPECTED, &mut place), decode(reply));
+            }
+        }
+    }
+
+    #[test]
+    fn a_buffer_that_is_not_the_one_before_is_no_danger() {
+        let replies =
+            [&b"*3\r\n$50\r\n"[..], b"*1\r\n:1", b"", b"$90\r\nab", b">2\r\n$5\r\nab", b"x", b"+a"];
+        for first in replies {
+            for second in replies {
+                let mut place = Place::default();
+                let _ = REDIS.decode(first, &EXPECTED, &mut place);
+                if let Ok(Some((_, used))) = REDIS.decode(second, &EXPECTED, &mut place) {
+                    assert!(used <= second.len());
+                }
+            }
         }
     }
 
@@ -710,9 +832,13 @@ mod tests {
             ("ASK 12182 2001:db8::ffff:65535", true, "2001:db8::ffff", 65535),
         ] {
             let reply = format!("-{line}\r\n+OK\r\n");
-            let redirect = Redirect { ask, slot: 12182, host, port };
-            let used = line.len() + 3;
-            assert_eq!(decode(reply.as_bytes()), Ok(Some((Answer::Redirect(redirect), used))));
+            let Ok(Some((Answer::Redirect(redirect), used))) = decode(reply.as_bytes()) else {
+                panic!("{line}");
+            };
+            assert_eq!(used, line.len() + 3);
+            assert_eq!(&reply.as_bytes()[redirect.host.clone()], host.as_bytes(), "{line}");
+            let expected = Redirect { ask, slot: 12182, host: redirect.host.clone(), port };
+            assert_eq!(redirect, expected);
         }
     }
 
@@ -743,7 +869,7 @@ mod tests {
             "CLUSTERDOWN Hash slot not served",
         ] {
             let reply = format!("-{line}\r\n");
-            let answer = Answer::Refused(line.as_bytes());
+            let answer = Answer::Refused(1..1 + line.len());
             assert_eq!(decode(reply.as_bytes()), Ok(Some((answer, reply.len()))), "{line}");
         }
         let long = format!("-MOVED 1 {}:1\r\n", "a".repeat(256));
@@ -755,7 +881,58 @@ mod tests {
         let reply = b"*3\r\n$6\r\nmaster\r\n:-14\r\n*1\r\n*2\r\n+OK\r\n-ERR\r\n";
         let mut buf = reply.to_vec();
         buf.extend_from_slice(b"*1\r\n");
-        assert_eq!(decode(&buf), Ok(Some((Answer::Array(reply), reply.len()))));
+        assert_eq!(decode(&buf), Ok(Some((Answer::Array(0..reply.len()), reply.len()))));
+    }
+
+    #[test]
+    fn an_array_that_is_not_expected_is_refused_at_its_first_line() {
+        let expected = Expected { array: false, ..EXPECTED };
+        let decode = |buf: &[u8]| REDIS.decode(buf, &expected, &mut Place::default());
+        for array in [&b"*0\r\n"[..], b"*1\r\n", b"*131072\r\n", b"*18446744073709551615\r\n"] {
+            assert_eq!(decode(array), Err(DecodeError::UnexpectedType(b'*')));
+            assert_eq!(decode(&array[..array.len() - 1]), Ok(None));
+        }
+        assert_eq!(decode(b"*-1\r\n"), Ok(Some((Answer::Missing, 5))));
+        assert_eq!(decode(b"*-2\r\n"), Err(DecodeError::BadLength));
+        // Pushes come whatever is expected.
+        assert_eq!(decode(b">1\r\n*1\r\n+a\r\n"), Ok(Some((Answer::Aside, 12))));
+    }
+
+    #[test]
+    fn a_byte_is_looked_at_twice_however_small_the_pieces_are() {
+        let integers = String::from("*130001\r\n") + &":1\r\n".repeat(130_000);
+        let strings =
+            String::from("*30000\r\n") + &"$1\r\n\n\r\n*1\r\n$3\r\nabc\r\n".repeat(15_000);
+        let string = format!("*1\r\n$500000\r\n{}\r\n", "\n".repeat(500_000));
+        // A line of which most says nothing.
+        let padded = format!("*1\r\n${}500000\r\n{}\r\n", "0".repeat(1000), "x".repeat(500_000));
+        let lines = String::from("*500\r\n") + &format!("+{}\r\n", "x".repeat(1000)).repeat(500);
+        for (reply, complete) in [
+            (integers.clone() + "$100\r\n" + &"x".repeat(100), false),
+            (integers + ":1\r\n", true),
+            (strings, true),
+            (string, true),
+            (padded, true),
+            (lines, true),
+        ] {
+            let (answer, times) = dripped(reply.as_bytes());
+            let whole = Some((Answer::Array(0..reply.len()), reply.len()));
+            assert_eq!(answer, Ok(whole.filter(|_| complete)));
+            assert!(times <= 2 * reply.len(), "{times} for {} bytes", reply.len());
+        }
+        let pushed = String::from(">16000\r\n") + &"_\r\n".repeat(16_000);
+        let (answer, times) = dripped(pushed.as_bytes());
+        assert_eq!(answer, Ok(Some((Answer::Aside, pushed.len()))));
+        assert!(times <= 2 * pushed.len(), "{times}");
+    }
+
+    #[test]
+    fn a_header_is_read_twice_however_slowly_its_value_comes() {
+        let reply = format!("${}100\r\n{}\r\n", "0".repeat(1000), "\n".repeat(100));
+        let (answer, times) = dripped(reply.as_bytes());
+        assert_eq!(answer, Ok(Some((Answer::Value(1006..1106), reply.len()))));
+        // Searched for its end once, and read before the value comes and when it has come.
+        assert!(times <= 3 * 1006, "{times}");
     }
 
     #[test]
@@ -771,13 +948,35 @@ mod tests {
     }
 
     #[test]
+    fn a_push_is_no_longer_than_its_limit() {
+        // 12 bytes before the string, 2 after it.
+        let push = |len: usize| {
+            [format!(">1\r\n${len}\r\n").as_bytes(), &vec![b'x'; len], b"\r\n"].concat()
+        };
+        let longest = push(MAX_PUSH - 14);
+        assert_eq!(longest.len(), MAX_PUSH);
+        assert_eq!(decode(&longest), Ok(Some((Answer::Aside, MAX_PUSH))));
+        assert_eq!(decode(&longest[..MAX_PUSH - 1]), Ok(None));
+        let longer = push(MAX_PUSH - 13);
+        assert_eq!(decode(&longer[..MAX_PUSH - 1]), Ok(None));
+        assert_eq!(decode(&longer[..MAX_PUSH]), Err(DecodeError::BadLength));
+        assert_eq!(decode(&longer), Err(DecodeError::BadLength));
+        assert_eq!(dripped(&longer).0, Err(DecodeError::BadLength));
+        // The limit of an array is its own.
+        let mut array = push(MAX_PUSH);
+        array[0] = b'*';
+        assert_eq!(decode(&array), Ok(Some((Answer::Array(0..array.len()), array.len()))));
+    }
+
+    #[test]
     fn arrays_are_nested_five_deep_and_no_deeper() {
         for deepest in ["*0\r\n", "*1\r\n:1\r\n", "*2\r\n*-1\r\n$-1\r\n"] {
             let reply = "*1\r\n".repeat(4) + deepest;
-            let answer = Answer::Array(reply.as_bytes());
+            let answer = Answer::Array(0..reply.len());
             assert_eq!(decode(reply.as_bytes()), Ok(Some((answer, reply.len()))));
             let deeper = "*1\r\n".repeat(5) + deepest;
             assert_eq!(decode(deeper.as_bytes()), Err(DecodeError::UnexpectedType(b'*')));
+            assert_eq!(dripped(deeper.as_bytes()).0, Err(DecodeError::UnexpectedType(b'*')));
         }
         let endless = "*1\r\n".repeat(200_000);
         assert_eq!(decode(endless.as_bytes()), Err(DecodeError::UnexpectedType(b'*')));
@@ -796,7 +995,7 @@ mod tests {
         assert_eq!(decode(b"*1\r\n*131072\r\n"), Err(DecodeError::BadLength));
         assert_eq!(decode(b"*2\r\n*65536\r\n"), Ok(None));
         let full = String::from("*131072\r\n") + &":1\r\n".repeat(131_072);
-        let answer = Answer::Array(full.as_bytes());
+        let answer = Answer::Array(0..full.len());
         assert_eq!(decode(full.as_bytes()), Ok(Some((answer, full.len()))));
     }
 
@@ -809,7 +1008,7 @@ mod tests {
         reply.resize(14 + 1_048_560, b'x');
         reply.extend_from_slice(b"\r\n");
         assert_eq!(reply.len(), MAX_ARRAY);
-        assert_eq!(decode(&reply), Ok(Some((Answer::Array(&reply), MAX_ARRAY))));
+        assert_eq!(decode(&reply), Ok(Some((Answer::Array(0..MAX_ARRAY), MAX_ARRAY))));
         assert_eq!(decode(&reply[..MAX_ARRAY - 1]), Ok(None));
 
         let mut longer = b"*1\r\n$1048561\r\n".to_vec();
@@ -817,6 +1016,7 @@ mod tests {
         assert_eq!(decode(&longer), Ok(None));
         longer.push(b'x');
         assert_eq!(decode(&longer), Err(DecodeError::BadLength));
+        assert_eq!(dripped(&longer).0, Err(DecodeError::BadLength));
         longer.extend_from_slice(b"\r\n+OK\r\n");
         assert_eq!(decode(&longer), Err(DecodeError::BadLength));
     }

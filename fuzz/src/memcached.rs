@@ -17,9 +17,9 @@ pub fn run(data: &[u8]) {
     requests(lengths, wire);
 }
 
-fn memcached(answer: &Answer<'_>, bytes: &[u8]) {
+fn memcached(answer: &Answer, bytes: &[u8]) {
     assert!(!matches!(answer, Answer::Array(_) | Answer::Redirect(_) | Answer::Aside));
-    let greeted = Memcached.greeted(0, answer);
+    let greeted = Memcached.greeted(0, answer, bytes);
     assert_eq!(greeted.is_ok(), *answer == Answer::Done);
     if bytes.starts_with(b"VERSION") {
         assert!(matches!(answer, Answer::Done | Answer::Refused(_)));

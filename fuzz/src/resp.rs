@@ -1,6 +1,6 @@
 //! Replies of Redis, and the requests, which are made of the same parts.
 
-use session_core::codec::{Answer, Codec, Expiry, OutOfMemory, Unfit};
+use session_core::codec::{Answer, Codec, Expected, Expiry, OutOfMemory, Place, Redirect, Unfit};
 use session_core::resp::Redis;
 use zeroize::Zeroizing;
 
@@ -18,7 +18,7 @@ pub fn run(data: &[u8]) {
     requests(wire);
 }
 
-fn redis(answer: &Answer<'_>, bytes: &[u8]) {
+fn redis(answer: &Answer, bytes: &[u8]) {
     assert!(!matches!(answer, Answer::Claim(..)), "a take is one step");
     let word = |text: &[u8]| text.windows(6).any(|word| word == b"secret");
     let redis = Redis {
@@ -29,28 +29,40 @@ fn redis(answer: &Answer<'_>, bytes: &[u8]) {
         ..Redis::default()
     };
     // AUTH, CLIENT SETNAME, SELECT, ROLE, PING, and nothing after it.
-    let greeted = [0, 1, 2, 3, 4, 5].map(|step| redis.greeted(step, answer));
+    let greeted = [0, 1, 2, 3, 4, 5].map(|step| redis.greeted(step, answer, bytes));
     assert!(greeted[5].is_err());
     match answer {
         Answer::Done => assert_eq!(greeted[..4], [Ok(()), Ok(()), Ok(()), Err(Unfit::OutOfStep)]),
         Answer::Refused(text) => {
-            let repeated = if word(text) { Unfit::RefusedAloud } else { Unfit::Refused };
+            let repeated =
+                if word(&bytes[text.clone()]) { Unfit::RefusedAloud } else { Unfit::Refused };
             assert_eq!(greeted[0], Err(repeated));
             assert!(greeted[2].is_err() && greeted[3].is_err());
         }
         Answer::Array(_) => {
             let master = bytes.windows(12).any(|word| word == b"$6\r\nmaster\r\n");
             assert!(greeted[3].is_err() || master);
-            assert!([0, 1, 2, 4].iter().all(|&step| greeted[step].is_err()));
+            for (step, greeted) in greeted.iter().enumerate() {
+                assert!(greeted.is_err() || redis.greeting_is_array(step));
+            }
         }
         _ => assert!(greeted.iter().all(Result::is_err)),
     }
     if let Answer::Redirect(redirect) = answer {
         let kind = if redirect.ask { "ASK" } else { "MOVED" };
-        let again = format!("-{kind} {} {}:{}\r\n", redirect.slot, redirect.host, redirect.port);
-        let expected = Ok(Some((answer.clone(), again.len())));
-        assert_eq!(redis.decode(again.as_bytes(), LIMIT), expected);
+        let host = std::str::from_utf8(&bytes[redirect.host.clone()]).unwrap();
+        let line = format!("-{kind} {} ", redirect.slot);
+        let again = format!("{line}{host}:{}\r\n", redirect.port);
+        let host = line.len()..line.len() + host.len();
+        let expected = Answer::Redirect(Redirect { host, ..redirect.clone() });
+        assert_eq!(at_once(&redis, again.as_bytes()), Some((expected, again.len())));
     }
+}
+
+/// The answer at the beginning of what has come all at once.
+fn at_once(redis: &Redis, buf: &[u8]) -> Option<(Answer, usize)> {
+    let expected = Expected { limit: LIMIT, array: true };
+    redis.decode(buf, &expected, &mut Place::default()).unwrap()
 }
 
 /// A request is an array of strings, whatever is in them, and is read as one.
@@ -64,7 +76,8 @@ fn requests(key: &[u8]) {
         let mut request = b"before".to_vec();
         append(&mut request).unwrap();
         let request = &request[b"before".len()..];
-        assert_eq!(redis.decode(request, 0), Ok(Some((Answer::Array(request), request.len()))));
+        let whole = (Answer::Array(0..request.len()), request.len());
+        assert_eq!(at_once(&redis, request), Some(whole));
         let quoted = [format!("${}\r\n", key.len()).as_bytes(), key, b"\r\n"].concat();
         assert!(request.windows(quoted.len()).any(|part| part == quoted));
     };

@@ -1,6 +1,6 @@
 //! What a cluster and sentinels say about who has what.
 
-use session_core::codec::{Answer, Codec};
+use session_core::codec::{Answer, Codec, Expected, Place};
 use session_core::resp::{Redis, SLOTS};
 use session_core::topology::{MAX_NODES, Node, SlotMap, hash_slot, parse_master_address};
 use std::collections::BTreeSet;
@@ -11,8 +11,10 @@ pub fn run(data: &[u8]) {
     let _ = SlotMap::parse(data);
     slot_of(data);
 
-    let decoded = Redis::default().decode(data, 0);
-    let Ok(Some((Answer::Array(reply), _))) = decoded else { return };
+    let expected = Expected { limit: 0, array: true };
+    let decoded = Redis::default().decode(data, &expected, &mut Place::default());
+    let Ok(Some((Answer::Array(range), _))) = decoded else { return };
+    let reply = &data[range];
     if let Ok(map) = SlotMap::parse(reply) {
         slot_map(map, data);
     }
