@@ -14,12 +14,13 @@ use std::string::{String, ToString};
 use std::vec::Vec;
 
 use session_core::cache_key::CacheKey;
-use session_core::codec::{Expiry, OutOfMemory, Redirect};
+use session_core::codec::{Expiry, OutOfMemory};
 use session_core::outcome::Outcome;
 use session_core::slots::{Slots, Token};
 use zeroize::Zeroizing;
 
 use super::buffer;
+use super::node::Node;
 use super::peer::{Command, Peer, Refused, Replies, Reply, Request};
 use super::route::{Found, Route};
 use crate::ffi::clock;
@@ -377,7 +378,7 @@ impl Backend {
     }
 
     /// Sends a request on to another node. `Err` is the outcome of the lookup.
-    fn redirect(&self, from: &Peer, token: Token, to: &Redirect<'_>) -> Result<(), Outcome> {
+    fn redirect(&self, from: &Peer, token: Token, to: &Node<'_>) -> Result<(), Outcome> {
         let mut state = self.state.try_borrow_mut().map_err(|_| Outcome::Error)?;
         let state = &mut *state;
         if !to.ask {

@@ -3,5 +3,6 @@
 pub mod backend;
 mod buffer;
 mod failure;
+mod node;
 pub mod peer;
 pub mod route;

@@ -16,7 +16,7 @@ use std::time::Instant;
 use std::vec::Vec;
 
 use session_core::breaker::{self, Breaker, Verdict};
-use session_core::codec::{Answer, Codec, Expiry, OutOfMemory, Redirect, Unfit};
+use session_core::codec::{Answer, Codec, Expected, Expiry, OutOfMemory, Place, Redirect, Unfit};
 use session_core::inflight::{InFlight, Kind};
 use session_core::outcome::Outcome;
 use session_core::resp;
@@ -27,6 +27,7 @@ use session_core::throttle::Throttle;
 
 use super::buffer;
 use super::failure::Failure;
+use super::node::Node;
 use crate::ffi::client::{TlsClient, TlsName};
 use crate::ffi::clock;
 use crate::ffi::counters::Count;
@@ -86,7 +87,7 @@ pub enum Reply<'a> {
     /// The request was carried out.
     Done,
     /// Another server has to be asked.
-    Redirect(Redirect<'a>),
+    Redirect(Node<'a>),
     /// A reply of several values.
     Array(&'a [u8]),
     /// The server refused, in these words.
@@ -228,6 +229,8 @@ struct State {
     input: Vec<u8>,
     /// How much of `input` has been decoded.
     decoded: usize,
+    /// How far what follows has been read.
+    place: Place,
     /// How many bytes of an entry that is too large are still to come.
     skip: usize,
     /// When the connection was there, and when something was last read from it.
@@ -770,7 +773,12 @@ impl Peer {
                 state.decoded = at.saturating_add(skipped);
                 continue;
             }
-            let (answer, used) = match self.codec.decode(rest, self.limits.max_value) {
+            let array = match state.inflight.front().map(|request| request.kind) {
+                Some(Kind::Greeting(step)) => self.codec.greeting_is_array(step),
+                kind => matches!(kind, Some(Kind::Query)),
+            };
+            let expected = Expected { limit: self.limits.max_value, array };
+            let (answer, used) = match self.codec.decode(rest, &expected, &mut state.place) {
                 Ok(Some(decoded)) => decoded,
                 Ok(None) => return Ok(()),
                 Err(error) => return Err(Failure::Decode(error)),
@@ -780,13 +788,15 @@ impl Peer {
                 continue;
             }
             let Some(&request) = state.inflight.front() else { return Err(Failure::OutOfStep) };
+            let bytes = |range: &Range<usize>| rest.get(range.clone()).unwrap_or_default();
             let mut value = 0..0;
             let mut skip = 0;
             let end = match (answer, request.kind) {
                 (answer, Kind::Greeting(step)) => {
-                    self.codec.greeted(step, &answer).map_err(|unfit| match (unfit, &answer) {
+                    let greeted = self.codec.greeted(step, &answer, rest);
+                    greeted.map_err(|unfit| match (unfit, &answer) {
                         (Unfit::Refused, Answer::Refused(text)) => {
-                            Failure::Greeting(Said(text).to_string().into())
+                            Failure::Greeting(Said(bytes(text)).to_string().into())
                         }
                         (Unfit::RefusedAloud, _) => Failure::Greeting("(the password)".into()),
                         (Unfit::NotMaster, _) => Failure::NotMaster,
@@ -814,22 +824,21 @@ impl Peer {
                     value = at..at.saturating_add(used);
                     End::Array
                 }
-                (Answer::Redirect(Redirect { ask, slot, host, port }), _)
-                    if self.limits.redirects && request.kind.waiter().is_some() =>
-                {
-                    End::Redirect { ask, slot, host: host.into(), port }
+                (Answer::Redirect(Redirect { ask, slot, host, port }), kind) => {
+                    // In ASCII, or it would be a refusal.
+                    let host = core::str::from_utf8(bytes(&host)).unwrap_or_default();
+                    if self.limits.redirects && kind.waiter().is_some() {
+                        End::Redirect { ask, slot, host: host.into(), port }
+                    } else {
+                        let word = if ask { "ASK" } else { "MOVED" };
+                        let text = format_args!("{word} {slot} {host}:{port}");
+                        self.refused(&mut state.refused, now, kind, &text);
+                        End::Failed(Outcome::Error)
+                    }
                 }
-                (Answer::Redirect(Redirect { ask, slot, host, port }), _) => {
-                    let word = if ask { "ASK" } else { "MOVED" };
-                    let text = format_args!("{word} {slot} {host}:{port}");
-                    self.refused(&mut state.refused, now, request.kind, &text);
-                    End::Failed(Outcome::Error)
-                }
-                (Answer::Refused(text), _) => {
-                    self.refused(&mut state.refused, now, request.kind, &Said(text));
-                    // A line, and its CRLF.
-                    let end = at.saturating_add(used.saturating_sub(2));
-                    value = end.saturating_sub(text.len())..end;
+                (Answer::Refused(place), _) => {
+                    self.refused(&mut state.refused, now, request.kind, &Said(bytes(&place)));
+                    value = at.saturating_add(place.start)..at.saturating_add(place.end);
                     End::Refused
                 }
                 _ => return Err(Failure::OutOfStep),
@@ -1003,7 +1012,7 @@ impl End {
             End::Missing => Reply::Missing,
             End::Done => Reply::Done,
             End::Redirect { ask, slot, host, port } => {
-                Reply::Redirect(Redirect { ask: *ask, slot: *slot, host, port: *port })
+                Reply::Redirect(Node { ask: *ask, slot: *slot, host, port: *port })
             }
             End::Array => Reply::Array(value),
             End::Refused => Reply::Refused(value),
@@ -1030,6 +1039,7 @@ impl State {
             greet_by: 0,
             input: Vec::new(),
             decoded: 0,
+            place: Place::default(),
             skip: 0,
             ready: 0,
             heard: 0,
@@ -1094,6 +1104,7 @@ impl State {
         self.greetings = 0;
         self.sent = 0;
         self.held = None;
+        self.place = Place::default();
         self.skip = 0;
         self.proven = false;
         self.has_refused = false;

@@ -6,7 +6,6 @@ use std::rc::{Rc, Weak};
 use std::string::{String, ToString};
 use std::vec::Vec;
 
-use session_core::codec::Redirect;
 use session_core::resp;
 use session_core::throttle::Throttle;
 use session_core::topology::{SlotMap, hash_slot};
@@ -15,6 +14,7 @@ use super::{Found, Links, Retired};
 use crate::ffi::clock;
 use crate::ffi::link::Address;
 use crate::ffi::log::Log;
+use crate::net::node::Node;
 use crate::net::peer::{Peer, QUERYING, Replies, Reply};
 use crate::{debug, log_at};
 
@@ -157,7 +157,7 @@ impl Cluster {
         Some(self.links.found(host, address, &self.replies))
     }
 
-    pub fn redirected(&mut self, from: &Peer, to: &Redirect<'_>) -> Option<Rc<Peer>> {
+    pub fn redirected(&mut self, from: &Peer, to: &Node<'_>) -> Option<Rc<Peer>> {
         let host = if to.host.is_empty() { host_of(from) } else { to.host.to_string() };
         let known = self.map.as_ref().and_then(|map| {
             map.nodes().iter().position(|node| node.host == host && node.port == to.port)

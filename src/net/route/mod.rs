@@ -7,8 +7,9 @@ use std::string::String;
 use std::vec::Vec;
 
 use session_core::breaker;
-use session_core::codec::{Codec, Redirect};
+use session_core::codec::Codec;
 
+use super::node::Node;
 use super::peer::{Limits, Peer, Replies, Reply, Server, Tls};
 use crate::ffi::client::{TlsClient, TlsName};
 use crate::ffi::link::Address;
@@ -76,7 +77,7 @@ impl Route {
     }
 
     /// The server that another one sends us to.
-    pub fn redirected(&mut self, from: &Peer, to: &Redirect<'_>) -> Option<Rc<Peer>> {
+    pub fn redirected(&mut self, from: &Peer, to: &Node<'_>) -> Option<Rc<Peer>> {
         match self {
             Route::Cluster(cluster) => cluster.redirected(from, to),
             Route::Servers(_) | Route::Sentinel(_) => None,
