@@ -16,11 +16,11 @@ use session_core::resp::Redis;
 use session_core::target;
 use zeroize::Zeroizing;
 
+use crate::ffi::address::Address;
 use crate::ffi::client::{TlsClient, TlsConf, TlsName};
 use crate::ffi::conf::{
     Conf, Directive, Flag, Msec, Num, Refusal, ServerUrl, Slot, Str, directive, slot,
 };
-use crate::ffi::link::Address;
 use crate::ffi::module::{BLOCK_CONF, Commands};
 use crate::handshake::MAX_ENTRY;
 use crate::net::backend::Backend as Servers;

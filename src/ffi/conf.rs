@@ -24,8 +24,8 @@ use nginx_sys::{
 use session_core::target::Redacted;
 use zeroize::Zeroizing;
 
+use super::address::Address;
 use super::counters::Counters;
-use super::link::Address;
 use super::log::Level;
 use super::zone::Zone;
 

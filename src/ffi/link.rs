@@ -1,9 +1,8 @@
 //! A connection to a server, over nginx's event loop.
 
-use core::cell::{Cell, RefCell, UnsafeCell};
+use core::cell::{Cell, UnsafeCell};
 use core::ffi::c_int;
 use core::mem;
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::ptr::{self, NonNull};
 use std::boxed::Box;
 use std::rc::Weak;
@@ -12,144 +11,27 @@ use std::vec::Vec;
 
 use foreign_types::ForeignType;
 use nginx_sys::{
-    ERR_clear_error, NGX_AGAIN, NGX_ERROR, NGX_LOG_ALERT, NGX_LOG_DEBUG, NGX_LOG_EMERG,
-    NGX_LOG_INFO, NGX_OK, NGX_SSL_CLIENT, SSL_CTRL_SET_TLSEXT_HOSTNAME, SSL_ctrl, SSL_free,
-    SSL_session_reused, TLSEXT_NAMETYPE_host_name, ngx_close_connection, ngx_cmp_sockaddr,
+    ERR_clear_error, NGX_AGAIN, NGX_ERROR, NGX_LOG_EMERG, NGX_LOG_INFO, NGX_OK, NGX_SSL_CLIENT,
+    SSL_CTRL_SET_TLSEXT_HOSTNAME, SSL_ctrl, SSL_free, SSL_session_reused,
+    TLSEXT_NAMETYPE_host_name, ngx_close_connection,
     ngx_connection_log_error_e_NGX_ERROR_INFO as NGX_ERROR_INFO, ngx_connection_t, ngx_create_pool,
     ngx_destroy_pool, ngx_errno, ngx_event_connect_peer, ngx_event_get_peer, ngx_event_t,
     ngx_handle_read_event, ngx_handle_write_event, ngx_int_t, ngx_log_t, ngx_peer_connection_t,
     ngx_post_event, ngx_posted_events, ngx_posted_next_events, ngx_ssl_create_connection,
     ngx_ssl_get_session, ngx_ssl_handshake, ngx_ssl_set_session, ngx_ssl_shutdown, ngx_str_t,
-    ngx_tcp_nodelay, ngx_uint_t, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t,
-    u_char,
+    ngx_tcp_nodelay, ngx_uint_t, sockaddr,
 };
 
+use super::capture::Captured;
 use super::client::{TlsClient, TlsError, TlsName};
-use super::log::{Level, Log};
+use super::log::Log;
 use super::tls::Session;
+
+pub use super::address::Address;
 
 /// Size of the pool of a connection that speaks TLS, in bytes. Little more than an
 /// `ngx_ssl_connection_t` is in it.
 const POOL_SIZE: usize = 512;
-/// How much of what nginx says about a connection is kept, in bytes.
-const MAX_SAID: usize = 1024;
-
-/// An address to connect to.
-#[derive(Clone)]
-pub struct Address {
-    sockaddr: sockaddr_storage,
-    socklen: socklen_t,
-    /// As written to logs.
-    name: Box<str>,
-}
-
-impl Address {
-    /// Copies an address of nginx.
-    ///
-    /// # Safety
-    /// `addr` points to `socklen` readable bytes.
-    pub(super) unsafe fn new(
-        addr: *const sockaddr,
-        socklen: socklen_t,
-        name: &str,
-    ) -> Option<Self> {
-        // SAFETY: all-zero is a valid, empty sockaddr_storage.
-        let mut sockaddr: sockaddr_storage = unsafe { mem::zeroed() };
-        if socklen as usize > mem::size_of::<sockaddr_storage>() {
-            return None;
-        }
-        // SAFETY: the caller's for the source; the length was checked for the destination.
-        unsafe {
-            ptr::copy_nonoverlapping(
-                addr.cast::<u8>(),
-                (&raw mut sockaddr).cast::<u8>(),
-                socklen as usize,
-            );
-        }
-        Some(Address { sockaddr, socklen, name: name.into() })
-    }
-
-    /// The address of a port.
-    pub fn from_ip(ip: IpAddr, port: u16) -> Self {
-        // SAFETY: all-zero is a valid, empty sockaddr_storage.
-        let mut sockaddr: sockaddr_storage = unsafe { mem::zeroed() };
-        let to = &raw mut sockaddr;
-        let socklen = match ip {
-            IpAddr::V4(ip) => {
-                // SAFETY: a sockaddr_storage has room, and is aligned, for any address.
-                let sin = unsafe { &mut *to.cast::<sockaddr_in>() };
-                sin.sin_family = libc::AF_INET as _;
-                sin.sin_port = port.to_be();
-                sin.sin_addr.s_addr = u32::from_ne_bytes(ip.octets());
-                mem::size_of::<sockaddr_in>()
-            }
-            IpAddr::V6(ip) => {
-                // SAFETY: as above; all-zero but for the address, whose bytes are written.
-                unsafe {
-                    let sin6 = to.cast::<sockaddr_in6>();
-                    (*sin6).sin6_family = libc::AF_INET6 as _;
-                    (*sin6).sin6_port = port.to_be();
-                    (&raw mut (*sin6).sin6_addr).cast::<[u8; 16]>().write(ip.octets());
-                }
-                mem::size_of::<sockaddr_in6>()
-            }
-        };
-        let name = SocketAddr::new(ip, port).to_string().into_boxed_str();
-        Address { sockaddr, socklen: socklen as socklen_t, name }
-    }
-
-    /// The IP address; `None` of a unix socket.
-    pub fn ip(&self) -> Option<IpAddr> {
-        // SAFETY: the address is valid for its socklen.
-        unsafe { ip_of((&raw const self.sockaddr).cast(), self.socklen) }.map(|(ip, _)| ip)
-    }
-
-    /// The address in words.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-}
-
-/// The same address and port, or the same path.
-impl PartialEq for Address {
-    fn eq(&self, other: &Self) -> bool {
-        // SAFETY: both are valid addresses, which are only read.
-        unsafe {
-            ngx_cmp_sockaddr(
-                (&raw const self.sockaddr).cast::<sockaddr>().cast_mut(),
-                self.socklen,
-                (&raw const other.sockaddr).cast::<sockaddr>().cast_mut(),
-                other.socklen,
-                1,
-            ) == NGX_OK as ngx_int_t
-        }
-    }
-}
-
-impl Eq for Address {}
-
-/// The IP address and port of a socket's address, if it has them.
-///
-/// # Safety
-/// `addr` is valid for `socklen` bytes, and aligned.
-pub(super) unsafe fn ip_of(addr: *const sockaddr, socklen: socklen_t) -> Option<(IpAddr, u16)> {
-    // SAFETY: the caller's; the length is compared before more than the family is read.
-    unsafe {
-        match i32::from((*addr).sa_family) {
-            libc::AF_INET if socklen as usize >= mem::size_of::<sockaddr_in>() => {
-                let sin = &*addr.cast::<sockaddr_in>();
-                let ip = Ipv4Addr::from(sin.sin_addr.s_addr.to_ne_bytes());
-                Some((ip.into(), u16::from_be(sin.sin_port)))
-            }
-            libc::AF_INET6 if socklen as usize >= mem::size_of::<sockaddr_in6>() => {
-                let sin6 = addr.cast::<sockaddr_in6>();
-                let ip = (&raw const (*sin6).sin6_addr).cast::<[u8; 16]>().read();
-                Some((Ipv6Addr::from(ip).into(), u16::from_be((*sin6).sin6_port)))
-            }
-            _ => None,
-        }
-    }
-}
 
 /// Is called when something happens on a [`Link`].
 pub trait LinkOwner {
@@ -181,7 +63,7 @@ struct Context {
     /// owner to tell, once.
     log: UnsafeCell<ngx_log_t>,
     /// What nginx said last.
-    said: RefCell<Vec<u8>>,
+    said: Captured,
     stage: Cell<Stage>,
     /// A session the server has given, counted up.
     session: Cell<Option<Session>>,
@@ -258,7 +140,7 @@ impl Link {
         let context = Box::new(OwnedContext {
             context: Context {
                 log: UnsafeCell::new(log),
-                said: RefCell::default(),
+                said: Captured::default(),
                 stage: Cell::new(Stage::Plain),
                 session: Cell::new(None),
             },
@@ -308,9 +190,7 @@ impl Link {
             (*log).log_level = (*log).log_level.max(NGX_LOG_INFO as ngx_uint_t);
             (*log).connection = (*c).number;
             (*log).handler = None;
-            (*log).writer = Some(listen);
-            (*log).wdata = link.context.as_ptr().cast();
-            (*log).next = ptr::null_mut();
+            Captured::fill_from(&raw const (*link.context.as_ptr()).said, log);
             (*c).log = log;
             (*(*c).read).log = log;
             (*(*c).write).log = log;
@@ -477,8 +357,7 @@ impl Link {
     /// What nginx has said last about the connection, in its own words: why a handshake, reading
     /// or writing failed.
     pub fn last_error(&self) -> Option<String> {
-        let said = self.context().said.try_borrow().ok()?;
-        (!said.is_empty()).then(|| String::from_utf8_lossy(&said).into_owned())
+        self.context().said.last()
     }
 
     fn context(&self) -> &Context {
@@ -670,46 +549,4 @@ unsafe extern "C" fn save_session(c: *mut ngx_connection_t) {
             (*context).session.set(Some(Session::from_ptr(session)));
         }
     }
-}
-
-/// Takes what nginx says about the connection. Debug lines and what must not happen at all go on to
-/// the cycle's log.
-unsafe extern "C" fn listen(log: *mut ngx_log_t, level: ngx_uint_t, line: *mut u_char, len: usize) {
-    // SAFETY: wdata was set together with this writer; the line is nginx's for this call.
-    let (context, line) = unsafe {
-        let context = (*log).wdata.cast::<Context>();
-        (&(*context).said, core::slice::from_raw_parts(line, len))
-    };
-    let line = text_of(line.trim_ascii_end());
-    if level == NGX_LOG_DEBUG as ngx_uint_t {
-        Log::cycle().write_debug(format_args!("{}", String::from_utf8_lossy(line)));
-        return;
-    }
-    // What follows the number of the connection.
-    let text = match line.strip_prefix(b"*") {
-        Some(rest) => rest.splitn(2, |&c| c == b' ').nth(1).unwrap_or_default(),
-        None => line,
-    };
-    if level <= NGX_LOG_ALERT as ngx_uint_t {
-        Log::cycle().write(Level::Alert, 0, format_args!("{}", String::from_utf8_lossy(text)));
-    }
-    if let Ok(mut said) = context.try_borrow_mut() {
-        said.clear();
-        if said.try_reserve(text.len().min(MAX_SAID)).is_ok() {
-            let printable = |&c: &u8| if c == b' ' || c.is_ascii_graphic() { c } else { b'.' };
-            said.extend(text.iter().take(MAX_SAID).map(printable));
-        }
-    }
-}
-
-/// A line of the log without time, level and process (ngx_log_error_core()).
-fn text_of(line: &[u8]) -> &[u8] {
-    let after = |text: &'static [u8; 2]| {
-        move |line: &'_ [u8]| {
-            line.windows(2).position(|two| two == text).map(|at| at.saturating_add(2))
-        }
-    };
-    let (level, process) = (after(b"] "), after(b": "));
-    let line = level(line).and_then(|at| line.get(at..)).unwrap_or(line);
-    process(line).and_then(|at| line.get(at..)).unwrap_or(line)
 }

@@ -11,7 +11,9 @@
 
 #![allow(unsafe_code)]
 
+pub mod address;
 pub mod block;
+mod capture;
 pub mod client;
 pub mod clock;
 pub mod conf;

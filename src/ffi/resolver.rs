@@ -14,9 +14,9 @@ use nginx_sys::{
     ngx_resolver_t, ngx_str_t,
 };
 
+use super::address::{Address, ip_of};
 use super::conf::Conf;
 use super::event::{Event, On};
-use super::link::{Address, ip_of};
 
 /// `NGX_NO_RESOLVER`
 const NO_RESOLVER: *mut ngx_resolver_ctx_t = ptr::without_provenance_mut(usize::MAX);
