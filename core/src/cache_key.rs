@@ -3,7 +3,6 @@
 use base64ct::{Base64UrlUnpadded, Encoding};
 
 use crate::hello::SessionId;
-use crate::key_ring::MAC_LEN;
 
 /// The longest prefix of a cache key, in bytes. With a name in base64url after it, a key stays
 /// below the 250 bytes that memcached allows.
@@ -36,8 +35,8 @@ impl Name {
     }
 
     /// The name that a key makes of a session ID.
-    pub const fn of_mac(mac: [u8; MAC_LEN]) -> Self {
-        Name { bytes: mac, len: MAC_LEN }
+    pub const fn of_mac(mac: [u8; MAX_NAME]) -> Self {
+        Name { bytes: mac, len: MAX_NAME }
     }
 
     /// The name.
