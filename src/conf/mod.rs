@@ -26,7 +26,7 @@ use crate::ffi::module::{self, Commands, Module};
 use crate::ffi::tls::{self, Hooked};
 use crate::handshake::{Policy, Rules, Watch};
 use crate::net::backend::{Answers, Backend as Servers};
-use crate::status::page::Status;
+use crate::status::page::{Counted, Status};
 use crate::status::variables;
 use crate::tier::Tier;
 use crate::tier::remote::Remote;
@@ -394,9 +394,10 @@ impl MainConf {
             )),
         }
     }
+}
 
-    /// What was counted.
-    pub fn snapshot(&self) -> Vec<Record> {
+impl Counted for MainConf {
+    fn snapshot(&self) -> Vec<Record> {
         self.counters.as_ref().map(Counters::snapshot).unwrap_or_default()
     }
 }

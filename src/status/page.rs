@@ -3,13 +3,14 @@
 use core::fmt;
 use std::borrow::Cow;
 use std::string::String;
+use std::vec::Vec;
 
-use session_core::stats::{json, prometheus};
+use session_core::stats::{Record, json, prometheus};
 
-use crate::SslSession;
-use crate::conf::MainConf;
 use crate::ffi::clock;
 use crate::ffi::content::{Answer, Page, Request};
+use crate::ffi::http::Http;
+use crate::ffi::module::Module;
 
 /// A form in which what was counted is shown.
 #[derive(Clone, Copy)]
@@ -45,11 +46,17 @@ impl Format {
     }
 }
 
+/// A main configuration that knows what was counted.
+pub trait Counted {
+    /// What was counted.
+    fn snapshot(&self) -> Vec<Record>;
+}
+
 /// The answer of a location with `ssl_session_status`.
 pub struct Status;
 
-impl Page<SslSession> for Status {
-    fn answer(conf: &MainConf, request: &Request) -> Answer {
+impl<M: Module<Block = Http, MainConf: Counted>> Page<M> for Status {
+    fn answer(conf: &M::MainConf, request: &Request) -> Answer {
         let Some(format) = Format::of(request) else { return Answer::BadRequest };
         let mut text = Text(String::new());
         let written = match format {
