@@ -19,9 +19,9 @@ use zeroize::Zeroizing;
 use crate::ffi::address::Address;
 use crate::ffi::client::{TlsClient, TlsConf, TlsName};
 use crate::ffi::conf::{
-    Conf, Directive, Flag, Msec, Num, Refusal, ServerUrl, Slot, Str, directive, slot,
+    BLOCK_CONF, Conf, Directive, Flag, Msec, Num, Refusal, ServerUrl, Slot, Str, directive, slot,
 };
-use crate::ffi::module::{BLOCK_CONF, Commands};
+use crate::ffi::module::Commands;
 use crate::handshake::MAX_ENTRY;
 use crate::net::backend::Backend as Servers;
 use crate::net::peer::{Limits, Peer, Replies};

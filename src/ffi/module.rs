@@ -7,9 +7,9 @@ use core::mem;
 use core::ptr::{self, NonNull};
 
 use nginx_sys::{
-    NGX_ALIGNMENT, NGX_ERROR, NGX_HTTP_MODULE, NGX_HTTP_UPS_CONF, NGX_OK, NGX_PROCESS_HELPER,
-    ngx_command_t, ngx_conf_t, ngx_cycle_t, ngx_http_module_t, ngx_int_t, ngx_module_t,
-    ngx_pool_cleanup_add, ngx_process, ngx_uint_t,
+    NGX_ALIGNMENT, NGX_ERROR, NGX_HTTP_MODULE, NGX_OK, NGX_PROCESS_HELPER, ngx_command_t,
+    ngx_conf_t, ngx_cycle_t, ngx_http_module_t, ngx_int_t, ngx_module_t, ngx_pool_cleanup_add,
+    ngx_process, ngx_uint_t,
 };
 
 #[cfg(ngx_feature = "stream_ssl")]
@@ -22,10 +22,6 @@ use super::conf::{Conf, Refusal};
 use super::http::Http;
 #[cfg(ngx_feature = "stream_ssl")]
 use super::stream::Stream;
-
-/// Where directives of a block of ours are allowed. The block's module type keeps other modules'
-/// directives apart, so any bit would do.
-pub const BLOCK_CONF: u32 = NGX_HTTP_UPS_CONF;
 
 /// Type of the module that owns the directives of a block: "SSES", as nginx's types are made.
 const BLOCK_MODULE: ngx_uint_t = 0x5345_5353;

@@ -1,0 +1,136 @@
+//! Directives, as entries in a module's table.
+
+use core::ffi::{CStr, c_char, c_void};
+use core::ptr;
+
+use nginx_sys::{
+    NGX_SSL_SSLv2, NGX_SSL_SSLv3, NGX_SSL_TLSv1, NGX_SSL_TLSv1_1, NGX_SSL_TLSv1_2, NGX_SSL_TLSv1_3,
+    ngx_command_t, ngx_conf_bitmask_t, ngx_conf_set_bitmask_slot, ngx_conf_set_flag_slot,
+    ngx_conf_set_keyval_slot, ngx_conf_set_msec_slot, ngx_conf_set_num_slot, ngx_conf_set_str_slot,
+    ngx_conf_t, ngx_ssl_read_password_file, ngx_str_t, ngx_uint_t,
+};
+
+use super::reading::{Conf, Refusal};
+use super::values::Passwords;
+
+/// A directive of configuration type `Conf`.
+pub trait Directive {
+    /// What the directive changes.
+    type Conf;
+    /// Its name.
+    const NAME: &'static CStr;
+    /// Carries it out.
+    fn set(cf: &mut Conf, conf: &mut Self::Conf) -> Result<(), Refusal>;
+}
+
+/// The table entry of a directive.
+pub const fn directive<D: Directive>(kind: u32) -> ngx_command_t {
+    ngx_command_t { set: Some(set::<D>), ..command(D::NAME, kind) }
+}
+
+unsafe extern "C" fn set<D: Directive>(
+    cf: *mut ngx_conf_t,
+    _: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: nginx calls with its configuration and the memory of this directive's module, which
+    // create_main_conf() or Conf::block() made as D::Conf.
+    let (cf, conf) = unsafe { (&mut *cf.cast::<Conf>(), &mut *conf.cast::<D::Conf>()) };
+    match D::set(cf, conf) {
+        Ok(()) => ptr::null_mut(),
+        Err(Refusal::Said) => CONF_ERROR,
+        Err(Refusal::Text(text)) => text.as_ptr().cast_mut(),
+    }
+}
+
+/// A value that nginx itself parses and stores.
+#[derive(Clone, Copy, Debug)]
+pub enum Slot {
+    /// [`Msec`](super::values::Msec)
+    Msec,
+    /// [`Str`](super::values::Str)
+    Str,
+    /// [`Num`](super::values::Num)
+    Num,
+    /// [`Flag`](super::values::Flag)
+    Flag,
+    /// [`Protocols`](super::values::Protocols)
+    Protocols,
+    /// [`KeyVals`](super::values::KeyVals); with two values, any number of times.
+    KeyVals,
+    /// [`Passwords`]
+    PasswordFile,
+}
+
+/// The table entry of a directive with one value, at `offset` of a `repr(C)` configuration.
+pub const fn slot(name: &'static CStr, kind: u32, slot: Slot, offset: usize) -> ngx_command_t {
+    let set = match slot {
+        Slot::Msec => ngx_conf_set_msec_slot,
+        Slot::Str => ngx_conf_set_str_slot,
+        Slot::Num => ngx_conf_set_num_slot,
+        Slot::Flag => ngx_conf_set_flag_slot,
+        Slot::Protocols => ngx_conf_set_bitmask_slot,
+        Slot::KeyVals => ngx_conf_set_keyval_slot,
+        Slot::PasswordFile => set_password_file,
+    };
+    let post: *mut c_void = match slot {
+        Slot::Protocols => (&raw const PROTOCOLS).cast_mut().cast(),
+        _ => ptr::null_mut(),
+    };
+    ngx_command_t { set: Some(set), offset, post, ..command(name, kind) }
+}
+
+/// nginx compares the name as a C string (ngx_conf_handler()).
+const fn command(name: &'static CStr, kind: u32) -> ngx_command_t {
+    ngx_command_t {
+        name: ngx_str_t { len: name.count_bytes(), data: name.as_ptr().cast_mut().cast() },
+        type_: kind as ngx_uint_t,
+        ..ngx_command_t::empty()
+    }
+}
+
+/// What a [`Slot::Protocols`] may say, as nginx has it.
+static PROTOCOLS: Masks<7> = Masks([
+    mask(c"SSLv2", NGX_SSL_SSLv2),
+    mask(c"SSLv3", NGX_SSL_SSLv3),
+    mask(c"TLSv1", NGX_SSL_TLSv1),
+    mask(c"TLSv1.1", NGX_SSL_TLSv1_1),
+    mask(c"TLSv1.2", NGX_SSL_TLSv1_2),
+    mask(c"TLSv1.3", NGX_SSL_TLSv1_3),
+    mask(c"", 0),
+]);
+
+#[repr(transparent)]
+struct Masks<const N: usize>([ngx_conf_bitmask_t; N]);
+
+// SAFETY: nginx only reads them, from its one thread.
+unsafe impl<const N: usize> Sync for Masks<N> {}
+
+const fn mask(name: &'static CStr, mask: u32) -> ngx_conf_bitmask_t {
+    let name = ngx_str_t { len: name.count_bytes(), data: name.as_ptr().cast_mut().cast() };
+    ngx_conf_bitmask_t { name, mask: mask as ngx_uint_t }
+}
+
+unsafe extern "C" fn set_password_file(
+    cf: *mut ngx_conf_t,
+    command: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: nginx calls with its configuration, the command and the memory it is for; the
+    // directive has one value.
+    unsafe {
+        let passwords = &mut *conf.byte_add((*command).offset).cast::<Passwords>();
+        if !passwords.0.is_null() {
+            return c"is duplicate".as_ptr().cast_mut();
+        }
+        let Some(args) = (*cf).args.as_ref() else { return CONF_ERROR };
+        let Some(mut file) = args.as_slice::<ngx_str_t>().get(1).copied() else {
+            return CONF_ERROR;
+        };
+        passwords.0 = ngx_ssl_read_password_file(cf, &raw mut file);
+        if passwords.0.is_null() { CONF_ERROR } else { ptr::null_mut() }
+    }
+}
+
+/// `NGX_CONF_ERROR`
+pub(in crate::ffi) const CONF_ERROR: *mut c_char = ptr::without_provenance_mut(usize::MAX);
