@@ -27,7 +27,7 @@ pub struct Lookup {
     /// The tier whose entry was of no use.
     corrupt: Option<usize>,
     value: Zeroizing<Vec<u8>>,
-    found: Option<Found>,
+    hit: Option<HitCount>,
     /// When the current tier was asked, if that takes time.
     asked_at: Option<Instant>,
     /// Whether the tiers before that of a hit have still to be told.
@@ -36,12 +36,12 @@ pub struct Lookup {
     first: bool,
 }
 
-/// How far a lookup has come.
+/// Whether a lookup has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// A tier was asked; it answers later.
-    Waits,
-    /// It has ended.
+pub enum Status {
+    /// A tier was asked, and answers later.
+    Waiting,
+    /// The outcome is known.
     Ended,
 }
 
@@ -55,7 +55,7 @@ impl Lookup {
             outcome: Outcome::Miss,
             corrupt: None,
             value: Zeroizing::new(Vec::new()),
-            found: None,
+            hit: None,
             asked_at: None,
             refill: true,
             first: true,
@@ -129,36 +129,36 @@ impl Lookup {
         self.corrupt = (outcome == Outcome::Corrupt).then_some(self.tier);
         self.value = Zeroizing::new(Vec::new());
         // What is withheld was there all the same.
-        if let Some(found) = self.found.as_mut().filter(|_| outcome != Outcome::Miss) {
-            found.outcome = outcome;
+        if let Some(hit) = self.hit.as_mut().filter(|_| outcome != Outcome::Miss) {
+            hit.outcome = outcome;
         }
     }
 
     /// Asks the tiers from the current one on.
-    pub fn run(&mut self, tiers: &[Rc<dyn Tier>], waiter: Waiter, log: &Log) -> Step {
+    pub fn run(&mut self, tiers: &[Rc<dyn Tier>], waiter: Waiter, log: &Log) -> Status {
         while let Some(tier) = tiers.get(self.tier) {
-            let outcome = match self.now(&**tier) {
+            let outcome = match self.ask_local(&**tier) {
                 Some(outcome) => outcome,
-                None => match self.ask(&**tier, waiter) {
+                None => match self.ask_remote(&**tier, waiter) {
                     Ok(()) => {
                         debug!(log, "SSL session fetch {self}: asked \"{}\"", tier.name());
-                        return Step::Waits;
+                        return Status::Waiting;
                     }
                     Err(outcome) => outcome,
                 },
             };
-            if self.took(tiers, outcome, log) {
-                return Step::Ended;
+            if self.record(tiers, outcome, log) {
+                return Status::Ended;
             }
         }
-        Step::Ended
+        Status::Ended
     }
 
     /// Asks the local tiers only. Whether one had the entry.
     pub fn run_local(&mut self, tiers: &[Rc<dyn Tier>], log: &Log) -> bool {
         while let Some(tier) = tiers.get(self.tier) {
-            match self.now(&**tier) {
-                Some(outcome) if self.took(tiers, outcome, log) => return true,
+            match self.ask_local(&**tier) {
+                Some(outcome) if self.record(tiers, outcome, log) => return true,
                 Some(_) => {}
                 None => self.tier = self.tier.saturating_add(1),
             }
@@ -174,7 +174,7 @@ impl Lookup {
         outcome: Outcome,
         value: &[u8],
         log: &Log,
-    ) -> Step {
+    ) -> Status {
         let outcome = match outcome {
             Outcome::Hit if self.value.try_reserve_exact(value.len()).is_err() => Outcome::Error,
             outcome => outcome,
@@ -182,10 +182,11 @@ impl Lookup {
         if outcome == Outcome::Hit {
             self.value.extend_from_slice(value);
         }
-        if self.took(tiers, outcome, log) { Step::Ended } else { self.run(tiers, waiter, log) }
+        if self.record(tiers, outcome, log) { Status::Ended } else { self.run(tiers, waiter, log) }
     }
 
-    fn now(&mut self, tier: &dyn Tier) -> Option<Outcome> {
+    /// The outcome in a local tier; `None` if the tier is not local.
+    fn ask_local(&mut self, tier: &dyn Tier) -> Option<Outcome> {
         if self.take {
             tier.take_now(self.entry.name(), &mut self.value)
         } else {
@@ -193,7 +194,8 @@ impl Lookup {
         }
     }
 
-    fn ask(&mut self, tier: &dyn Tier, waiter: Waiter) -> Result<(), Outcome> {
+    /// Asks a tier that answers later. `Err` is the outcome if it cannot be asked.
+    fn ask_remote(&mut self, tier: &dyn Tier, waiter: Waiter) -> Result<(), Outcome> {
         let name = self.entry.name();
         if self.take {
             tier.take(name, waiter)?
@@ -204,12 +206,12 @@ impl Lookup {
         Ok(())
     }
 
-    /// Counts the outcome of the current tier in. Whether that ends the lookup.
-    fn took(&mut self, tiers: &[Rc<dyn Tier>], outcome: Outcome, log: &Log) -> bool {
+    /// Counts and keeps the outcome of the current tier. Whether it ends the lookup.
+    fn record(&mut self, tiers: &[Rc<dyn Tier>], outcome: Outcome, log: &Log) -> bool {
         if let Some(tier) = tiers.get(self.tier) {
             let count = tier.count();
             if outcome == Outcome::Hit {
-                self.found = Some(Found { tier: Rc::clone(tier), outcome });
+                self.hit = Some(HitCount { tier: Rc::clone(tier), outcome });
             } else {
                 count.add(stats::lookups(outcome), 1);
             }
@@ -243,13 +245,13 @@ impl Lookup {
     }
 }
 
-/// An entry that was found. Whether it is of use shows later; it is counted when that is known.
-struct Found {
+/// Counts a hit when it is dropped: whether the entry is of use shows later than the hit.
+struct HitCount {
     tier: Rc<dyn Tier>,
     outcome: Outcome,
 }
 
-impl Drop for Found {
+impl Drop for HitCount {
     fn drop(&mut self) {
         self.tier.count().add(stats::lookups(self.outcome), 1);
     }

@@ -15,7 +15,7 @@ use session_core::key_ring::Tls;
 use session_core::outcome::Outcome;
 use session_core::stored::Stored;
 
-use super::lookup::{Lookup, Step};
+use super::lookup::{Lookup, Status};
 use super::{FETCHING, Policy, Reject, server_policy, tls};
 use crate::debug;
 use crate::ffi::tls::{Attached, Ending, Hello, HelloRef, Read, Sink, Socket, SocketRead};
@@ -266,7 +266,7 @@ impl State {
         }
         lookup.set_first(first);
         if lookup.answered(&policy.rules.fetch, waiter, outcome, value, attached.log())
-            == Step::Ended
+            == Status::Ended
         {
             inner.ended(attached);
         }
@@ -433,7 +433,7 @@ impl Inner {
         }
         for (index, lookup) in self.lookups.iter_mut().enumerate() {
             if lookup.run(&policy.rules.fetch, Waiter { token, index }, attached.log())
-                == Step::Waits
+                == Status::Waiting
             {
                 self.waiting = self.waiting.saturating_add(1);
             }
