@@ -7,7 +7,7 @@ use std::vec::Vec;
 use session_core::stats::{Kind, listen, protocol};
 use session_core::stored::Stored;
 
-use super::Report;
+use super::report::Report;
 use crate::ffi::counters::Count;
 use crate::ffi::tls::Connection;
 

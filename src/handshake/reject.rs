@@ -1,8 +1,17 @@
-//! Why an entry is of no use.
+//! Entries that are of no use, and why.
 
 use core::fmt;
+use std::format;
+use std::string::String;
 
 use session_core::envelope::OpenError;
+use session_core::key_ring::Entry;
+
+use super::messages::{FETCHING, pass};
+use super::policy::Policy;
+use crate::ffi::log::Log;
+use crate::tier::Tier;
+use crate::{debug, log_at};
 
 /// Why an entry that was found is no session to be resumed. The texts are log fragments.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +51,27 @@ impl fmt::Display for Reject {
             Reject::OtherSession => f.write_str("another session"),
             Reject::Protocol => f.write_str("session of another protocol"),
             Reject::Expired => f.write_str("expired"),
+        }
+    }
+}
+
+impl Policy {
+    /// Removes an entry that is of no use.
+    pub(super) fn discard(&self, log: &Log, entry: &Entry, tier: &dyn Tier, reject: Reject) {
+        debug!(log, "SSL session fetch {:08x}: {reject}", entry.id().short_hash());
+        tier.remove(entry.name());
+        if reject.is_stray() {
+            tier.mistrust(entry.name());
+        }
+        if let Some(times) = pass(&self.corrupt) {
+            let server = tier.server(entry.name()).map_or_else(String::new, |at| format!(", {at}"));
+            log_at!(
+                &log.during(FETCHING),
+                Error,
+                "corrupt SSL session {:08x} in \"{}\"{server}, {times} times: {reject}",
+                entry.id().short_hash(),
+                tier.name()
+            );
         }
     }
 }

@@ -7,18 +7,26 @@
 
 use core::cell::RefCell;
 use core::time::Duration;
+use std::rc::Rc;
 use std::time::Instant;
 use std::vec::Vec;
 
-use session_core::hello::{ClientHello, HelloReader, Progress, SessionId, Unreadable, wanted_ids};
+use session_core::hello::{
+    ClientHello, HelloReader, Progress, ServerPolicy, SessionId, Unreadable, wanted_ids,
+};
 use session_core::key_ring::Tls;
 use session_core::outcome::Outcome;
 use session_core::stored::Stored;
 
 use super::lookup::{Lookup, Status};
-use super::{FETCHING, Policy, Reject, server_policy, tls};
+use super::messages::FETCHING;
+use super::policy::{Policy, tls};
+use super::reject::Reject;
+use super::report::Report;
 use crate::debug;
-use crate::ffi::tls::{Attached, Ending, Hello, HelloRef, Read, Sink, Socket, SocketRead};
+use crate::ffi::tls::{
+    Attached, Connection, Ending, Hello, HelloRef, Read, Sink, Socket, SocketRead, Waits,
+};
 use crate::log_at;
 use crate::net::backend::Waiter;
 
@@ -33,6 +41,33 @@ const MAX_WAITING: usize = MAX_READING + 24 * 1024;
 
 /// In place of the number of a lookup: the question about the epoch.
 const EPOCH: usize = usize::MAX;
+
+impl Policy {
+    /// Prepares a handshake that has begun for waiting, where lookups may take time.
+    pub(super) fn make_suspendable(self: &Rc<Self>, connection: &Connection) {
+        if !self.suspends {
+            return;
+        }
+        let attach = || connection.attach(self, State::new());
+        let ready = match connection.waits() {
+            Waits::InCallback => attach().map(|_| ()),
+            Waits::InFilter => attach().and_then(|attached| connection.suspendable(attached)),
+            Waits::Not => Ok(()),
+        };
+        if ready.is_err() {
+            let log = connection.log().during(FETCHING);
+            log_at!(&log, Alert, "no memory to fetch an SSL session");
+        }
+    }
+
+    /// What is attached to a connection, from now on.
+    pub(super) fn attached<'a>(
+        self: &Rc<Self>,
+        connection: &'a Connection,
+    ) -> Option<&'a Attached<Policy>> {
+        connection.attached().or_else(|| connection.attach(self, State::new()).ok())
+    }
+}
 
 /// What is known about one handshake.
 pub struct State(RefCell<Inner>);
@@ -68,19 +103,6 @@ enum Phase {
     AwaitReader,
     /// Nothing; OpenSSL reads from the socket.
     Through,
-}
-
-/// How the session of a connection was looked up.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Report {
-    /// The outcome; none if no lookup was needed.
-    pub outcome: Option<Outcome>,
-    /// How long it took.
-    pub time: Duration,
-    /// The number of the tier that had the session.
-    pub tier: Option<usize>,
-    /// Whether the handshake was suspended.
-    pub suspended: bool,
 }
 
 impl State {
@@ -261,7 +283,7 @@ impl State {
         let Some(lookup) = inner.lookups.get_mut(waiter.index) else { return };
         if outcome == Outcome::Corrupt && first {
             if let Some(tier) = lookup.asked().and_then(|tier| policy.rules.fetch.get(tier)) {
-                policy.discard(attached, lookup.entry(), &**tier, Reject::TooLarge);
+                policy.discard(attached.log(), lookup.entry(), &**tier, Reject::TooLarge);
             }
         }
         lookup.set_first(first);
@@ -484,4 +506,9 @@ impl Inner {
         self.finish(attached, true);
         self.report.outcome = Some(outcome);
     }
+}
+
+/// What OpenSSL will ask for, as far as the server's side decides it.
+fn server_policy(connection: &Connection) -> ServerPolicy {
+    ServerPolicy { tls13: connection.allows_tls13(), tickets: connection.has_tickets() }
 }

@@ -1,0 +1,188 @@
+//! What OpenSSL gets when it asks for a session.
+
+use std::rc::Rc;
+
+use session_core::envelope::OpenError;
+use session_core::hello::SessionId;
+use session_core::outcome::Outcome;
+
+use super::epoch::Watch;
+use super::lookup::Lookup;
+use super::policy::{Policy, tls, wipe};
+use super::reject::Reject;
+use crate::debug;
+use crate::ffi::clock;
+use crate::ffi::tls::{Attached, Connection, Found, Session, SessionRef, Waits};
+use crate::tier::Tier;
+
+impl Policy {
+    /// The session of `id`, which OpenSSL asks for.
+    pub(super) fn fetch(self: &Rc<Self>, connection: &Connection, id: &SessionId) -> Found {
+        let attached = connection.attached::<Policy>();
+        let lookup = attached.and_then(|attached| attached.state().take_lookup(id));
+        // What was looked up as a session ID must not pass for a ticket, nor the other way round.
+        let lookup = lookup.filter(|one| one.entry().tls() == tls(connection.is_tls13()));
+        let (Some(attached), Some(mut lookup)) = (attached, lookup) else {
+            return self.session_at_hand(connection, id);
+        };
+        let session = if lookup.is_hit() { self.open(attached, &mut lookup) } else { None };
+        // OpenSSL asks again after a HelloRetryRequest.
+        attached.state().put_lookup(lookup);
+        session.map_or_else(|| self.not_here(connection), Found::Session)
+    }
+
+    /// Whether a session may be resumed that a cache of nginx's has.
+    pub(super) fn allows_resumption(&self, connection: &Connection, session: &SessionRef) -> bool {
+        let epoch = self.rules.epoch.as_ref();
+        let in_time = !epoch.is_some_and(|epoch| epoch.is_due() || epoch.withdraws(session));
+        let allowed = in_time && !is_for_another(connection, session);
+        if let (true, Some(attached)) = (allowed, connection.attached::<Policy>()) {
+            attached.state().set_resumed(session.made());
+        }
+        allowed
+    }
+
+    /// Looks for a session that no lookup was made for: the ClientHello could not be read ahead
+    /// of OpenSSL, or it has changed after a HelloRetryRequest, or all tiers are local, or the ID
+    /// is forged.
+    fn session_at_hand(self: &Rc<Self>, connection: &Connection, id: &SessionId) -> Found {
+        if self.rules.fetch.is_empty() {
+            return Found::NotHere;
+        }
+        let Some(attached) = self.attached(connection) else { return self.not_here(connection) };
+        let Some(mut lookup) = self.lookup(id, tls(connection.is_tls13())) else {
+            let outcome = Outcome::Forged;
+            attached.state().report_now(outcome, None);
+            debug!(connection.log(), "SSL session fetch {:08x}: {outcome}", id.short_hash());
+            return Found::Nowhere;
+        };
+        // The epoch was not asked for in this handshake: a client must not get round it.
+        if self.rules.epoch.as_ref().is_some_and(Watch::is_due) {
+            attached.state().report_now(Outcome::Miss, None);
+            return Found::Nowhere;
+        }
+        let found = lookup.run_local(&self.rules.fetch, connection.log());
+        if !found && self.suspends && connection.waits() == Waits::Not {
+            // The other tiers were not asked: this handshake cannot wait for them.
+            self.tally.skipped(connection);
+            return self.not_here(connection);
+        }
+        let outcome = lookup.outcome();
+        let report = attached.state().report_now(outcome, lookup.tier());
+        debug!(
+            connection.log(),
+            "SSL session fetch {:08x}: {outcome} in {} us",
+            id.short_hash(),
+            report.as_micros()
+        );
+        let session = if found { self.open(attached, &mut lookup) } else { None };
+        if lookup.is_take() {
+            // The entry is nowhere else now, and OpenSSL asks again after a HelloRetryRequest.
+            attached.state().put_lookup(lookup);
+        }
+        session.map_or_else(|| self.not_here(connection), Found::Session)
+    }
+
+    /// The answer when no tier has the session. A cache of nginx's own is not asked for a session
+    /// that is good for one handshake: the cache may have what was taken here.
+    fn not_here(&self, connection: &Connection) -> Found {
+        if self.takes(tls(connection.is_tls13())) { Found::Nowhere } else { Found::NotHere }
+    }
+
+    /// Makes a session of the entry that a lookup has found, and removes an entry that is of no
+    /// use.
+    fn open(&self, attached: &Attached<Policy>, lookup: &mut Lookup) -> Option<Session> {
+        let connection = attached.connection();
+        let outcome = match self.decode(&connection, lookup) {
+            Ok(session) if self.is_withdrawn(&session) => {
+                debug!(attached.log(), "SSL session fetch {lookup}: is withdrawn");
+                if let Some(tier) = self.owner(lookup) {
+                    tier.remove(lookup.entry().name());
+                }
+                Outcome::Miss
+            }
+            Ok(session) if is_for_another(&connection, &session) => {
+                debug!(
+                    attached.log(),
+                    "SSL session fetch {lookup}: is of a client certificate, \
+                     for another server name"
+                );
+                Outcome::Miss
+            }
+            Ok(session) => {
+                let age = clock::unix_time().saturating_sub(session.made());
+                debug!(attached.log(), "SSL session fetch {lookup}: is good, made {age} s ago");
+                if let Some(tier) = self.owner(lookup) {
+                    tier.trust(lookup.entry().name());
+                }
+                self.refill(lookup, &session);
+                attached.state().set_resumed(session.made());
+                return Some(session);
+            }
+            Err(Reject::Envelope(OpenError::Failed)) => {
+                self.crypto_failed();
+                Outcome::Error
+            }
+            Err(reject) => {
+                if let Some(tier) = self.owner(lookup) {
+                    self.discard(attached.log(), lookup.entry(), tier, reject);
+                }
+                Outcome::Corrupt
+            }
+        };
+        lookup.spoil(outcome);
+        attached.state().report_outcome(outcome, lookup.tier());
+        None
+    }
+
+    /// Opens and decodes an entry, and checks that it is what was asked for.
+    fn decode(&self, connection: &Connection, lookup: &Lookup) -> Result<Session, Reject> {
+        let mut scratch =
+            self.scratch.try_borrow_mut().map_err(|_| Reject::Envelope(OpenError::Failed))?;
+        let opened = self.rules.ring.open(lookup.entry(), lookup.value(), &mut scratch);
+        let decoded = opened.map(Session::from_der);
+        wipe(&mut scratch);
+        let session = decoded.map_err(Reject::Envelope)?.ok_or(Reject::NotSession)?;
+        if SessionId::new(session.id()).as_ref() != Some(lookup.id()) {
+            return Err(Reject::OtherSession);
+        }
+        if session.protocol() != connection.protocol() {
+            return Err(Reject::Protocol);
+        }
+        let now = clock::unix_time();
+        if session.expires(now) < now {
+            return Err(Reject::Expired);
+        }
+        Ok(session)
+    }
+
+    fn is_withdrawn(&self, session: &SessionRef) -> bool {
+        self.rules.epoch.as_ref().is_some_and(|epoch| epoch.withdraws(session))
+    }
+
+    /// The tier to tell what became of its entry, if this lookup is the one to tell it.
+    fn owner(&self, lookup: &Lookup) -> Option<&dyn Tier> {
+        let tier = lookup.tier().filter(|_| lookup.is_first())?;
+        self.rules.fetch.get(tier).map(|tier| &**tier)
+    }
+
+    /// Copies a good entry into the tiers that were asked before the one that had it.
+    fn refill(&self, lookup: &mut Lookup, session: &SessionRef) {
+        if let Some(nearer) = lookup.take_refill().and_then(|n| self.rules.fetch.get(..n)) {
+            let expires = session.expires(clock::unix_time());
+            for tier in nearer {
+                tier.store(lookup.entry().name(), lookup.value(), expires);
+            }
+        }
+    }
+}
+
+/// Whether the session has what verifying the client's certificate came to at another server.
+///
+/// OpenSSL compares the session ID context, which nginx makes of the server's certificate and the
+/// names of CAs. Before nginx 1.29.2 it is that of the default server, whatever the name; since then
+/// it still leaves out how deep is verified, by which further certificates and by which CRL. A name
+/// stands for all of that (RFC 6066 §3 asks for this of all sessions below TLS 1.3).
+fn is_for_another(connection: &Connection, session: &SessionRef) -> bool {
+    session.has_certificate() && session.server_name() != connection.server_name()
+}

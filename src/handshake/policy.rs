@@ -1,0 +1,131 @@
+//! What is done about sessions, as far as the configuration says it.
+
+use core::cell::RefCell;
+use std::rc::Rc;
+use std::vec::Vec;
+
+use session_core::hello::SessionId;
+use session_core::key_ring::{KeyRing, Tls};
+use session_core::stats::Kind;
+use session_core::throttle::Throttle;
+use zeroize::Zeroize;
+
+use super::count::Tally;
+use super::epoch::Watch;
+use super::lookup::Lookup;
+use super::messages::pass;
+use crate::ffi::crypto::Evp;
+use crate::ffi::log::Log;
+use crate::ffi::tls::Waiters;
+use crate::log_at;
+use crate::tier::Tier;
+
+/// What the configuration says about sessions.
+pub struct Rules {
+    /// Where sessions are looked up, in this order.
+    pub fetch: Vec<Rc<dyn Tier>>,
+    /// Whether a ticket of TLS 1.3 is good for one handshake only: it is taken out of the last
+    /// tier of `fetch`. Those before it may have copies, and are not asked.
+    pub single_use: bool,
+    /// Where they are stored: in all of these.
+    pub store: Vec<Rc<dyn Tier>>,
+    /// Whether those of clients that have shown a certificate are stored, too.
+    pub client_certificates: bool,
+    /// What they are sealed with.
+    pub ring: KeyRing<Evp>,
+    /// Which are withdrawn.
+    pub epoch: Option<Watch>,
+}
+
+/// What is done about sessions, for all servers of a configuration.
+pub struct Policy {
+    pub(super) rules: Rules,
+    /// Whether a lookup may have to wait. Otherwise OpenSSL's question is answered when it comes,
+    /// and nothing has to be read ahead of it.
+    pub(super) suspends: bool,
+    pub(super) tally: Tally,
+    pub(super) waiters: Waiters<Policy>,
+    /// A session in DER, for as long as it takes to store or decode it.
+    pub(super) scratch: RefCell<Vec<u8>>,
+    /// What was read from a socket just now.
+    pub(super) wire: RefCell<Vec<u8>>,
+    pub(super) too_large: RefCell<Throttle>,
+    pub(super) corrupt: RefCell<Throttle>,
+    failed: RefCell<Throttle>,
+}
+
+impl Policy {
+    /// Carries out `rules`.
+    pub fn new(rules: Rules) -> Self {
+        Policy {
+            suspends: rules.fetch.iter().any(|tier| !tier.is_local()),
+            rules,
+            tally: Tally::default(),
+            waiters: Waiters::new(),
+            scratch: RefCell::new(Vec::new()),
+            wire: RefCell::new(Vec::new()),
+            too_large: RefCell::new(Throttle::new()),
+            corrupt: RefCell::new(Throttle::new()),
+            failed: RefCell::new(Throttle::new()),
+        }
+    }
+
+    /// Whether a lookup may have to wait.
+    pub fn suspends(&self) -> bool {
+        self.suspends
+    }
+
+    /// The name of a tier of lookups.
+    pub fn tier_name(&self, tier: usize) -> Option<&str> {
+        self.rules.fetch.get(tier).map(|tier| tier.name())
+    }
+
+    /// What happens is counted from now on.
+    pub fn count(&self) {
+        self.tally.begin();
+        for tier in self.rules.fetch.iter().chain(&self.rules.store) {
+            tier.count().begin(Kind::Tier, &[tier.name()]);
+        }
+    }
+
+    /// The worker exits.
+    pub fn close(&self) {
+        for tier in self.rules.fetch.iter().chain(&self.rules.store) {
+            tier.close();
+        }
+    }
+
+    /// Whether a session is good for one handshake only.
+    pub(super) fn takes(&self, tls: Tls) -> bool {
+        self.rules.single_use && tls == Tls::V13
+    }
+
+    /// A lookup of a session ID that was offered; none if the ID is forged.
+    pub(super) fn lookup(&self, id: &SessionId, tls: Tls) -> Option<Lookup> {
+        let entry = self.rules.ring.known(id, tls)?;
+        Some(if self.takes(tls) {
+            Lookup::take(entry, self.rules.fetch.len())
+        } else {
+            Lookup::new(entry)
+        })
+    }
+
+    /// Logs that OpenSSL could not seal, open, or make random bytes.
+    pub(super) fn crypto_failed(&self) {
+        if let Some(times) = pass(&self.failed) {
+            log_at!(Log::cycle(), Alert, "sealing of SSL sessions failed, {times} times");
+        }
+    }
+}
+
+/// What session IDs are for.
+pub(super) fn tls(is_tls13: bool) -> Tls {
+    if is_tls13 { Tls::V13 } else { Tls::UpTo12 }
+}
+
+/// Wipes what was in a buffer, and not its whole capacity, which one large session would make
+/// long.
+pub(super) fn wipe(buf: &mut Vec<u8>) {
+    buf.as_mut_slice().zeroize();
+    buf.clear();
+}
