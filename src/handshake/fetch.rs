@@ -37,7 +37,7 @@ impl Policy {
         let in_time = !epoch.is_some_and(|epoch| epoch.is_due() || epoch.withdraws(session));
         let allowed = in_time && !is_for_another(connection, session);
         if let (true, Some(attached)) = (allowed, connection.attached::<Policy>()) {
-            attached.state().set_resumed(session.made());
+            attached.state().reports().set_resumed(session.made());
         }
         allowed
     }
@@ -52,13 +52,13 @@ impl Policy {
         let Some(attached) = self.attached(connection) else { return self.not_here(connection) };
         let Some(mut lookup) = self.lookup(id, tls(connection.is_tls13())) else {
             let outcome = Outcome::Forged;
-            attached.state().report_now(outcome, None);
+            attached.state().reports().add_local(outcome, None);
             debug!(connection.log(), "SSL session fetch {:08x}: {outcome}", id.short_hash());
             return Found::Nowhere;
         };
         // The epoch was not asked for in this handshake: a client must not get round it.
         if self.rules.epoch.as_ref().is_some_and(Watch::is_due) {
-            attached.state().report_now(Outcome::Miss, None);
+            attached.state().reports().add_local(Outcome::Miss, None);
             return Found::Nowhere;
         }
         let found = lookup.run_local(&self.rules.fetch, connection.log());
@@ -68,12 +68,12 @@ impl Policy {
             return self.not_here(connection);
         }
         let outcome = lookup.outcome();
-        let report = attached.state().report_now(outcome, lookup.tier());
+        let time = attached.state().reports().add_local(outcome, lookup.tier());
         debug!(
             connection.log(),
             "SSL session fetch {:08x}: {outcome} in {} us",
             id.short_hash(),
-            report.as_micros()
+            time.as_micros()
         );
         let session = if found { self.open(attached, &mut lookup) } else { None };
         if lookup.is_take() {
@@ -116,7 +116,7 @@ impl Policy {
                     tier.trust(lookup.entry().name());
                 }
                 self.refill(lookup, &session);
-                attached.state().set_resumed(session.made());
+                attached.state().reports().set_resumed(session.made());
                 return Some(session);
             }
             Err(Reject::Envelope(OpenError::Failed)) => {
@@ -131,7 +131,7 @@ impl Policy {
             }
         };
         lookup.spoil(outcome);
-        attached.state().report_outcome(outcome, lookup.tier());
+        attached.state().reports().set_outcome(Some(outcome), lookup.tier());
         None
     }
 

@@ -45,6 +45,20 @@ pub enum Status {
     Ended,
 }
 
+/// What a tier has answered.
+#[derive(Clone, Copy)]
+pub struct Answer<'a> {
+    /// Who has asked.
+    pub waiter: Waiter,
+    /// Whether the tier has the entry.
+    pub outcome: Outcome,
+    /// The entry of a hit; empty otherwise.
+    pub value: &'a [u8],
+    /// Whether the waiter is the first to hear it, of all who wait for this answer, and does what
+    /// there is to do about the entry.
+    pub first: bool,
+}
+
 impl Lookup {
     /// A lookup that has asked nobody yet.
     pub fn new(entry: Entry) -> Self {
@@ -113,11 +127,6 @@ impl Lookup {
         refill.then_some(self.tier).filter(|&tier| tier > 0)
     }
 
-    /// Says whether this lookup, of all who have waited for the answer, is the first.
-    pub fn set_first(&mut self, first: bool) {
-        self.first = first;
-    }
-
     /// Whether this lookup does what there is to do about the entry.
     pub fn is_first(&self) -> bool {
         self.first
@@ -167,14 +176,9 @@ impl Lookup {
     }
 
     /// The tier that was asked has answered.
-    pub fn answered(
-        &mut self,
-        tiers: &[Rc<dyn Tier>],
-        waiter: Waiter,
-        outcome: Outcome,
-        value: &[u8],
-        log: &Log,
-    ) -> Status {
+    pub fn answered(&mut self, tiers: &[Rc<dyn Tier>], answer: Answer<'_>, log: &Log) -> Status {
+        let Answer { waiter, outcome, value, first } = answer;
+        self.first = first;
         let outcome = match outcome {
             Outcome::Hit if self.value.try_reserve_exact(value.len()).is_err() => Outcome::Error,
             outcome => outcome,

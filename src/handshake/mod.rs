@@ -20,7 +20,9 @@ mod count;
 mod done;
 mod epoch;
 mod fetch;
+mod intake;
 mod lookup;
+mod lookups;
 mod messages;
 mod policy;
 mod reject;
@@ -29,6 +31,7 @@ mod store;
 mod suspend;
 
 pub use epoch::Watch;
+use lookup::Answer;
 use messages::pass;
 pub use policy::{Policy, Rules};
 pub use report::Report;
@@ -113,7 +116,7 @@ impl Handler for Policy {
         let stored = self.store(connection, session);
         self.tally.session(connection, stored);
         if let Some(attached) = self.attached(connection) {
-            attached.state().set_stored(stored);
+            attached.state().reports().add_stored(stored);
         }
     }
 
@@ -124,9 +127,10 @@ impl Handler for Policy {
 
 impl Answers for Policy {
     fn answered(&self, waiter: Waiter, outcome: Outcome, value: &[u8], first: bool) -> bool {
-        let heard = self.waiters.with(waiter.token, |attached| {
-            attached.state().answered(self, attached, waiter, outcome, value, first);
-        });
+        let answer = Answer { waiter, outcome, value, first };
+        let heard = self
+            .waiters
+            .with(waiter.token, |attached| attached.state().answered(self, attached, answer));
         heard.is_some()
     }
 }

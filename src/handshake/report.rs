@@ -1,8 +1,10 @@
 //! What is reported of a handshake.
 
+use core::cell::Cell;
 use core::time::Duration;
 
 use session_core::outcome::Outcome;
+use session_core::stored::Stored;
 
 /// How the session of a connection was looked up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -15,4 +17,60 @@ pub struct Report {
     pub tier: Option<usize>,
     /// Whether the handshake was suspended.
     pub suspended: bool,
+}
+
+/// All that is reported of one handshake.
+#[derive(Default)]
+pub struct Reports {
+    fetched: Cell<Report>,
+    stored: Cell<Option<Stored>>,
+    resumed: Cell<Option<i64>>,
+}
+
+impl Reports {
+    /// How the session was looked up.
+    pub fn fetched(&self) -> Report {
+        self.fetched.get()
+    }
+
+    /// Reports the lookups that a handshake has made.
+    pub fn set_fetched(&self, report: Report) {
+        self.fetched.set(report);
+    }
+
+    /// Changes the outcome of the lookups, and which tier had the session.
+    pub fn set_outcome(&self, outcome: Option<Outcome>, tier: Option<usize>) {
+        self.fetched.set(Report { outcome, tier, ..self.fetched.get() });
+    }
+
+    /// Adds a lookup in local tiers, whose time is not worth measuring, to those of the handshake.
+    /// How long all of them took.
+    pub fn add_local(&self, outcome: Outcome, tier: Option<usize>) -> Duration {
+        let mut report = self.fetched.get();
+        report.outcome = Some(report.outcome.map_or(outcome, |earlier| earlier.or(outcome)));
+        report.tier = report.tier.or(tier);
+        self.fetched.set(report);
+        report.time
+    }
+
+    /// What became of the sessions that the handshake has made; nothing if none was to be stored.
+    pub fn stored(&self) -> Option<Stored> {
+        self.stored.get()
+    }
+
+    /// Adds what became of one new session: the worst is reported.
+    pub fn add_stored(&self, stored: Stored) {
+        self.stored.set(self.stored.get().max(Some(stored)));
+    }
+
+    /// When the session was made that has been resumed, in seconds since the epoch; nothing if
+    /// neither the module nor a cache that it checks had the session.
+    pub fn resumed(&self) -> Option<i64> {
+        self.resumed.get()
+    }
+
+    /// Notes when the session was made that is about to be resumed.
+    pub fn set_resumed(&self, made: i64) {
+        self.resumed.set(Some(made));
+    }
 }

@@ -1,0 +1,131 @@
+//! The lookups of one handshake.
+
+use std::time::Instant;
+use std::vec::Vec;
+
+use session_core::hello::SessionId;
+use session_core::key_ring::Tls;
+use session_core::outcome::Outcome;
+use session_core::slots::Token;
+
+use super::lookup::{Answer, Lookup, Status};
+use super::policy::Policy;
+use super::reject::Reject;
+use super::report::Report;
+use crate::debug;
+use crate::ffi::log::Log;
+use crate::net::backend::Waiter;
+
+/// In place of the number of a lookup: the question about the epoch.
+const EPOCH: usize = usize::MAX;
+
+/// The lookups of the session IDs that a client has offered.
+pub struct Lookups {
+    lookups: Vec<Lookup>,
+    /// Whether a session ID was forged, so that there is no lookup of it.
+    forged: bool,
+    /// How many answers have not come yet.
+    waiting: usize,
+    started: Option<Instant>,
+}
+
+impl Lookups {
+    /// No lookup yet.
+    pub fn new() -> Self {
+        Lookups { lookups: Vec::new(), forged: false, waiting: 0, started: None }
+    }
+
+    /// Makes room for so many lookups. Whether there is memory for them.
+    pub fn reserve(&mut self, lookups: usize) -> bool {
+        self.lookups.try_reserve_exact(lookups).is_ok()
+    }
+
+    /// Begins to look up the session IDs, for which there is room, and asks for the epoch.
+    pub fn begin(&mut self, policy: &Policy, log: &Log, token: Token, ids: &[SessionId], tls: Tls) {
+        self.started = Some(Instant::now());
+        self.waiting = 0;
+        for id in ids {
+            match policy.lookup(id, tls) {
+                Some(lookup) => self.lookups.push(lookup),
+                None => {
+                    debug!(log, "SSL session fetch {:08x}: forged", id.short_hash());
+                    self.forged = true;
+                }
+            }
+        }
+        // First, so that the server which has the session may have told of the epoch before.
+        if let Some(epoch) = policy.rules.epoch.as_ref().filter(|_| !self.lookups.is_empty()) {
+            self.waiting = epoch.ask(Waiter { token, index: EPOCH }).into();
+        }
+        for (index, lookup) in self.lookups.iter_mut().enumerate() {
+            if lookup.run(&policy.rules.fetch, Waiter { token, index }, log) == Status::Waiting {
+                self.waiting = self.waiting.saturating_add(1);
+            }
+        }
+    }
+
+    /// Whether an answer has not come yet.
+    pub fn are_waiting(&self) -> bool {
+        self.waiting > 0
+    }
+
+    /// An answer has come from one tier. The lookup may go on in the next.
+    pub fn answered(&mut self, policy: &Policy, log: &Log, answer: Answer<'_>) {
+        let index = answer.waiter.index;
+        if index == EPOCH {
+            if let Some(epoch) = policy.rules.epoch.as_ref().filter(|_| answer.first) {
+                epoch.answered(answer.outcome, answer.value);
+            }
+            return self.lookup_ended();
+        }
+        let Some(lookup) = self.lookups.get_mut(index) else { return };
+        if answer.outcome == Outcome::Corrupt && answer.first {
+            if let Some(tier) = lookup.asked().and_then(|tier| policy.rules.fetch.get(tier)) {
+                policy.discard(log, lookup.entry(), &**tier, Reject::TooLarge);
+            }
+        }
+        if lookup.answered(&policy.rules.fetch, answer, log) == Status::Ended {
+            self.lookup_ended();
+        }
+    }
+
+    fn lookup_ended(&mut self) {
+        self.waiting = self.waiting.saturating_sub(1);
+    }
+
+    /// How the session was looked up.
+    pub fn report(&self, suspended: bool) -> Report {
+        let forged = self.forged.then_some(Outcome::Forged);
+        let outcomes = self.lookups.iter().map(Lookup::outcome);
+        Report {
+            outcome: forged.into_iter().chain(outcomes).reduce(Outcome::or),
+            time: self.started.map(|started| started.elapsed()).unwrap_or_default(),
+            tier: self.lookups.iter().find_map(Lookup::tier),
+            suspended,
+        }
+    }
+
+    /// Whether a session was taken out of its tier, so that nobody else has it.
+    pub fn have_taken(&self) -> bool {
+        self.lookups.iter().any(|lookup| lookup.is_take() && lookup.is_hit())
+    }
+
+    /// Takes the lookup of `id` out.
+    pub fn remove(&mut self, id: &SessionId) -> Option<Lookup> {
+        let place = self.lookups.iter().position(|lookup| lookup.id() == id)?;
+        Some(self.lookups.swap_remove(place))
+    }
+
+    /// Puts a lookup in; without memory for it, it is dropped.
+    pub fn insert(&mut self, lookup: Lookup) {
+        if self.lookups.try_reserve(1).is_ok() {
+            self.lookups.push(lookup);
+        }
+    }
+
+    /// Drops the lookups, with what they have found. Answers are not waited for any more.
+    pub fn clear(&mut self) {
+        self.lookups = Vec::new();
+        self.waiting = 0;
+    }
+}
