@@ -26,9 +26,10 @@ pub const MAX_ENTRY: usize = MAX_SESSION + OVERHEAD;
 const STORING: &CStr = c"storing SSL session";
 
 impl Policy {
-    /// Whether a new session is a matter of ours: that of a stateless ticket is with the client.
+    /// Whether a new session is one to store: that of a stateless ticket is with the client.
     pub(super) fn stores(&self, connection: &Connection) -> bool {
-        !self.rules.store.is_empty() && !(connection.is_tls13() && connection.has_tickets())
+        let stateless = || connection.is_tls13() && connection.has_tickets();
+        !self.rules.store.is_empty() && !stateless()
     }
 
     /// Stores a session in all targets.
