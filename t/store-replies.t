@@ -147,7 +147,7 @@ redis STORE is down: reply of unexpected type 0x48
 --- reply eval: "*1\r\n\$5\r\nhello\r\n"
 --- status: ERROR
 --- says
-redis STORE is down: reply to no request
+redis STORE is down: reply of unexpected type 0x2a
 
 
 
@@ -335,16 +335,16 @@ redis STORE is down: no answer within N ms
 
 
 
-=== TEST 32: an array of arrays deeper than any
---- reply eval: "*1\r\n" x 7
+=== TEST 32: a push with arrays deeper than any
+--- reply eval: ">1\r\n" . "*1\r\n" x 7
 --- status: ERROR
 --- says
 redis STORE is down: reply of unexpected type 0x2a
 
 
 
-=== TEST 33: an array of more values than any
---- reply eval: "*1000000\r\n"
+=== TEST 33: a push of more values than any
+--- reply eval: ">1000000\r\n"
 --- status: ERROR
 --- says
 redis STORE is down: reply with an invalid length
@@ -387,3 +387,19 @@ redis STORE refused 1 requests, the last with "MOVED 3999 127.0.0.1:6381"
 --- status: ERROR
 --- says
 redis STORE refused 1 requests, the last with "ASK 3999 "
+
+
+
+=== TEST 39: the first line of an array is enough
+--- reply eval: "*1000\r\n"
+--- status: ERROR
+--- says
+redis STORE is down: reply of unexpected type 0x2a
+
+
+
+=== TEST 40: a push longer than any
+--- reply eval: ">1\r\n\$65536\r\n" . "x" x 65536
+--- status: ERROR
+--- says
+redis STORE is down: reply with an invalid length

@@ -243,7 +243,7 @@ sub back_again {
 }
 
 for my $case (
-    [ 'an array in place of the entry', "*1\r\n\$1\r\na\r\n", 'reply to no request' ],
+    [ 'an array in place of the entry', "*1\r\n\$1\r\na\r\n", 'reply of unexpected type 0x2a' ],
     [ 'a map in place of the entry',    "%1\r\n+a\r\n:1\r\n", 'reply of unexpected type 0x25' ],
     [ 'a status in place of the entry', "+OK\r\n",            'reply to no request' ],
     [ 'an integer in place of the entry', ":1\r\n",           'reply to no request' ],
