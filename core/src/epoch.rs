@@ -1,5 +1,7 @@
 //! The moment up to which sessions have been withdrawn, as an operator has put it into a store.
 
+use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
 /// How long an answer about it is good, in milliseconds.
 pub const GOOD_FOR: u64 = 1000;
 
@@ -15,12 +17,22 @@ const GRACE: i64 = 6;
 /// How old an answer of the store may be for a resumption to give a ticket, in milliseconds.
 const FRESH: u64 = 5000;
 
-/// What is known about it. It never goes back.
-#[derive(Debug, Default)]
+/// In place of the moment: there is none.
+const NONE: i64 = i64::MIN;
+/// In place of a time: the store has never answered. A clock that stands at 0 is read as 1.
+const NEVER: u64 = 0;
+
+/// What is known about it. The workers of a machine have one in common, in shared memory, so that
+/// all of it is atomic. The moment never goes back.
+///
+/// Their clock is one, but each worker reads it once in a turn of its event loop: a time of another
+/// worker may lie a little ahead.
+#[derive(Debug)]
 pub struct Epoch {
-    at: Option<i64>,
-    heard: Option<u64>,
-    answered: Option<u64>,
+    /// The moment, in seconds since 1970.
+    at: AtomicI64,
+    /// When the store answered last, in milliseconds.
+    answered: AtomicU64,
 }
 
 /// What an entry has told.
@@ -34,84 +46,131 @@ pub enum News {
     Invalid,
 }
 
+/// What becomes of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It may be resumed.
+    Good,
+    /// It is withdrawn.
+    Withdrawn,
+    /// The store has never answered: it may be withdrawn.
+    Unknown,
+}
+
+impl Default for Epoch {
+    fn default() -> Self {
+        Epoch::new()
+    }
+}
+
 impl Epoch {
     /// Nothing is known.
     pub const fn new() -> Self {
-        Epoch { at: None, heard: None, answered: None }
+        Epoch { at: AtomicI64::new(NONE), answered: AtomicU64::new(NEVER) }
     }
 
-    /// Whether the store has to be asked at `now`, in milliseconds.
-    pub fn is_due(&self, now: u64) -> bool {
-        self.heard.is_none_or(|heard| now.saturating_sub(heard) >= GOOD_FOR)
+    /// Whether a worker has to ask the store at `now`, in milliseconds. `failed` is when it last
+    /// asked in vain: another worker may reach the store all the same, so each has its own.
+    pub fn is_due(&self, failed: Option<u64>, now: u64) -> bool {
+        let is_good = |time| now.abs_diff(time) < GOOD_FOR;
+        !self.answered().is_some_and(is_good) && !failed.is_some_and(is_good)
     }
 
-    /// The question has ended at `now`, in milliseconds, with an answer or without.
-    pub fn heard(&mut self, now: u64, answered: bool) {
-        self.heard = Some(now);
-        if answered {
-            self.answered = Some(now);
-        }
+    /// The store has answered at `now_ms`, in milliseconds: with an entry, which is read as a number
+    /// of seconds since 1970 in decimal digits, or that there is none. `now` is in seconds.
+    pub fn hear(&self, entry: Option<&[u8]>, now: i64, now_ms: u64) -> News {
+        let news = entry.map_or(News::None, |entry| self.learn(entry, now));
+        // Who reads this time has to see the moment that came with it, and those that came with
+        // earlier answers, of other workers: a release, and an acquire of what is replaced.
+        self.answered.swap(now_ms.max(NEVER.saturating_add(1)), Ordering::AcqRel);
+        news
     }
 
     /// Whether a ticket that a resumption gives at `now`, in milliseconds, may be kept. `made` is
     /// the second of the session that was resumed.
     pub fn lets_renew(&self, made: i64, now: u64) -> bool {
-        let fresh = |answered| now.saturating_sub(answered) <= FRESH;
-        self.answered.is_some_and(fresh) && !self.withdraws(made)
+        let fresh = |answered| now.abs_diff(answered) <= FRESH;
+        self.answered().is_some_and(fresh) && self.standing(made) == Standing::Good
     }
 
-    /// Reads an entry: a number of seconds since 1970 in decimal digits. `now` is in seconds.
-    pub fn learn(&mut self, entry: &[u8], now: i64) -> News {
+    /// What becomes of a session that was made in that second.
+    pub fn standing(&self, made: i64) -> Standing {
+        if self.answered().is_none() {
+            return Standing::Unknown;
+        }
+        // Relaxed: answered() has acquired it.
+        let at = self.at.load(Ordering::Relaxed);
+        if made <= at.saturating_add(GRACE) { Standing::Withdrawn } else { Standing::Good }
+    }
+
+    fn learn(&self, entry: &[u8], now: i64) -> News {
         let digits = entry.trim_ascii();
         let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
         let number = core::str::from_utf8(digits).ok().filter(|_| is_number);
         let at = number.and_then(|number| number.parse().ok());
         match at.filter(|&at: &i64| at <= now.saturating_add(MAX_AHEAD)) {
             None => News::Invalid,
-            Some(at) if self.at.is_some_and(|known| at <= known) => News::None,
-            Some(at) => {
-                self.at = Some(at);
-                News::Withdrawn(at)
-            }
+            // Relaxed: hear() releases it. Of several workers that learn it one brings the news.
+            Some(at) if self.at.fetch_max(at, Ordering::Relaxed) < at => News::Withdrawn(at),
+            Some(_) => News::None,
         }
     }
 
-    /// Whether a session that was made in that second is withdrawn.
-    pub fn withdraws(&self, made: i64) -> bool {
-        self.at.is_some_and(|at| made <= at.saturating_add(GRACE))
+    fn answered(&self) -> Option<u64> {
+        Some(self.answered.load(Ordering::Acquire)).filter(|&time| time != NEVER)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::Standing::*;
     use super::*;
 
     const NOW: i64 = 1_800_000_000;
 
+    /// What an entry tells, at some time.
+    fn hear(epoch: &Epoch, entry: &str) -> News {
+        epoch.hear(Some(entry.as_bytes()), NOW, 1000)
+    }
+
     #[test]
     fn sessions_up_to_it_are_withdrawn() {
-        let mut epoch = Epoch::new();
-        assert!(!epoch.withdraws(0));
-        assert_eq!(epoch.learn(b"1799999999", NOW), News::Withdrawn(NOW - 1));
-        assert!(epoch.withdraws(NOW - 2));
-        assert!(epoch.withdraws(NOW - 1));
-        assert!(epoch.withdraws(NOW - 1 + GRACE));
-        assert!(!epoch.withdraws(NOW + GRACE));
+        let epoch = Epoch::new();
+        assert_eq!(epoch.hear(None, NOW, 1000), News::None);
+        assert_eq!(epoch.standing(0), Good);
+        assert_eq!(hear(&epoch, "1799999999"), News::Withdrawn(NOW - 1));
+        assert_eq!(epoch.standing(NOW - 2), Withdrawn);
+        assert_eq!(epoch.standing(NOW - 1), Withdrawn);
+        assert_eq!(epoch.standing(NOW - 1 + GRACE), Withdrawn);
+        assert_eq!(epoch.standing(NOW + GRACE), Good);
+    }
+
+    #[test]
+    fn nothing_is_known_of_any_session_before_the_first_answer() {
+        let epoch = Epoch::new();
+        for made in [0, NOW, NOW + MAX_AHEAD + GRACE + 1, i64::MAX] {
+            assert_eq!(epoch.standing(made), Unknown);
+            assert!(!epoch.lets_renew(made, 0));
+        }
+        assert_eq!(epoch.hear(None, NOW, 0), News::None);
+        assert_eq!(epoch.standing(NOW), Good, "an answer at the very beginning of the clock");
     }
 
     #[test]
     fn it_never_goes_back() {
-        let mut epoch = Epoch::new();
-        assert_eq!(epoch.learn(b"1799999999\n", NOW), News::Withdrawn(NOW - 1));
-        assert_eq!(epoch.learn(b"1799999999", NOW), News::None);
-        assert_eq!(epoch.learn(b"0", NOW), News::None);
-        assert!(epoch.withdraws(NOW - 1));
-        assert_eq!(epoch.learn(b"1800000060", NOW), News::Withdrawn(NOW + 60));
+        let epoch = Epoch::new();
+        assert_eq!(hear(&epoch, "1799999999\n"), News::Withdrawn(NOW - 1));
+        assert_eq!(hear(&epoch, "1799999999"), News::None);
+        assert_eq!(hear(&epoch, "0"), News::None);
+        assert_eq!(epoch.standing(NOW - 1), Withdrawn);
+        assert_eq!(epoch.hear(None, NOW, 9000), News::None);
+        assert_eq!(epoch.standing(NOW - 1), Withdrawn, "the entry is gone");
+        assert_eq!(hear(&epoch, "1800000060"), News::Withdrawn(NOW + 60));
     }
 
     #[test]
     fn what_is_no_second_changes_nothing() {
-        let mut epoch = Epoch::new();
+        let epoch = Epoch::new();
         for entry in [
             "",
             " ",
@@ -123,35 +182,44 @@ mod tests {
             "1800000301",
             "99999999999999999999",
         ] {
-            assert_eq!(epoch.learn(entry.as_bytes(), NOW), News::Invalid, "{entry}");
+            assert_eq!(hear(&epoch, entry), News::Invalid, "{entry}");
         }
-        assert_eq!(epoch.learn(b"\xff", NOW), News::Invalid);
-        assert!(!epoch.withdraws(0));
-        assert_eq!(epoch.learn(b"1800000300", NOW), News::Withdrawn(NOW + 300));
+        assert_eq!(epoch.hear(Some(b"\xff"), NOW, 1000), News::Invalid);
+        assert_eq!(epoch.standing(0), Good);
+        assert_eq!(hear(&epoch, "1800000300"), News::Withdrawn(NOW + 300));
     }
 
     #[test]
     fn it_is_asked_for_once_a_second() {
-        let mut epoch = Epoch::new();
-        assert!(epoch.is_due(0));
-        epoch.heard(5000, true);
-        assert!(!epoch.is_due(5999));
-        assert!(epoch.is_due(6000));
-        epoch.heard(6000, false);
-        assert!(!epoch.is_due(6999));
+        let epoch = Epoch::new();
+        assert!(epoch.is_due(None, 0));
+        epoch.hear(None, NOW, 5000);
+        assert!(!epoch.is_due(None, 5999));
+        assert!(epoch.is_due(None, 6000));
+        assert!(!epoch.is_due(None, 4900), "another worker's clock is a little behind");
+        assert!(epoch.is_due(None, 3000), "the clock was set back");
+    }
+
+    #[test]
+    fn a_worker_that_asked_in_vain_asks_again_after_a_second() {
+        let epoch = Epoch::new();
+        assert!(!epoch.is_due(Some(5000), 5999));
+        assert!(epoch.is_due(Some(5000), 6000));
+        assert!(epoch.is_due(None, 5999), "and another one at once");
+        epoch.hear(None, NOW, 5500);
+        assert!(!epoch.is_due(Some(5000), 6000), "which has been answered");
     }
 
     #[test]
     fn a_resumption_renews_only_what_is_surely_not_withdrawn() {
-        let mut epoch = Epoch::new();
-        assert!(!epoch.lets_renew(NOW, 0), "nothing was heard");
-        epoch.heard(1000, false);
-        assert!(!epoch.lets_renew(NOW, 1000), "nothing was answered");
-        epoch.heard(2000, true);
+        let epoch = Epoch::new();
+        assert!(!epoch.lets_renew(NOW, 0), "nothing was answered");
+        epoch.hear(None, NOW, 2000);
         assert!(epoch.lets_renew(NOW, 2000));
+        assert!(epoch.lets_renew(NOW, 1990), "another worker's clock is a little behind");
         assert!(epoch.lets_renew(NOW, 2000 + FRESH));
         assert!(!epoch.lets_renew(NOW, 2001 + FRESH), "the answer is old");
-        epoch.learn(b"1800000000", NOW);
+        epoch.hear(Some(b"1800000000"), NOW, 2000);
         assert!(!epoch.lets_renew(NOW, 2000), "it is withdrawn");
         assert!(epoch.lets_renew(NOW + 1 + GRACE, 2000));
     }

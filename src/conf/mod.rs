@@ -21,6 +21,7 @@ use crate::ffi::block::Block;
 use crate::ffi::conf::{Conf, DUPLICATE, Directive, Place, Refusal, directive};
 use crate::ffi::content;
 use crate::ffi::counters::Counters;
+use crate::ffi::epoch_zone::EpochZone;
 use crate::ffi::log::Level;
 use crate::ffi::module::{self, Commands, Module};
 use crate::ffi::tls::{self, Hooked};
@@ -376,8 +377,9 @@ impl MainConf {
         }
     }
 
-    /// Who watches the epoch: it is kept in the last tier that other machines share.
-    fn watch(&mut self, cf: &Conf, fetch: &[Rc<dyn Tier>]) -> Result<Option<Watch>, Refusal> {
+    /// Who watches the epoch: it is kept in the last tier that other machines share. With another
+    /// name, or in another tier, it is another one, of which nothing is known.
+    fn watch(&mut self, cf: &mut Conf, fetch: &[Rc<dyn Tier>]) -> Result<Option<Watch>, Refusal> {
         let Some((name, place)) = self.epoch.take() else { return Ok(None) };
         let refuse = |text: fmt::Arguments<'_>| {
             cf.say_at(Level::Emerg, &place, format_args!("\"ssl_session_epoch\" {text}"));
@@ -388,7 +390,12 @@ impl MainConf {
             return refuse(format_args!("without \"ssl_session_key\""));
         };
         match fetch.iter().rev().find(|tier| !tier.is_local()) {
-            Some(tier) => Ok(Some(Watch::new(name, Rc::clone(tier)))),
+            Some(tier) => {
+                let zone = std::format!("SSL session epoch \"{name}\" in \"{}\"", tier.name());
+                // As for the counters.
+                let zone = EpochZone::declare(cf, &zone, crate::backend_module())?;
+                Ok(Some(Watch::new(name, Rc::clone(tier), zone)))
+            }
             None => refuse(format_args!(
                 "without a target of \"ssl_session_fetch\" that other machines share"
             )),

@@ -20,6 +20,7 @@ pub mod conf;
 pub mod content;
 pub mod counters;
 pub mod crypto;
+pub mod epoch_zone;
 pub mod event;
 pub mod http;
 pub mod link;

@@ -1,37 +1,44 @@
 //! `ssl_session_epoch`: the moment up to which sessions are withdrawn, read from a tier.
 
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::string::String;
 
-use session_core::epoch::{Epoch, News};
+use session_core::epoch::{News, Standing};
 use session_core::outcome::Outcome;
 use session_core::throttle::Throttle;
 
 use super::pass;
 use crate::ffi::clock;
+use crate::ffi::epoch_zone::EpochZone;
 use crate::ffi::log::Log;
 use crate::ffi::tls::SessionRef;
 use crate::log_at;
 use crate::net::backend::Waiter;
 use crate::tier::Tier;
 
-/// Asks for the epoch at most once a second, ahead of a lookup.
+/// Asks for the epoch at most once a second, ahead of a lookup. What was heard lies in shared
+/// memory: it is in force in all workers, and outlives them.
 pub struct Watch {
     name: String,
     tier: Rc<dyn Tier>,
-    epoch: RefCell<Epoch>,
+    zone: EpochZone,
+    /// When this worker last asked in vain, in milliseconds.
+    failed: Cell<Option<u64>>,
     invalid: RefCell<Throttle>,
+    unheard: RefCell<Throttle>,
 }
 
 impl Watch {
-    /// Reads the entry `name` of a tier.
-    pub fn new(name: String, tier: Rc<dyn Tier>) -> Self {
+    /// Reads the entry `name` of a tier, and keeps what it says in a zone.
+    pub fn new(name: String, tier: Rc<dyn Tier>, zone: EpochZone) -> Self {
         Watch {
             name,
             tier,
-            epoch: RefCell::new(Epoch::new()),
+            zone,
+            failed: Cell::new(None),
             invalid: RefCell::new(Throttle::new()),
+            unheard: RefCell::new(Throttle::new()),
         }
     }
 
@@ -43,21 +50,27 @@ impl Watch {
         let asked = self.tier.fetch_text(&self.name, waiter).is_ok();
         if !asked {
             // Not for each handshake while the tier is down.
-            self.heard(false);
+            self.failed.set(Some(clock::now_ms()));
         }
         asked
     }
 
     /// The tier has answered. What is known stays in force when it has nothing to tell.
     pub fn answered(&self, outcome: Outcome, entry: &[u8]) {
-        self.heard(matches!(outcome, Outcome::Hit | Outcome::Miss));
-        let news = match outcome {
-            Outcome::Hit => match self.epoch.try_borrow_mut() {
-                Ok(mut epoch) => epoch.learn(entry, clock::unix_time()),
-                Err(_) => return,
-            },
-            Outcome::Corrupt => News::Invalid,
-            _ => return,
+        let heard = match outcome {
+            Outcome::Hit => Some(Some(entry)),
+            Outcome::Miss => Some(None),
+            _ => None,
+        };
+        let news = match (heard, self.zone.get()) {
+            (Some(entry), Some(epoch)) => epoch.hear(entry, clock::unix_time(), clock::now_ms()),
+            _ => {
+                self.failed.set(Some(clock::now_ms()));
+                if outcome != Outcome::Corrupt {
+                    return;
+                }
+                News::Invalid
+            }
         };
         let (name, tier) = (&self.name, self.tier.name());
         match news {
@@ -80,25 +93,33 @@ impl Watch {
         }
     }
 
-    /// Whether the session is withdrawn.
-    pub fn withdraws(&self, session: &SessionRef) -> bool {
-        self.epoch.try_borrow().is_ok_and(|epoch| epoch.withdraws(session.made()))
+    /// What becomes of a session that could be resumed. While that is not known, the log says so.
+    pub fn standing(&self, session: &SessionRef) -> Standing {
+        let made = session.made();
+        let standing = self.zone.get().map_or(Standing::Unknown, |epoch| epoch.standing(made));
+        if standing == Standing::Unknown {
+            if let Some(times) = pass(&self.unheard) {
+                let (name, tier) = (&self.name, self.tier.name());
+                log_at!(
+                    Log::cycle(),
+                    Warn,
+                    "SSL session epoch \"{name}\" in \"{tier}\" has not been heard yet: \
+                     no session is resumed until then, {times} were not"
+                );
+            }
+        }
+        standing
     }
 
     /// Whether what is known is too old to let a session be resumed that nobody has asked for in
     /// time.
     pub fn is_due(&self) -> bool {
-        self.epoch.try_borrow().is_ok_and(|epoch| epoch.is_due(clock::now_ms()))
+        let (failed, now) = (self.failed.get(), clock::now_ms());
+        self.zone.get().is_none_or(|epoch| epoch.is_due(failed, now))
     }
 
     /// Whether a ticket may be stored that is given because of a session made in that second.
     pub fn lets_renew(&self, made: i64) -> bool {
-        self.epoch.try_borrow().is_ok_and(|epoch| epoch.lets_renew(made, clock::now_ms()))
-    }
-
-    fn heard(&self, answered: bool) {
-        if let Ok(mut epoch) = self.epoch.try_borrow_mut() {
-            epoch.heard(clock::now_ms(), answered);
-        }
+        self.zone.get().is_some_and(|epoch| epoch.lets_renew(made, clock::now_ms()))
     }
 }

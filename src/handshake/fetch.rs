@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use session_core::envelope::OpenError;
+use session_core::epoch::Standing;
 use session_core::hello::SessionId;
 use session_core::outcome::Outcome;
 
@@ -34,7 +35,8 @@ impl Policy {
     /// Whether a session may be resumed that a cache of nginx's has.
     pub(super) fn allows_resumption(&self, connection: &Connection, session: &SessionRef) -> bool {
         let epoch = self.rules.epoch.as_ref();
-        let in_time = !epoch.is_some_and(|epoch| epoch.is_due() || epoch.withdraws(session));
+        let in_time =
+            epoch.is_none_or(|epoch| !epoch.is_due() && epoch.standing(session) == Standing::Good);
         let allowed = in_time && !is_for_another(connection, session);
         if let (true, Some(attached)) = (allowed, connection.attached::<Policy>()) {
             attached.state().reports().set_resumed(session.made());
@@ -94,7 +96,11 @@ impl Policy {
     fn open(&self, attached: &Attached<Policy>, lookup: &mut Lookup) -> Option<Session> {
         let connection = attached.connection();
         let outcome = match self.decode(&connection, lookup) {
-            Ok(session) if self.is_withdrawn(&session) => {
+            Ok(session) if self.standing(&session) == Standing::Unknown => {
+                debug!(attached.log(), "SSL session fetch {lookup}: may be withdrawn");
+                Outcome::Miss
+            }
+            Ok(session) if self.standing(&session) == Standing::Withdrawn => {
                 debug!(attached.log(), "SSL session fetch {lookup}: is withdrawn");
                 if let Some(tier) = self.owner(lookup) {
                     tier.remove(lookup.entry().name());
@@ -156,8 +162,8 @@ impl Policy {
         Ok(session)
     }
 
-    fn is_withdrawn(&self, session: &SessionRef) -> bool {
-        self.rules.epoch.as_ref().is_some_and(|epoch| epoch.withdraws(session))
+    fn standing(&self, session: &SessionRef) -> Standing {
+        self.rules.epoch.as_ref().map_or(Standing::Good, |epoch| epoch.standing(session))
     }
 
     /// The tier to tell what became of its entry, if this lookup is the one to tell it.

@@ -88,7 +88,7 @@ subtest 'two servers with two workers each, a nearer tier, and both protocols' =
     }
     for my $nginx (@nginx) {
         cmp_ok $nginx->log_count(qr/\[notice\] .*SSL session epoch "epoch" in "store" is $epoch: sessions made until then are not resumed/),
-            '<=', 2, 'each worker says so once';
+            '==', 1, 'each server says so once';
     }
     $redis->cmd('DEL', 'tls:epoch');
     next_second(1);
@@ -97,10 +97,10 @@ subtest 'two servers with two workers each, a nearer tier, and both protocols' =
     nothing_else($_) for @nginx;
 };
 
-subtest 'it is asked for once a second at most, ahead of a lookup, and only then' => sub {
+subtest 'a machine asks for it once a second at most, ahead of a lookup, and only then' => sub {
     my ($redis, $port) = (redis(), free_port());
     my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
-    my $nginx = nginx(conf => conf($port, 'server 127.0.0.1:' . $relay->port . ';'));
+    my $nginx = nginx(workers => 4, conf => conf($port, 'server 127.0.0.1:' . $relay->port . ';'));
     my $asked = sub { scalar grep { $_->[1] eq 'tls:epoch' } $relay->requests('GET') };
     my $session = stored($port, $redis);
     is $asked->(), 0, 'not where no session is offered';
@@ -209,15 +209,19 @@ subtest 'with single_use' => sub {
 
 subtest 'a ticket of a resumption does not outlive what was resumed' => sub {
     my ($redis, $port) = (redis(), free_port());
-    my $nginx = nginx(conf => conf($port, 'server ' . $redis->address . ';'));
+    my $nginx;
     my @tls13 = (protocol => 'TLSv1.3');
     # A worker that has just heard that there is none resumes once more after it was set.
     my $renewed = wait_until {
+        # One that has heard of it does not forget it.
+        $nginx->quit if $nginx;
+        $redis->cmd('DEL', 'tls:epoch');
+        $nginx = nginx(conf => conf($port, 'server ' . $redis->address . ';'));
         my $session = stored($port, $redis, @tls13);
         visit($port, @tls13, session => $session);
         $redis->cmd('SET', 'tls:epoch', time);
         my $seen = visit($port, @tls13, session => $session);
-        $seen->{status} eq 'HIT' && $seen->{session} or do { $redis->cmd('DEL', 'tls:epoch'); $nginx->reload; 0 };
+        $seen->{status} eq 'HIT' && $seen->{session};
     } 30, 'a resumption in time';
     next_second(1);
     is visit($port, @tls13, session => $renewed)->{status}, 'MISS', 'its ticket is younger, and withdrawn with it';

@@ -12,7 +12,7 @@ use crate::ffi::counters::Counters;
 use crate::ffi::zone::Zone;
 
 /// The smallest shared zone, in pages, as nginx's own modules have it.
-const MIN_ZONE_PAGES: usize = 8;
+pub(in crate::ffi) const MIN_ZONE_PAGES: usize = 8;
 
 impl Conf {
     /// Declares a zone of shared memory for a module.
@@ -56,7 +56,8 @@ impl Conf {
         Ok(unsafe { Counters::new(zone) })
     }
 
-    fn shared_memory(
+    /// Declares shared memory, of so many bytes, for a module.
+    pub(in crate::ffi) fn shared_memory(
         &mut self,
         name: &str,
         bytes: usize,

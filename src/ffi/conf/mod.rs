@@ -14,6 +14,7 @@ mod values;
 #[cfg(ngx_feature = "stream_ssl")]
 pub(super) use directive::CONF_ERROR;
 pub use directive::{Directive, Slot, directive, slot};
+pub(super) use memory::MIN_ZONE_PAGES;
 pub use reading::{BLOCK_CONF, Conf, DUPLICATE, Place, Refusal};
 pub use server_url::ServerUrl;
 pub use values::{Flag, KeyVals, Msec, Num, Passwords, Protocols, Str};
