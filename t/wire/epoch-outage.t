@@ -141,15 +141,22 @@ subtest 'what one worker has heard holds for the other one' => sub {
     nothing_else($nginx, @outage);
 };
 
-subtest 'an entry that is gone stays in force over a reload' => sub {
+subtest 'an entry that is gone stays in force over a reload, and not when nginx is started anew' => sub {
     my ($redis, $port) = (redis(), free_port());
     my $nginx = nginx(log => 'info', conf => conf($port, backend(store => $redis), @near));
-    my @old = map { stored($port, $redis) } 1 .. 2;
-    withdraw($redis);
+    my @old = map { stored($port, $redis) } 1 .. 4;
+    my $at  = withdraw($redis);
     withheld($port, $old[0], 'withdrawn');
     $redis->cmd('DEL', 'tls:epoch');
     $nginx->reload;
     withheld($port, $old[1], 'after the reload');
+    $nginx->quit;
+    $nginx->start;
+    resumed($port, $old[2], 'an nginx that was started later');
+    $nginx->quit;
+    $redis->cmd('SET', 'tls:epoch', $at);
+    $nginx->start;
+    withheld($port, $old[3], 'one that finds it in the store');
     nothing_else($nginx);
 };
 
@@ -197,23 +204,25 @@ subtest "nginx's own cache resumes nothing, either, before the epoch was heard" 
     nothing_else($nginx, @outage, $unheard);
 };
 
-subtest 'with another name nothing is known of it' => sub {
-    my ($redis, $port) = (redis(), free_port());
-    my $nginx = nginx(log => 'info', conf => conf($port, backend(store => $redis), @near));
-    my @old = map { stored($port, $redis) } 1 .. 2;
-    $redis->cmd('SET', 'tls:epoch', time + 200);
-    wait_until { visit($port, session => $old[0])->{status} eq 'MISS' } 5, 'the first one to be withdrawn';
-    withheld($port, visit($port)->{session}, 'what is made now');
-    my $renamed = conf($port, backend(store => $redis), @near, name => 'epoch2');
-    $redis->pause;
-    $nginx->write_conf($renamed)->reload;
-    $redis->kill;
-    withheld($port, $old[1], 'until it was asked for');
-    is $nginx->log_count(qr/\[warn\] .*SSL session epoch "epoch2" in "store" has not been heard yet/), 1, 'it is said';
-    $redis->start;
-    wait_until { visit($port, session => $old[1])->{status} eq 'HIT' } 10, 'a hit';
-    nothing_else($nginx, @outage, 'has not been heard yet', 'fetch_timeout', 'store_timeout');
-};
+for my $what ('name', 'target') {
+    subtest "with another $what nothing is known of it" => sub {
+        my ($redis, $port) = (redis(), free_port());
+        my $nginx = nginx(log => 'info', conf => conf($port, backend(store => $redis), @near));
+        my @old = map { stored($port, $redis) } 1 .. 2;
+        $redis->cmd('SET', 'tls:epoch', time + 200);
+        wait_until { visit($port, session => $old[0])->{status} eq 'MISS' } 5, 'the first one to be withdrawn';
+        withheld($port, visit($port)->{session}, 'what is made now');
+        $redis->kill;
+        my ($name, $target) = $what eq 'name' ? ('epoch2', 'store') : ('epoch', 'other');
+        $nginx->reload(conf($port, backend($target => $redis), "shared:near:1m $target", name => $name));
+        withheld($port, $old[1], 'until it was asked for');
+        $nginx->log_like(qr/\[warn\] .*SSL session epoch "$name" in "$target" has not been heard yet/);
+        # What was there is gone with it.
+        $redis->start;
+        wait_until { visit($port, session => $old[1])->{status} eq 'HIT' } 10, 'a hit';
+        nothing_else($nginx, @outage, 'has not been heard yet');
+    };
+}
 
 subtest 'http{} and stream{} each ask for their own' => sub {
     plan skip_all => 'no stream{}' if !has_stream();

@@ -196,10 +196,25 @@ my @causes = (
         seen('at B', $B, protocol => $_, session => stored($A, $redis, protocol => $_)) for @protocols;
         cmp_ok commands(redis => $redis), '>', 0, 'the commands show it';
         my $epoch = time - 6;
-        $redis->cmd('SET', 'tls:epoch', $epoch);
-        mend($_) for $A, $B;
+        $redis->cmd('SET', 'tls:epoch2', $epoch);
+        mend($_, http => 'ssl_session_epoch epoch2;') for $A, $B;
         wait_until { time > $epoch + 6 } 5, 'the next second';
         resumes($A, $B, $redis);
+    },
+
+    'An epoch not heard yet' => sub {
+        my $redis = redis();
+        my ($A, $B) = (node('A', servers => $redis), node('B', servers => $redis, fetch => 'shared:near:1m fleet', store => 'shared:near:1m'));
+        my %session = map { $_ => visit($B, protocol => $_)->{session} } @protocols;
+        $redis->kill;
+        mend($B, http => 'ssl_session_epoch epoch;');
+        seen('at B', $B, protocol => $_, session => $session{$_}) for @protocols;
+        $redis->start;
+        wait_until { visit($B, protocol => 'TLSv1.2', session => $session{'TLSv1.2'})->{fetch} eq 'HIT' } 10, 'a hit';
+        is visit($B, protocol => 'TLSv1.3', session => $session{'TLSv1.3'})->{fetch}, 'HIT', 'none was removed';
+        resumes($A, $B, $redis);
+        $redis->kill;
+        is visit($B, protocol => 'TLSv1.2', session => $session{'TLSv1.2'})->{fetch}, 'HIT', 'and it goes on';
     },
 
     'Another key, or none' => sub {
