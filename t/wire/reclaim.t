@@ -7,31 +7,61 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
+use SSLSession::EarlyData qw(early_client early_records record_flight);
 use IO::Socket::INET;
 use Test::More;
+use Time::HiRes qw(time);
 
-# A worker with so many of them looks for idle ones from the last sixteenth on.
+# A worker with so many of them looks for idle ones when no more than a sixteenth is free.
 use constant { CONNECTIONS => 64, RESERVE => 64 / 16 };
 
 my $certs = certs();
 my $redis = redis();
+# It never answers, and need not: what a name stands for is known from the start.
+my $dns   = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => 0, Proto => 'udp') or die $@;
+my @http2 = nginx_version() >= 1_025_001 ? ('', 'http2 on;') : ('http2', '');
 
-sub conf {
-    my ($port, $relay) = @_;
-    return <<"CONF";
-    ssl_session_backend store { server 127.0.0.1:${\ $relay->port}; }
-    ssl_session_fetch   store;
-    ssl_session_store   store;
+# Sessions are looked up in one backend and stored in another, of the same Redis. So a client that
+# resumes leaves the second alone.
+sub site {
+    my ($fetched, $stored, %arg) = @_;
+    my $port   = free_port();
+    my $server = $arg{name} ? 'localhost' : '127.0.0.1';
+    my $resolver = $arg{name} ? 'resolver 127.0.0.1:' . $dns->sockport . ';' : '';
+    return ($port, nginx(events => 'worker_connections ' . CONNECTIONS . ';', conf => <<"CONF"));
+    $resolver
+    ssl_session_backend fetched { server 127.0.0.1:${\ $fetched->port}; fetch_timeout 60s; }
+    ssl_session_backend stored  { server $server:${\ $stored->port}; }
+    ssl_session_fetch   fetched;
+    ssl_session_store   stored;
     ssl_session_tickets off;
+    ssl_early_data      on;
+    ssl_protocols       TLSv1.2 TLSv1.3;
     ssl_certificate     $certs->{ec_crt};
     ssl_certificate_key $certs->{ec_key};
     keepalive_timeout     600s;
     client_header_timeout 600s;
     server {
-        listen 127.0.0.1:$port ssl;
-        location / { return 200 "\$ssl_session_reused \$ssl_session_fetch_status"; }
+        listen 127.0.0.1:$port ssl $http2[0];
+        $http2[1]
+        location / { return 200 "\$ssl_session_reused \$ssl_session_fetch_status \$ssl_early_data"; }
     }
 CONF
+}
+
+sub store { return relay(upstream => '127.0.0.1:' . $redis->port) }
+
+# A session that others have left in the store: of this worker nothing is known there yet.
+my @stores   = (store(), store());
+my ($others) = site(@stores);
+
+sub session {
+    my ($protocol) = @_;
+    my $client = tls_client(port => $others, protocol => $protocol);
+    $client->request // die $client->error;
+    my $session = $client->session;
+    wait_until { $redis->cmd('EXISTS', cache_key($session)) } 5, 'a session in the store';
+    return $session;
 }
 
 # How many connections the worker has, those that it listens on and its channel to the master among
@@ -42,7 +72,7 @@ sub connections {
     return scalar grep { /^socket:/ } map { readlink // '' } glob "/proc/$worker/fd/*";
 }
 
-# Takes what the worker has left, but the reserve: whatever needs one more ends idle ones.
+# Takes what the worker has left, but for the reserve: whatever needs one more ends idle ones.
 sub fill {
     my ($nginx, $port) = @_;
     my $free = CONNECTIONS - RESERVE - connections($nginx);
@@ -51,33 +81,164 @@ sub fill {
     return @fill;
 }
 
-subtest 'a session is removed, and the store has closed the connection' => sub {
-    my $port  = free_port();
-    my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
-    my $nginx = nginx(events => 'worker_connections ' . CONNECTIONS . ';', conf => conf($port, $relay));
-    my ($worker) = $nginx->workers;
-    # Two that stay, the first of which is the oldest that could be ended.
-    my @clients = map { tls_client(port => $port, protocol => 'TLSv1.2', handshake => 1) } 1 .. 2;
-    for my $client (@clients) {
-        $client->write("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        like $client->read, qr/^HTTP\/1.1 200 /, 'a client that stays';
-        wait_until { $redis->cmd('EXISTS', cache_key($client->session)) } 5, 'its session in the store';
+sub answers { my ($nginx) = @_; return $nginx->access_log =~ tr/\n// }
+
+# --- how the way to the store is ---
+
+# Each is given where new sessions go, what fails there, and what makes the worker ask for it.
+my %store = (
+    'not connected yet' => { is => sub { } },
+    'not connected yet, and its name is to be resolved' => { name => 1, is => sub { } },
+    'whose connection was closed' => { is => sub {
+        my ($stored, $nginx, $ask) = @_;
+        my ($before, $keys) = (connections($nginx), scalar $redis->keys);
+        $ask->();
+        wait_until { $redis->keys > $keys && connections($nginx) == $before + 1 } 5, 'a session stored';
+        # After its answer, and that of lookups, too.
+        $redis->cmd(qw(CLIENT KILL TYPE normal));
+        wait_until { connections($nginx) == $before - 1 } 5, 'the end of the connections to the store';
+    } },
+    'that is down, and a probe is due' => { down => 1, is => sub {
+        my ($stored, $nginx, $ask) = @_;
+        $stored->stop;
+        $ask->();
+        $nginx->log_like(qr/ is down: /);
+        my $due = time + 0.1;
+        wait_until { time > $due } 1, 'the pause before a probe';
+    } },
+);
+
+# --- what the client is for nginx ---
+
+# Handshakes over TCP are left out: nginx takes a connection out of those that it may end before it
+# begins one (ngx_http_ssl_handshake()), and in stream{} and mail{} none is ever among them. So what
+# OpenSSL asks for and gives in them ("get", "new") cannot end the client that it is about, except
+# after early data. A lingering close is left out, too: nginx reads no TLS then (ngx_ssl_shutdown()).
+
+# A record that nobody has encrypted: OpenSSL ends the session, sends an alert and has the session
+# removed.
+my $garbage = "\x17\x03\x03\x00\x40" . 'A' x 64;
+
+# Each returns what makes OpenSSL call the module, and what the client has to see then.
+my %client = (
+    'remove: keep-alive' => sub {
+        my ($port, $nginx, $session) = @_;
+        my $client = keep_alive($port, $session);
+        return (sub { $client->send_raw($garbage) }, sub { alerted($client) });
+    },
+    # nginx takes it out while it reads. Its neighbours may be ended.
+    'remove: idle HTTP/2' => sub {
+        my ($port, $nginx, $session) = @_;
+        my $client = http2($port, $session);
+        return (sub { $client->send_raw($garbage) }, sub { alerted($client) });
+    },
+    # And does not while it waits for the rest of a frame.
+    'remove: HTTP/2 within a frame' => sub {
+        my ($port, $nginx, $session) = @_;
+        my $client = http2($port, $session);
+        $client->write("\0\0\x08\x06\0");
+        return (sub { $client->send_raw($garbage) }, sub { alerted($client) });
+    },
+    'remove: no request yet' => sub {
+        my ($port, $nginx, $session) = @_;
+        my $client = tls_client(port => $port, protocol => 'TLSv1.2', session => $session, handshake => 1);
+        return (sub { $client->send_raw($garbage) }, sub { alerted($client) });
+    },
+    'remove: early data' => sub {
+        my ($port, $nginx, undef, $session13) = @_;
+        my $flight = record_flight(session => $session13, early_data => "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        my $client = tls_client(port => $port);
+        my $before = answers($nginx);
+        $client->send_raw($flight);
+        wait_until { answers($nginx) > $before } 5, 'an answer';
+        return (sub { $client->send_raw($garbage) }, sub {
+            is $client->wait_closed, 'eof', 'the connection ends';
+            # A type, level and description, and the tag.
+            like $client->received, qr/\x17\x03\x03\x00\x13.{19}\z/s, 'with an alert';
+        });
+    },
+    # The handshake ends when the connection has been idle for long: with keep-alive it is one of
+    # those that nginx may end.
+    'new: early data' => sub {
+        my ($port, $nginx, undef, $session13, $fetched) = @_;
+        my $front  = relay(upstream => "127.0.0.1:$port");
+        my $gets   = $fetched->requests('GET');
+        my $before = answers($nginx);
+        $fetched->hold;
+        my $client = early_client(port => $front->port, session => $session13,
+            early_data => "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        wait_until { $fetched->requests('GET') > $gets } 5, 'a lookup';
+        wait_until { early_records(join '', map { @$_ } $front->requests) && !$front->stats->{request} } 5, 'early data';
+        $front->hold('request');
+        $fetched->release;
+        wait_until { answers($nginx) > $before && $front->stats->{request} } 5, 'an answer';
+        return (sub { $front->release('request') }, sub {
+            wait_until { $nginx->log_count(qr/SSL session store [0-9a-f]{8}: /) } 5, 'a new session';
+            $front->stop;
+            is $client->early_data, 'accepted', 'early data is accepted';
+            like $client->response, qr/^r HIT 1/, 'and answered';
+        });
+    },
+);
+
+sub keep_alive {
+    my ($port, $session) = @_;
+    my $client = tls_client(port => $port, protocol => 'TLSv1.2', session => $session, handshake => 1);
+    $client->write("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    my $answer = $client->read // die $client->error;
+    is $answer =~ s/.*\r\n\r\n//sr, 'r HIT ', 'a client that stays' if $answer !~ /\r\nr HIT \z/;
+    return $client;
+}
+
+# It has sent its preface and a frame of settings, and has got one (RFC 9113, section 3.4).
+sub http2 {
+    my ($port, $session) = @_;
+    my $client = tls_client(port => $port, protocol => 'TLSv1.2', session => $session, alpn => ['h2'], handshake => 1);
+    my $settings = "\0\0\0\x04\0\0\0\0\0";
+    $client->write("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n$settings");
+    my $got = '';
+    # The server's, and its answer to the client's.
+    wait_until { $got .= $client->read // die $client->error; $got =~ /\0\0\0\x04\x01\0\0\0\0/ } 5, 'settings';
+    return $client;
+}
+
+sub alerted {
+    my ($client) = @_;
+    # Over HTTP/2 more may come before it.
+    1 while length($client->read // '');
+    like $client->error, qr/bad record mac/, 'the client gets an alert';
+}
+
+for my $client (sort keys %client) {
+    for my $store (sort keys %store) {
+        subtest "$client; a store $store" => sub {
+            my ($fetched, $stored) = (store(), store());
+            my ($port, $nginx) = site($fetched, $stored, %{ $store{$store} });
+            my ($worker) = $nginx->workers;
+            my ($session, $session13, $neighbour) = map { session("TLSv1.$_") } 2, 3, 2;
+            # The oldest is ended first.
+            my ($provoke, $seen) = $client{$client}->($port, $nginx, $session, $session13, $fetched);
+            my @neighbours = map { keep_alive($port, $neighbour) } 1 .. 2;
+            $store{$store}{is}->($stored, $nginx, sub { tls_client(port => $port, protocol => 'TLSv1.2')->request });
+            my @fill  = fill($nginx, $port);
+            my $keys  = $redis->keys;
+            my $about = $client =~ /early/ ? $session13 : $session;
+            $provoke->();
+            $seen->();
+            is_deeply [ $nginx->workers ], [$worker], 'the worker lives';
+            if (!$store{$store}{down} && "@{[ $nginx->workers ]}" eq $worker) {
+                my $done = $client =~ /^new/ ? sub { $redis->keys > $keys } : sub { !$redis->cmd('EXISTS', cache_key($about)) };
+                ok eval { wait_until { $done->() } 2 }, 'and has told the store';
+            }
+            $_->close for @fill, @neighbours;
+            my $next = tls_client(port => $port, protocol => 'TLSv1.2', session => $neighbour);
+            is $next->request, 'r HIT ', 'another client is resumed' or diag $next->error;
+            is_deeply [ $nginx->workers ], [$worker], 'by the same worker';
+            $nginx->quit;
+            # OpenSSL's words for a record that cannot be read, which nginx may take for a fault of its own.
+            is_deeply [ $nginx->errors(except => qr/SSL_read(?:_early_data)?\(\) failed|redis \S+ is down: /) ], [], 'no error in the log';
+        };
     }
-    my $before = connections($nginx);
-    $relay->close_all;
-    wait_until { connections($nginx) < $before } 5, 'the end of the connection to the store';
-    my @fill = fill($nginx, $port);
-    # No record of the session's: OpenSSL ends it, and says so.
-    $clients[0]->send_raw("\x17\x03\x03\x00\x40" . 'A' x 64);
-    is $clients[0]->read, undef, 'the client is refused';
-    like $clients[0]->error, qr/bad record mac/, 'with an alert';
-    is_deeply [ $nginx->workers ], [$worker], 'the worker lives';
-    close $_ for @fill;
-    my $session = $clients[1]->session;
-    is tls_client(port => $port, protocol => 'TLSv1.2', session => $session)->request, 'r HIT', 'others are resumed';
-    is_deeply [ $nginx->workers ], [$worker], 'by the same worker';
-    $nginx->quit;
-    is_deeply [ $nginx->errors(except => qr/SSL_read\(\) failed/) ], [], 'no error in the log';
-};
+}
 
 done_testing;
