@@ -11,8 +11,10 @@ extern crate alloc;
 extern crate std;
 
 pub mod breaker;
+pub mod buffer;
 pub mod cache_key;
 pub mod codec;
+pub mod conversation;
 pub mod crypto;
 pub mod envelope;
 pub mod epoch;

@@ -1,22 +1,47 @@
 //! Values that others refer to by a token, which goes stale when the value is gone.
 
 use alloc::vec::Vec;
+use core::marker::PhantomData;
 
 use crate::codec::OutOfMemory;
 
 /// Refers to a value in [`Slots`]. Of no use once the value was removed, even if another took its
-/// place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Token {
+/// place. `K` keeps the tokens of different tables apart.
+#[derive(Debug)]
+pub struct Token<K> {
     index: u32,
     generation: u32,
+    kind: PhantomData<fn() -> K>,
 }
 
-/// A table of values with tokens.
+impl<K> Token<K> {
+    const fn new(index: u32, generation: u32) -> Self {
+        Token { index, generation, kind: PhantomData }
+    }
+}
+
+impl<K> Clone for Token<K> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K> Copy for Token<K> {}
+
+impl<K> PartialEq for Token<K> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.index, self.generation) == (other.index, other.generation)
+    }
+}
+
+impl<K> Eq for Token<K> {}
+
+/// A table of values with tokens of kind `K`.
 #[derive(Debug)]
-pub struct Slots<T> {
+pub struct Slots<K, T> {
     slots: Vec<Slot<T>>,
     free: Vec<u32>,
+    kind: PhantomData<fn() -> K>,
 }
 
 #[derive(Debug)]
@@ -25,18 +50,18 @@ struct Slot<T> {
     value: Option<T>,
 }
 
-impl<T> Slots<T> {
+impl<K, T> Slots<K, T> {
     /// An empty table.
     pub const fn new() -> Self {
-        Slots { slots: Vec::new(), free: Vec::new() }
+        Slots { slots: Vec::new(), free: Vec::new(), kind: PhantomData }
     }
 
     /// Puts a value in.
-    pub fn insert(&mut self, value: T) -> Result<Token, OutOfMemory> {
+    pub fn insert(&mut self, value: T) -> Result<Token<K>, OutOfMemory> {
         if let Some(index) = self.free.pop() {
             if let Some(slot) = self.slots.get_mut(index as usize) {
                 slot.value = Some(value);
-                return Ok(Token { index, generation: slot.generation });
+                return Ok(Token::new(index, slot.generation));
             }
         }
         let index = u32::try_from(self.slots.len()).map_err(|_| OutOfMemory)?;
@@ -45,11 +70,11 @@ impl<T> Slots<T> {
         let missing = self.slots.len().saturating_add(1).saturating_sub(self.free.len());
         self.free.try_reserve(missing).map_err(|_| OutOfMemory)?;
         self.slots.push(Slot { generation: 0, value: Some(value) });
-        Ok(Token { index, generation: 0 })
+        Ok(Token::new(index, 0))
     }
 
     /// The value of a token, unless it is gone.
-    pub fn get(&self, token: Token) -> Option<&T> {
+    pub fn get(&self, token: Token<K>) -> Option<&T> {
         let slot = self.slots.get(token.index as usize)?;
         if slot.generation != token.generation {
             return None;
@@ -58,7 +83,7 @@ impl<T> Slots<T> {
     }
 
     /// The value of a token, to be changed.
-    pub fn get_mut(&mut self, token: Token) -> Option<&mut T> {
+    pub fn get_mut(&mut self, token: Token<K>) -> Option<&mut T> {
         let slot = self.slots.get_mut(token.index as usize)?;
         if slot.generation != token.generation {
             return None;
@@ -67,7 +92,7 @@ impl<T> Slots<T> {
     }
 
     /// Takes a value out; its token is stale from now on.
-    pub fn remove(&mut self, token: Token) -> Option<T> {
+    pub fn remove(&mut self, token: Token<K>) -> Option<T> {
         let slot = self.slots.get_mut(token.index as usize)?;
         if slot.generation != token.generation {
             return None;
@@ -79,7 +104,7 @@ impl<T> Slots<T> {
     }
 }
 
-impl<T> Default for Slots<T> {
+impl<K, T> Default for Slots<K, T> {
     fn default() -> Self {
         Slots::new()
     }
@@ -89,9 +114,11 @@ impl<T> Default for Slots<T> {
 mod tests {
     use super::*;
 
+    enum Any {}
+
     #[test]
     fn a_token_dies_with_its_value() {
-        let mut slots = Slots::new();
+        let mut slots = Slots::<Any, _>::new();
         let a = slots.insert("a").unwrap();
         let b = slots.insert("b").unwrap();
         assert_eq!(slots.get(a), Some(&"a"));
@@ -107,7 +134,7 @@ mod tests {
 
     #[test]
     fn places_are_used_again() {
-        let mut slots = Slots::new();
+        let mut slots = Slots::<Any, _>::new();
         for n in 0..1000 {
             let token = slots.insert(n).unwrap();
             assert_eq!(slots.remove(token), Some(n));

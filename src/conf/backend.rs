@@ -478,8 +478,7 @@ impl Settings {
         let Settings { mut links, finder, servers, prefix } = self;
         links.limits.backend = name.into();
         let moves = !matches!(finder, Finder::Key);
-        let fetch_timeout = links.limits.fetch_timeout;
-        let backend = Servers::new(fetch_timeout, moves, |replies| {
+        let backend = Servers::new(moves, |replies| {
             let peers = |links: &Links, servers: Vec<ServerLine>| {
                 let peer = |server: ServerLine| server.peer(links, &replies);
                 servers.into_iter().map(peer).collect()

@@ -25,6 +25,7 @@ use crate::ffi::epoch_zone::EpochZone;
 use crate::ffi::log::Level;
 use crate::ffi::module::{self, Commands, Module};
 use crate::ffi::tls::{self, Hooked};
+use crate::ffi::turn::Turn;
 use crate::handshake::{Policy, Rules, Watch};
 use crate::net::backend::{Answers, Backend as Servers};
 use crate::status::page::{Counted, Status};
@@ -513,9 +514,9 @@ impl module::MainConf for MainConf {
         }
     }
 
-    fn close(&self) {
+    fn close(&self, turn: &mut Turn) {
         if let Some(policy) = &self.policy {
-            policy.close();
+            policy.close(turn);
         }
     }
 }

@@ -2,14 +2,23 @@
 
 use core::time::Duration;
 
-use nginx_sys::{
-    ngx_cached_time, ngx_current_msec, ngx_exiting, ngx_quit, ngx_random, ngx_terminate, ngx_time,
-};
+use nginx_sys::{ngx_cached_time, ngx_exiting, ngx_quit, ngx_random, ngx_terminate, ngx_time};
 
-/// Milliseconds of a clock that does not go back; as old as the current turn of the event loop.
+/// Microseconds of a clock that does not go back, the same in all processes of the machine. It does
+/// not stand still during a turn of the event loop, as nginx's does: a turn with hundreds of
+/// handshakes takes longer than a lookup may.
+pub fn now_us() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime(2) writes to what is lent; this clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    let us = u64::try_from(now.tv_nsec).unwrap_or_default() / 1000;
+    seconds.saturating_mul(1_000_000).saturating_add(us)
+}
+
+/// The same in milliseconds.
 pub fn now_ms() -> u64 {
-    // SAFETY: a static of nginx that only this thread writes.
-    unsafe { ngx_current_msec as u64 }
+    now_us() / 1000
 }
 
 /// Seconds since the epoch; as old as the current turn of the event loop.

@@ -8,16 +8,18 @@ use std::boxed::Box;
 use std::rc::Weak;
 
 use nginx_sys::{
-    ngx_add_timer, ngx_cycle, ngx_del_timer, ngx_delete_posted_event, ngx_event_t, ngx_int_t,
-    ngx_msec_t, ngx_post_event, ngx_posted_events, ngx_posted_next_events, ngx_queue_t,
+    ngx_add_timer, ngx_current_msec, ngx_cycle, ngx_del_timer, ngx_delete_posted_event,
+    ngx_event_t, ngx_int_t, ngx_msec_int_t, ngx_msec_t, ngx_post_event, ngx_posted_events,
+    ngx_posted_next_events, ngx_queue_t,
 };
 
 use super::clock;
+use super::turn::Turn;
 
-/// Is called when an [`Event`] of kind `K` fires.
-pub trait On<K> {
-    /// The event has fired. Called from nginx's event loop, never from within another call.
-    fn on(&self);
+/// Handles the [`Event`]s of kind `K`.
+pub trait Handle<K> {
+    /// The event has fired.
+    fn fired(&self, turn: &mut Turn);
 }
 
 /// An event that calls its owner, at a time or at the end of this turn of the event loop.
@@ -45,7 +47,7 @@ struct Anchor<T> {
 const _: () =
     assert!(mem::offset_of!(Anchor<()>, ident) == mem::offset_of!(nginx_sys::ngx_connection_t, fd));
 
-impl<T: On<K>, K> Event<T, K> {
+impl<T: Handle<K>, K> Event<T, K> {
     /// An event of `owner`.
     pub fn new(owner: Weak<T>) -> Self {
         // SAFETY: all-zero is nginx's own initial state of an event.
@@ -59,23 +61,27 @@ impl<T: On<K>, K> Event<T, K> {
         Event { inner, kind: PhantomData }
     }
 
-    /// Fires once at `deadline` (of [`clock::now_ms`]), or earlier if it is set for earlier.
-    /// `holds_exit`: an exiting worker waits for it.
+    /// Fires once at about `deadline` (of [`clock::now_ms`]), or earlier if it is set for earlier.
+    /// nginx's timers count from a clock that is as old as the turn, so that it may fire too early:
+    /// the owner looks at the clock. `holds_exit`: an exiting worker waits for it.
     pub fn at(&self, deadline: u64, holds_exit: bool) {
         let event = self.event();
         // SAFETY: the event is ours, and in nginx's timer tree exactly when timer_set() says so.
         // The log may have changed with the cycle.
         unsafe {
             (*event).set_cancelable(u32::from(!holds_exit));
+            let rest = deadline.saturating_sub(clock::now_ms()) as ngx_msec_t;
             if (*event).timer_set() != 0 {
-                if (*event).timer.key as u64 <= deadline {
+                // A difference of two such times may have wrapped (ngx_event_expire_timers()).
+                let set = (*event).timer.key.wrapping_sub(ngx_current_msec) as ngx_msec_int_t;
+                if set <= rest as ngx_msec_int_t {
                     return;
                 }
                 // ngx_add_timer() alone would keep a timer that is up to 300 ms late.
                 ngx_del_timer(event);
             }
             (*event).log = (*ngx_cycle).log;
-            ngx_add_timer(event, deadline.saturating_sub(clock::now_ms()) as ngx_msec_t);
+            ngx_add_timer(event, rest);
         }
     }
 
@@ -90,24 +96,24 @@ impl<T: On<K>, K> Event<T, K> {
         }
     }
 
-    /// Fires at the end of this turn of the event loop, unless it was told to fire in the next one.
-    pub fn soon(&self) {
-        self.post(&raw mut ngx_posted_events);
+    /// Fires at the end of this turn of the event loop, unless it was posted for the next one.
+    pub fn post(&self) {
+        self.post_to(&raw mut ngx_posted_events);
     }
 
     /// Fires in the next turn of the event loop, which does not wait for events. What has happened
     /// by then comes before it.
-    pub fn next_turn(&self) {
-        self.post(&raw mut ngx_posted_next_events);
+    pub fn post_next(&self) {
+        self.post_to(&raw mut ngx_posted_next_events);
     }
 
-    /// Whether it fires in this turn or in the next one.
-    pub fn is_due(&self) -> bool {
+    /// Whether it was posted, for this turn or for the next one.
+    pub fn is_posted(&self) -> bool {
         // SAFETY: the event is ours.
         unsafe { (*self.event()).posted() != 0 }
     }
 
-    fn post(&self, queue: *mut ngx_queue_t) {
+    fn post_to(&self, queue: *mut ngx_queue_t) {
         // SAFETY: the event is ours and stays until it fires or is dropped; posting it twice does
         // nothing. The queue is one of nginx's.
         unsafe {
@@ -139,10 +145,12 @@ impl<T, K> Drop for Event<T, K> {
     }
 }
 
-unsafe extern "C" fn fire<T: On<K>, K>(event: *mut ngx_event_t) {
+unsafe extern "C" fn fire<T: Handle<K>, K>(event: *mut ngx_event_t) {
     // SAFETY: data is the anchor that new() set, alive as long as nginx knows the event.
     let owner = unsafe { (*(*event).data.cast::<Anchor<T>>()).owner.upgrade() };
     if let Some(owner) = owner {
-        owner.on();
+        // SAFETY: nginx calls the handlers of timers and posted events from its event loop
+        // (ngx_event_expire_timers(), ngx_event_process_posted()).
+        unsafe { Turn::lend(|turn| owner.fired(turn)) };
     }
 }

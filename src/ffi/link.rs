@@ -26,6 +26,7 @@ use super::capture::Captured;
 use super::client::{TlsClient, TlsError, TlsName};
 use super::log::Log;
 use super::tls::Session;
+use super::turn::Turn;
 
 pub use super::address::Address;
 
@@ -37,17 +38,18 @@ const POOL_SIZE: usize = 512;
 pub trait LinkOwner {
     /// There is something to read, the connection has ended, or the worker wants idle
     /// connections closed.
-    fn readable(&self);
+    fn readable(&self, turn: &mut Turn);
     /// There is room to write, or the attempt to connect has ended.
-    fn writable(&self);
+    fn writable(&self, turn: &mut Turn);
     /// A handshake that was [`Handshake::Again`] may go on: [`Link::handshake`] is to be called
     /// again. Until it has ended, this is called in place of the other two. Owners that do no
     /// handshakes have no need of it.
-    fn handshaken(&self) {}
+    fn handshaken(&self, _: &mut Turn) {}
 }
 
-/// One connection to a server. Dropping it closes it; one that speaks TLS says so to the server
-/// first, if there is room.
+/// One connection to a server. [`Link::close`] closes it; one that speaks TLS says so to the server
+/// first, if there is room. A link that is dropped with its owner is closed in the same way: nothing
+/// that closing calls runs handlers of nginx's (ngx_ssl_shutdown(), ngx_close_connection()).
 pub struct Link {
     connection: NonNull<ngx_connection_t>,
     context: NonNull<Context>,
@@ -129,8 +131,9 @@ pub enum Io {
 }
 
 impl Link {
-    /// Begins to connect.
+    /// Begins to connect. On a worker that has few free connections nginx ends idle clients for it.
     pub fn connect<T: LinkOwner>(
+        _: &mut Turn,
         owner: Weak<T>,
         address: &Address,
     ) -> Result<(Self, Progress), ConnectError> {
@@ -240,6 +243,7 @@ impl Link {
     /// OpenSSL about another's. Later ones come from [`LinkOwner::handshaken`].
     pub fn handshake(
         &self,
+        _: &Turn,
         tls: &TlsClient,
         name: &TlsName,
         earlier: Option<&Session>,
@@ -366,7 +370,7 @@ impl Link {
     }
 
     /// Reads what is there, at most `max` bytes, to the end of `buf`.
-    pub fn read(&self, buf: &mut Vec<u8>, max: usize) -> Io {
+    pub fn read(&self, _: &Turn, buf: &mut Vec<u8>, max: usize) -> Io {
         if buf.try_reserve(max).is_err() {
             return Io::OutOfMemory;
         }
@@ -398,7 +402,7 @@ impl Link {
 
     /// Writes from `bytes` as much as there is room for. After [`Io::Again`] the next call begins
     /// with the same bytes: OpenSSL may have sealed some of them already.
-    pub fn write(&self, bytes: &[u8]) -> Io {
+    pub fn write(&self, _: &Turn, bytes: &[u8]) -> Io {
         if bytes.is_empty() {
             return Io::Bytes(0);
         }
@@ -448,6 +452,19 @@ impl Link {
     pub fn wrote_all(&self) {
         // SAFETY: the event is the connection's own. A failure shows when writing again.
         let _ = unsafe { ngx_handle_write_event((*self.connection.as_ptr()).write, 0) };
+    }
+
+    /// Closes the connection.
+    pub fn close(self, _: &Turn) {}
+
+    /// Whether the attempt to connect has come to its end, of which nginx may not have told yet.
+    pub fn has_settled(&self) -> bool {
+        // SAFETY: the descriptor is open; poll(2) reads and writes the one entry.
+        unsafe {
+            let fd = (*self.connection.as_ptr()).fd;
+            let mut entry = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+            libc::poll(&raw mut entry, 1, 0) == 1
+        }
     }
 
     /// Calls [`LinkOwner::readable`] in the next turn of the event loop.
@@ -522,18 +539,26 @@ fn owner<T>(event: *mut ngx_event_t) -> Option<(std::rc::Rc<T>, bool)> {
 }
 
 unsafe extern "C" fn on_readable<T: LinkOwner>(event: *mut ngx_event_t) {
-    match owner::<T>(event) {
-        Some((owner, true)) => owner.handshaken(),
-        Some((owner, false)) => owner.readable(),
-        None => {}
+    // SAFETY: nginx's event loop calls. The connection is no client's, and never one that is ended
+    // for want of a free one: that is for those which are made reusable (ngx_reusable_connection()).
+    unsafe {
+        Turn::lend(|turn| match owner::<T>(event) {
+            Some((owner, true)) => owner.handshaken(turn),
+            Some((owner, false)) => owner.readable(turn),
+            None => {}
+        });
     }
 }
 
 unsafe extern "C" fn on_writable<T: LinkOwner>(event: *mut ngx_event_t) {
-    match owner::<T>(event) {
-        Some((owner, true)) => owner.handshaken(),
-        Some((owner, false)) => owner.writable(),
-        None => {}
+    // SAFETY: nginx's event loop calls. The connection is no client's, and never one that is ended
+    // for want of a free one: that is for those which are made reusable (ngx_reusable_connection()).
+    unsafe {
+        Turn::lend(|turn| match owner::<T>(event) {
+            Some((owner, true)) => owner.handshaken(turn),
+            Some((owner, false)) => owner.writable(turn),
+            None => {}
+        });
     }
 }
 

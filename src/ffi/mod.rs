@@ -32,5 +32,6 @@ pub mod resolver;
 pub mod stream;
 mod symbol;
 pub mod tls;
+pub mod turn;
 pub mod variable;
 pub mod zone;

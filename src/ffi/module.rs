@@ -22,6 +22,7 @@ use super::conf::{Conf, Refusal};
 use super::http::Http;
 #[cfg(ngx_feature = "stream_ssl")]
 use super::stream::Stream;
+use super::turn::Turn;
 
 /// Type of the module that owns the directives of a block: "SSES", as nginx's types are made.
 const BLOCK_MODULE: ngx_uint_t = 0x5345_5353;
@@ -53,7 +54,7 @@ pub trait MainConf: Sized {
     fn begin(&self);
 
     /// A worker is about to exit.
-    fn close(&self);
+    fn close(&self, turn: &mut Turn);
 }
 
 /// What a module of `http{}` does with the configuration.
@@ -207,7 +208,8 @@ unsafe extern "C" fn init_process<M: Module>(cycle: *mut ngx_cycle_t) -> ngx_int
 unsafe extern "C" fn exit_process<M: Module>(cycle: *mut ngx_cycle_t) {
     // SAFETY: nginx's current cycle.
     if let Some(conf) = unsafe { main_conf::<M>(cycle) } {
-        conf.close();
+        // SAFETY: the worker has left its event loop (ngx_worker_process_exit()).
+        unsafe { Turn::lend(|turn| conf.close(turn)) };
     }
 }
 

@@ -12,9 +12,10 @@ use nginx_sys::{
     SSL_do_handshake, SSL_get_error, ngx_connection_t, ngx_int_t,
 };
 
-use super::event::{Event, On};
+use super::event::{Event, Handle};
 use super::log::Log;
 use super::symbol;
+use super::turn::Turn;
 use crate::debug;
 
 /// Whether a filter in front of OpenSSL can let a handshake wait. It can with what nginx has for
@@ -43,15 +44,15 @@ impl Wake {
     }
 
     /// At the end of this turn.
-    pub fn soon(&self) {
+    pub fn post(&self) {
         if let Some(event) = self.event.get() {
-            event.soon();
+            event.post();
         }
     }
 }
 
-impl On<Wake> for Wake {
-    fn on(&self) {
+impl Handle<Wake> for Wake {
+    fn fired(&self, _: &mut Turn) {
         let nginx = Nginx::get();
         let goes_on = match nginx.handshake {
             // SAFETY: the connection is valid, see new(), and nothing of OpenSSL's is under way.

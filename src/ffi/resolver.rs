@@ -16,7 +16,8 @@ use nginx_sys::{
 
 use super::address::{Address, ip_of};
 use super::conf::Conf;
-use super::event::{Event, On};
+use super::event::{Event, Handle};
+use super::turn::Turn;
 
 /// `NGX_NO_RESOLVER`
 const NO_RESOLVER: *mut ngx_resolver_ctx_t = ptr::without_provenance_mut(usize::MAX);
@@ -33,9 +34,8 @@ pub struct Resolver {
 
 /// Is told what a name resolves to.
 pub trait ResolverOwner: 'static {
-    /// The answer to [`Resolver::resolve`]. Called from nginx's event loop, never from within
-    /// another call.
-    fn resolved(&self, answer: Result<Resolved, ResolveError>);
+    /// The answer to [`Resolver::resolve`].
+    fn resolved(&self, turn: &mut Turn, answer: Result<Resolved, ResolveError>);
 }
 
 /// What a name resolves to.
@@ -111,8 +111,14 @@ impl Resolver {
     }
 
     /// Asks for the addresses of a name, not of an IP address. The owner is told, unless the query
-    /// is dropped before.
-    pub fn resolve<T: ResolverOwner>(&self, owner: Weak<T>, name: &str, port: u16) -> Query {
+    /// is dropped before. nginx may need a connection for it (ngx_udp_connect() in ngx_resolver.c).
+    pub fn resolve<T: ResolverOwner>(
+        &self,
+        _: &mut Turn,
+        owner: Weak<T>,
+        name: &str,
+        port: u16,
+    ) -> Query {
         let question = Rc::new_cyclic(|this: &Weak<Question<T>>| Question {
             ctx: Cell::new(ptr::null_mut()),
             gone: Rc::clone(&self.gone),
@@ -208,15 +214,15 @@ impl<T: ResolverOwner> Question<T> {
         if let Ok(mut kept) = self.answer.try_borrow_mut() {
             *kept = Some(answer);
         }
-        self.tell.soon();
+        self.tell.post();
     }
 }
 
-impl<T: ResolverOwner> On<Tell> for Question<T> {
-    fn on(&self) {
+impl<T: ResolverOwner> Handle<Tell> for Question<T> {
+    fn fired(&self, turn: &mut Turn) {
         let answer = self.answer.try_borrow_mut().ok().and_then(|mut answer| answer.take());
         if let (Some(answer), Some(owner)) = (answer, self.owner.upgrade()) {
-            owner.resolved(answer);
+            owner.resolved(turn, answer);
         }
     }
 }

@@ -6,7 +6,6 @@ use std::vec::Vec;
 use session_core::hello::SessionId;
 use session_core::key_ring::Tls;
 use session_core::outcome::Outcome;
-use session_core::slots::Token;
 
 use super::lookup::{Answer, Lookup, Status};
 use super::policy::Policy;
@@ -14,6 +13,7 @@ use super::reject::Reject;
 use super::report::Report;
 use crate::debug;
 use crate::ffi::log::Log;
+use crate::ffi::tls::HandshakeToken;
 use crate::net::backend::Waiter;
 
 /// In place of the number of a lookup: the question about the epoch.
@@ -41,7 +41,14 @@ impl Lookups {
     }
 
     /// Begins to look up the session IDs, for which there is room, and asks for the epoch.
-    pub fn begin(&mut self, policy: &Policy, log: &Log, token: Token, ids: &[SessionId], tls: Tls) {
+    pub fn begin(
+        &mut self,
+        policy: &Policy,
+        log: &Log,
+        token: HandshakeToken,
+        ids: &[SessionId],
+        tls: Tls,
+    ) {
         self.started = Some(Instant::now());
         self.waiting = 0;
         for id in ids {

@@ -14,6 +14,7 @@ use session_core::outcome::Outcome;
 use crate::ffi::tls::{
     Attached, Connection, Found, Handler, Hello, HelloRef, Read, SessionRef, Sink, Socket, Waiters,
 };
+use crate::ffi::turn::Turn;
 use crate::net::backend::{Answers, Waiter};
 
 mod count;
@@ -126,11 +127,17 @@ impl Handler for Policy {
 }
 
 impl Answers for Policy {
-    fn answered(&self, waiter: Waiter, outcome: Outcome, value: &[u8], first: bool) -> bool {
+    fn answered(
+        &self,
+        turn: &Turn,
+        waiter: Waiter,
+        outcome: Outcome,
+        value: &[u8],
+        first: bool,
+    ) -> bool {
+        let Some(attached) = self.waiters.get(turn, waiter.token) else { return false };
         let answer = Answer { waiter, outcome, value, first };
-        let heard = self
-            .waiters
-            .with(waiter.token, |attached| attached.state().answered(self, attached, answer));
-        heard.is_some()
+        attached.state().answered(self, turn, attached, answer);
+        true
     }
 }

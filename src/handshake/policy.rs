@@ -17,6 +17,7 @@ use super::messages::pass;
 use crate::ffi::crypto::Evp;
 use crate::ffi::log::Log;
 use crate::ffi::tls::Waiters;
+use crate::ffi::turn::Turn;
 use crate::log_at;
 use crate::tier::Tier;
 
@@ -89,9 +90,9 @@ impl Policy {
     }
 
     /// The worker exits.
-    pub fn close(&self) {
+    pub fn close(&self, turn: &Turn) {
         for tier in self.rules.fetch.iter().chain(&self.rules.store) {
-            tier.close();
+            tier.close(turn);
         }
     }
 

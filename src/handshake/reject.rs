@@ -61,7 +61,7 @@ impl Policy {
         debug!(log, "SSL session fetch {:08x}: {reject}", entry.id().short_hash());
         tier.remove(entry.name());
         if reject.is_stray() {
-            tier.mistrust(entry.name());
+            tier.suspect(entry.name());
         }
         if let Some(times) = pass(&self.corrupt) {
             let server = tier.server(entry.name()).map_or_else(String::new, |at| format!(", {at}"));

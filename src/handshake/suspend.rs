@@ -22,6 +22,7 @@ use super::report::{Report, Reports};
 use crate::ffi::tls::{
     Attached, Connection, Hello, HelloRef, Read, Sink, Socket, SocketRead, Waits,
 };
+use crate::ffi::turn::Turn;
 use crate::{debug, log_at};
 
 impl Policy {
@@ -163,9 +164,15 @@ impl State {
     }
 
     /// An answer has come to a lookup, from one tier.
-    pub fn answered(&self, policy: &Policy, attached: &Attached<Policy>, answer: Answer<'_>) {
+    pub fn answered(
+        &self,
+        policy: &Policy,
+        turn: &Turn,
+        attached: &Attached<Policy>,
+        answer: Answer<'_>,
+    ) {
         if let Ok(mut handshake) = self.handshake.try_borrow_mut() {
-            handshake.answered(policy, attached, answer);
+            handshake.answered(policy, turn, attached, answer);
         }
     }
 }
@@ -216,7 +223,13 @@ impl Handshake {
         read
     }
 
-    fn answered(&mut self, policy: &Policy, attached: &Attached<Policy>, answer: Answer<'_>) {
+    fn answered(
+        &mut self,
+        policy: &Policy,
+        turn: &Turn,
+        attached: &Attached<Policy>,
+        answer: Answer<'_>,
+    ) {
         if self.phase != Phase::AwaitAnswers {
             return;
         }
@@ -224,7 +237,7 @@ impl Handshake {
         if !self.lookups.are_waiting() {
             self.lookups_ended(attached, true);
             debug!(attached.log(), "SSL session fetch: handshake goes on");
-            attached.resume();
+            attached.resume(turn);
         }
     }
 

@@ -13,19 +13,20 @@ use std::rc::{Rc, Weak};
 use std::string::{String, ToString};
 use std::vec::Vec;
 
+use session_core::buffer;
 use session_core::cache_key::CacheKey;
 use session_core::codec::{Expiry, OutOfMemory};
 use session_core::outcome::Outcome;
-use session_core::slots::{Slots, Token};
+use session_core::slots::Slots;
 use zeroize::Zeroizing;
 
-use super::buffer;
-use super::node::Node;
-use super::peer::{Command, Peer, Refused, Replies, Reply, Request};
-use super::route::{Found, Route};
+use super::peer::{Command, Node, Peer, Refused, Replies, Reply, Request, RequestToken, Requests};
+use super::route::{Choice, Route};
 use crate::ffi::clock;
-use crate::ffi::event::{Event, On};
+use crate::ffi::event::{Event, Handle};
 use crate::ffi::resolver::Resolver;
+use crate::ffi::tls::HandshakeToken;
+use crate::ffi::turn::Turn;
 
 /// How often one lookup is sent on. A cluster that is being changed needs two.
 const MAX_REDIRECTS: u8 = 4;
@@ -36,7 +37,7 @@ const REFRESH_PAUSE: u64 = 250;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiter {
     /// The handshake.
-    pub token: Token,
+    pub token: HandshakeToken,
     /// Which of its lookups.
     pub index: usize,
 }
@@ -46,33 +47,34 @@ pub trait Answers {
     /// A lookup has ended. `value` is the entry of a hit and empty otherwise. Whether anybody was
     /// there to hear it: the first of several who wait for one answer and do is told that it is
     /// `first`, and does what there is to do about the entry.
-    fn answered(&self, waiter: Waiter, outcome: Outcome, value: &[u8], first: bool) -> bool;
+    fn answered(
+        &self,
+        turn: &Turn,
+        waiter: Waiter,
+        outcome: Outcome,
+        value: &[u8],
+        first: bool,
+    ) -> bool;
 }
 
 /// The servers of a backend.
 pub struct Backend {
     answers: OnceCell<Weak<dyn Answers>>,
-    fetch_timeout: u64,
     /// Whether what is stored and removed may have to be sent on.
     moves: bool,
     hasher: RandomState,
     state: RefCell<State>,
-    /// A lookup that was sent on is to end.
-    overdue: Event<Backend, Overdue>,
     /// It is time to ask about the servers.
     refresh: Event<Backend, Refresh>,
 }
 
-struct Overdue;
 struct Refresh;
 
 struct State {
     route: Route,
-    pending: Slots<Pending>,
+    pending: Slots<Requests, Pending>,
     /// Lookups that others may join, by the hash of their keys.
-    lookups: HashMap<u64, Token, BuildHasherDefault<Hashed>>,
-    /// Ends of lookups that no peer keeps.
-    deadlines: Vec<(u64, Token)>,
+    lookups: HashMap<u64, RequestToken, BuildHasherDefault<Hashed>>,
     /// Whether a question about the servers is under way.
     asking: bool,
     /// When the next one may be asked.
@@ -104,8 +106,6 @@ struct Pending {
     /// Of the key, where others may join; else of no meaning.
     hash: u64,
     what: What,
-    /// When a lookup has to be over.
-    deadline: u64,
     redirects: u8,
     waiter: Option<Waiter>,
     /// Others that have joined.
@@ -140,25 +140,18 @@ impl What {
 impl Backend {
     /// A backend whose servers `route` makes and chooses. `moves`: its entries may move between
     /// servers.
-    pub fn new(
-        fetch_timeout: u64,
-        moves: bool,
-        route: impl FnOnce(Weak<dyn Replies>) -> Route,
-    ) -> Rc<Self> {
+    pub fn new(moves: bool, route: impl FnOnce(Weak<dyn Replies>) -> Route) -> Rc<Self> {
         Rc::new_cyclic(|this: &Weak<Backend>| Backend {
             answers: OnceCell::new(),
-            fetch_timeout,
             moves,
             hasher: RandomState::new(),
             state: RefCell::new(State {
                 route: route(this.clone()),
                 pending: Slots::new(),
                 lookups: HashMap::default(),
-                deadlines: Vec::new(),
                 asking: false,
                 next_query: 0,
             }),
-            overdue: Event::new(this.clone()),
             refresh: Event::new(this.clone()),
         })
     }
@@ -223,38 +216,37 @@ impl Backend {
     }
 
     /// The server of this entry has given another one.
-    pub fn mistrust(&self, key: &CacheKey) {
+    pub fn suspect(&self, key: &CacheKey) {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
-        if let Found::Peer(peer) = state.route.find(key.as_bytes()) {
-            peer.mistrust();
+        if let Choice::Peer(peer) = state.route.find(key.as_bytes()) {
+            peer.suspect();
         }
     }
 
     /// The server of this entry has given the one that was asked for. Whether any server is still
-    /// to be mistrusted.
+    /// doubtful.
     pub fn trust(&self, key: &CacheKey) -> bool {
         let Ok(mut state) = self.state.try_borrow_mut() else { return true };
-        if let Found::Peer(peer) = state.route.find(key.as_bytes()) {
+        if let Choice::Peer(peer) = state.route.find(key.as_bytes()) {
             peer.trust();
         }
-        state.route.peers().any(|peer| peer.is_mistrusted())
+        state.route.peers().any(|peer| peer.is_doubtful())
     }
 
     /// Sends what waits and closes the connections; the worker exits.
-    pub fn close(&self) {
+    pub fn close(&self, turn: &Turn) {
         let Ok(state) = self.state.try_borrow() else { return };
         for peer in state.route.peers() {
-            peer.close();
+            peer.close(turn);
         }
-        self.overdue.cancel();
         self.refresh.cancel();
     }
 
     /// The server of an entry, for a log.
     pub fn server(&self, key: &CacheKey) -> Option<String> {
         match self.state.try_borrow_mut().ok()?.route.find(key.as_bytes()) {
-            Found::Peer(peer) | Found::Guess(peer) => Some(peer.to_string()),
-            Found::Nobody => None,
+            Choice::Peer(peer) | Choice::Guess(peer) => Some(peer.to_string()),
+            Choice::Nobody => None,
         }
     }
 
@@ -275,23 +267,16 @@ impl Backend {
         hash: u64,
         what: What,
         waiter: Option<Waiter>,
-    ) -> Result<Token, Refused> {
-        let deadline = clock::now_ms().saturating_add(self.fetch_timeout);
-        let pending = Pending {
-            key: key.clone(),
-            hash,
-            what,
-            deadline,
-            redirects: 0,
-            waiter,
-            joined: Vec::new(),
-        };
+    ) -> Result<RequestToken, Refused> {
+        let pending =
+            Pending { key: key.clone(), hash, what, redirects: 0, waiter, joined: Vec::new() };
         let token = state.pending.insert(pending).map_err(|OutOfMemory| Refused::OutOfMemory)?;
         let peer = self.find(state, key);
         let sent = match (peer, state.pending.get(token)) {
             (Some(peer), Some(Pending { what, .. })) => {
                 let command = what.command();
-                peer.send(&Request { key: key.as_bytes(), command, asking: false }, Some(token))
+                let request = Request { key: key.as_bytes(), command, asking: false };
+                peer.send(&request, Some(token), None)
             }
             _ => Err(Refused::Down),
         };
@@ -304,18 +289,18 @@ impl Backend {
     /// Sends a request whose outcome is nobody's business.
     fn send(&self, state: &mut State, key: &CacheKey, command: Command<'_>) -> Result<(), Refused> {
         let peer = self.find(state, key).ok_or(Refused::Down)?;
-        peer.send(&Request { key: key.as_bytes(), command, asking: false }, None)
+        peer.send(&Request { key: key.as_bytes(), command, asking: false }, None, None)
     }
 
     /// The server of an entry.
     fn find(&self, state: &mut State, key: &CacheKey) -> Option<Rc<Peer>> {
         match state.route.find(key.as_bytes()) {
-            Found::Peer(peer) => Some(peer),
-            Found::Guess(peer) => {
+            Choice::Peer(peer) => Some(peer),
+            Choice::Guess(peer) => {
                 self.ask_soon(state);
                 Some(peer)
             }
-            Found::Nobody => {
+            Choice::Nobody => {
                 self.ask_soon(state);
                 None
             }
@@ -330,7 +315,7 @@ impl Backend {
     }
 
     /// A request is over: forgets it.
-    fn end(&self, state: &mut State, token: Token) -> Option<Pending> {
+    fn end(&self, state: &mut State, token: RequestToken) -> Option<Pending> {
         let pending = state.pending.remove(token)?;
         if state.lookups.get(&pending.hash) == Some(&token) {
             state.lookups.remove(&pending.hash);
@@ -339,46 +324,49 @@ impl Backend {
     }
 
     /// Tells those who wait, with nothing borrowed.
-    fn tell(&self, pending: Pending, outcome: Outcome, value: &[u8]) {
+    fn tell(&self, turn: &Turn, pending: Pending, outcome: Outcome, value: &[u8]) {
         let Some(answers) = self.answers.get().and_then(Weak::upgrade) else { return };
         let mut first = true;
         for waiter in pending.waiter.into_iter().chain(pending.joined) {
-            first &= !answers.answered(waiter, outcome, value, first);
+            first &= !answers.answered(turn, waiter, outcome, value, first);
         }
     }
 
     /// Ends a request with an outcome.
-    fn finish(&self, token: Token, outcome: Outcome, value: &[u8]) {
+    fn finish(&self, turn: &Turn, token: RequestToken, outcome: Outcome, value: &[u8]) {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
         let Some(pending) = self.end(&mut state, token) else { return };
         drop(state);
-        self.tell(pending, outcome, value);
-    }
-
-    /// Notes that a lookup ends at its own deadline, whatever its peer has still to say.
-    fn watch(&self, state: &mut State, token: Token, deadline: u64) -> Result<(), Refused> {
-        state.deadlines.try_reserve(1).map_err(|_| Refused::OutOfMemory)?;
-        state.deadlines.push((deadline, token));
-        self.overdue.at(deadline, false);
-        Ok(())
+        self.tell(turn, pending, outcome, value);
     }
 
     /// Takes the second step of a take. `Err` is the outcome of the lookup.
-    fn claim(&self, peer: &Peer, token: Token, value: &[u8], claim: u64) -> Result<(), Outcome> {
+    fn claim(
+        &self,
+        peer: &Peer,
+        token: RequestToken,
+        deadline: u64,
+        value: &[u8],
+        claim: u64,
+    ) -> Result<(), Outcome> {
         let mut state = self.state.try_borrow_mut().map_err(|_| Outcome::Error)?;
         let state = &mut *state;
         let Some(pending) = state.pending.get_mut(token) else { return Ok(()) };
         pending.what = What::Claim(buffer::copy(value).map_err(|OutOfMemory| Outcome::Error)?);
-        let deadline = pending.deadline;
         let key = pending.key.clone();
-        self.watch(state, token, deadline).map_err(|_| Outcome::Error)?;
         let command = Command::Claim(claim);
         let request = Request { key: key.as_bytes(), command, asking: false };
-        peer.send(&request, Some(token)).map_err(|_| Outcome::Down)
+        peer.send(&request, Some(token), Some(deadline)).map_err(|_| Outcome::Down)
     }
 
     /// Sends a request on to another node. `Err` is the outcome of the lookup.
-    fn redirect(&self, from: &Peer, token: Token, to: &Node<'_>) -> Result<(), Outcome> {
+    fn redirect(
+        &self,
+        from: &Peer,
+        token: RequestToken,
+        deadline: u64,
+        to: &Node<'_>,
+    ) -> Result<(), Outcome> {
         let mut state = self.state.try_borrow_mut().map_err(|_| Outcome::Error)?;
         let state = &mut *state;
         if !to.ask {
@@ -386,7 +374,7 @@ impl Backend {
         }
         let Some(pending) = state.pending.get_mut(token) else { return Ok(()) };
         pending.redirects = pending.redirects.saturating_add(1);
-        let (redirects, deadline) = (pending.redirects, pending.deadline);
+        let redirects = pending.redirects;
         let is_lookup = pending.what.is_lookup();
         if is_lookup && deadline <= clock::now_ms() {
             return Err(Outcome::Timeout);
@@ -398,21 +386,25 @@ impl Backend {
             self.ask_soon(state);
             return Err(Outcome::Error);
         };
-        if is_lookup {
-            self.watch(state, token, deadline).map_err(|_| Outcome::Error)?;
-        }
         let Some(pending) = state.pending.get(token) else { return Ok(()) };
         let request = Request {
             key: pending.key.as_bytes(),
             command: pending.what.command(),
             asking: to.ask,
         };
-        peer.send(&request, Some(token)).map_err(|_| Outcome::Down)
+        peer.send(&request, Some(token), is_lookup.then_some(deadline)).map_err(|_| Outcome::Down)
     }
 }
 
 impl Replies for Backend {
-    fn replied(&self, peer: &Peer, waiter: Token, reply: Reply<'_>) {
+    fn replied(
+        &self,
+        turn: &Turn,
+        peer: &Peer,
+        waiter: RequestToken,
+        deadline: u64,
+        reply: Reply<'_>,
+    ) {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
         let Some(pending) = state.pending.get_mut(waiter) else { return };
         // The entry of a take that is now certain.
@@ -430,65 +422,41 @@ impl Replies for Backend {
         }
         drop(state);
         let outcome = match reply {
-            Reply::Value(value) => return self.finish(waiter, Outcome::Hit, value),
-            Reply::Claim(value, claim) => match self.claim(peer, waiter, value, claim) {
+            Reply::Value(value) => return self.finish(turn, waiter, Outcome::Hit, value),
+            Reply::Claim(value, claim) => match self.claim(peer, waiter, deadline, value, claim) {
                 Ok(()) => return,
                 Err(outcome) => outcome,
             },
-            Reply::Redirect(to) => match self.redirect(peer, waiter, &to) {
+            Reply::Redirect(to) => match self.redirect(peer, waiter, deadline, &to) {
                 Ok(()) => return,
                 Err(outcome) => outcome,
             },
             Reply::Done => match claimed {
-                Some(value) => return self.finish(waiter, Outcome::Hit, &value),
+                Some(value) => return self.finish(turn, waiter, Outcome::Hit, &value),
                 None => Outcome::Miss,
             },
             Reply::Missing => Outcome::Miss,
             Reply::Array(_) | Reply::Refused(_) => Outcome::Error,
             Reply::Failed(outcome) => outcome,
         };
-        self.finish(waiter, outcome, &[]);
+        self.finish(turn, waiter, outcome, &[]);
     }
 
-    fn learned(&self, peer: &Peer, reply: Reply<'_>) {
+    fn learned(&self, turn: &Turn, peer: &Peer, reply: Reply<'_>) {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
         state.asking = false;
         state.next_query = clock::now_ms().saturating_add(REFRESH_PAUSE);
-        state.route.learned(peer, &reply);
+        state.route.learned(turn, peer, &reply);
     }
 
-    fn moved(&self, peer: &Peer, successor: Rc<Peer>) {
+    fn moved(&self, turn: &Turn, peer: &Peer, successor: Rc<Peer>) {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
-        state.route.replace(peer, successor);
-    }
-}
-
-impl On<Overdue> for Backend {
-    fn on(&self) {
-        let now = clock::now_ms();
-        let Ok(mut state) = self.state.try_borrow_mut() else { return };
-        let mut deadlines = mem::take(&mut state.deadlines);
-        drop(state);
-        // Nothing is borrowed: who is told may begin other lookups.
-        deadlines.retain(|&(deadline, token)| {
-            let is_due = deadline <= now;
-            if is_due {
-                self.finish(token, Outcome::Timeout, &[]);
-            }
-            !is_due
-        });
-        let Ok(mut state) = self.state.try_borrow_mut() else { return };
-        // Those that have come meanwhile are few, if any.
-        deadlines.append(&mut state.deadlines);
-        state.deadlines = deadlines;
-        if let Some(next) = state.deadlines.iter().map(|(deadline, _)| *deadline).min() {
-            self.overdue.at(next, false);
-        }
+        state.route.replace(turn, peer, successor);
     }
 }
 
-impl On<Refresh> for Backend {
-    fn on(&self) {
+impl Handle<Refresh> for Backend {
+    fn fired(&self, _: &mut Turn) {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
         if state.asking {
             return;

@@ -3,7 +3,7 @@
 use core::fmt;
 use std::boxed::Box;
 
-use session_core::codec::DecodeError;
+use session_core::conversation;
 use session_core::outcome::Outcome;
 
 use crate::ffi::client::TlsError;
@@ -20,8 +20,6 @@ pub enum Failure {
     Handshake(TlsError),
     /// The TLS handshake took too long.
     HandshakeTimeout,
-    /// Nothing came for so many milliseconds.
-    Silent(u64),
     /// The server closed the connection.
     Closed,
     /// Reading failed with this errno.
@@ -30,16 +28,14 @@ pub enum Failure {
     Tls(Box<str>),
     /// There was no memory for what came.
     OutOfMemory,
-    /// A reply that no request leads to.
-    OutOfStep,
-    /// Replies with other sessions than those asked for.
-    Mistrusted,
-    /// The server is a replica.
-    NotMaster,
-    /// What came is no reply.
-    Decode(DecodeError),
-    /// The server did not accept the greeting, in its words.
-    Greeting(Box<str>),
+    /// The conversation has failed.
+    Conversation(conversation::Failure),
+}
+
+impl From<conversation::Failure> for Failure {
+    fn from(failure: conversation::Failure) -> Self {
+        Failure::Conversation(failure)
+    }
 }
 
 impl Failure {
@@ -52,9 +48,8 @@ impl Failure {
     pub fn outcome(&self) -> Outcome {
         match self {
             Failure::Local | Failure::Connect(_) => Outcome::Down,
-            Failure::ConnectTimeout | Failure::HandshakeTimeout | Failure::Silent(_) => {
-                Outcome::Timeout
-            }
+            Failure::ConnectTimeout | Failure::HandshakeTimeout => Outcome::Timeout,
+            Failure::Conversation(failure) => failure.outcome(),
             _ => Outcome::Error,
         }
     }
@@ -68,16 +63,11 @@ impl fmt::Display for Failure {
             Failure::ConnectTimeout => f.write_str("connect() timed out"),
             Failure::Handshake(error) => write!(f, "SSL handshake failed: {error}"),
             Failure::HandshakeTimeout => f.write_str("SSL handshake timed out"),
-            Failure::Silent(ms) => write!(f, "no answer within {ms} ms"),
             Failure::Closed => f.write_str("server closed connection"),
             Failure::Io(errno) => write!(f, "connection failed ({})", Errno(*errno)),
             Failure::Tls(text) => f.write_str(text),
             Failure::OutOfMemory => f.write_str("no memory"),
-            Failure::OutOfStep => f.write_str("reply to no request"),
-            Failure::Mistrusted => f.write_str("reply with another session"),
-            Failure::NotMaster => f.write_str("server is not the master"),
-            Failure::Decode(error) => error.fmt(f),
-            Failure::Greeting(text) => write!(f, "server refused: \"{text}\""),
+            Failure::Conversation(failure) => failure.fmt(f),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Connections to the servers of a backend.
 
+mod address_book;
 pub mod backend;
-mod buffer;
 mod failure;
-mod node;
+mod hold;
 pub mod peer;
 pub mod route;
+mod wording;

@@ -7,6 +7,7 @@ use session_core::cache_key::Name;
 use session_core::outcome::Outcome;
 
 use crate::ffi::counters::Count;
+use crate::ffi::turn::Turn;
 use crate::net::backend::Waiter;
 
 pub mod remote;
@@ -54,11 +55,11 @@ pub trait Tier {
     fn server(&self, name: &Name) -> Option<String>;
 
     /// The tier may have given another session than the one asked for.
-    fn mistrust(&self, name: &Name);
+    fn suspect(&self, name: &Name);
 
     /// The tier has given the session asked for.
     fn trust(&self, name: &Name);
 
     /// The worker exits.
-    fn close(&self);
+    fn close(&self, turn: &Turn);
 }

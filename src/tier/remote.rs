@@ -16,6 +16,7 @@ use super::Tier;
 use crate::ffi::clock;
 use crate::ffi::counters::Count;
 use crate::ffi::log::Log;
+use crate::ffi::turn::Turn;
 use crate::log_at;
 use crate::net::backend::{Backend, Waiter};
 use crate::net::peer::Refused;
@@ -120,9 +121,9 @@ impl Tier for Remote {
         self.backend.server(&CacheKey::new(&self.prefix, name)?)
     }
 
-    fn mistrust(&self, name: &Name) {
+    fn suspect(&self, name: &Name) {
         if let Some(key) = CacheKey::new(&self.prefix, name) {
-            self.backend.mistrust(&key);
+            self.backend.suspect(&key);
             self.mistrusted.set(true);
         }
     }
@@ -135,7 +136,7 @@ impl Tier for Remote {
         }
     }
 
-    fn close(&self) {
-        self.backend.close();
+    fn close(&self, turn: &Turn) {
+        self.backend.close(turn);
     }
 }

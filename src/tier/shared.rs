@@ -13,6 +13,7 @@ use super::Tier;
 use crate::ffi::clock;
 use crate::ffi::counters::Count;
 use crate::ffi::log::Log;
+use crate::ffi::turn::Turn;
 use crate::ffi::zone::Zone;
 use crate::log_at;
 use crate::net::backend::Waiter;
@@ -99,9 +100,9 @@ impl Tier for Shared {
         None
     }
 
-    fn mistrust(&self, _: &Name) {}
+    fn suspect(&self, _: &Name) {}
 
     fn trust(&self, _: &Name) {}
 
-    fn close(&self) {}
+    fn close(&self, _: &Turn) {}
 }

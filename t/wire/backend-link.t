@@ -195,7 +195,7 @@ for my $timeout (50, 200) {
 subtest 'late replies are passed over and harm no other lookup' => sub {
     my ($port, $redis) = (free_port(), redis());
     my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
-    my $nginx = nginx(conf => conf($port, 'store', backend('127.0.0.1:' . $relay->port, fetch_timeout => '100ms')));
+    my $nginx = nginx(conf => conf($port, 'store', backend('127.0.0.1:' . $relay->port, fetch_timeout => 300 * patience() . 'ms')));
     my @sessions = map { stored_session($port, $redis) } 1 .. 6;
     my %seen;
     my $round = sub {
@@ -208,8 +208,9 @@ subtest 'late replies are passed over and harm no other lookup' => sub {
                 if $clients[$n]->reused;
         }
     };
-    # It takes its time and keeps talking: a byte each millisecond, of several replies.
-    $relay->chunk(1);
+    # It takes its time and keeps talking: two bytes each millisecond, of several replies, of which the
+    # first ones are complete in time.
+    $relay->chunk(2);
     $round->() for 1 .. 3;
     cmp_ok $seen{TIMEOUT} // 0, '>', 0, 'lookups have timed out';
     is_deeply [ grep { !/^(?:TIMEOUT|HIT)$/ } sort keys %seen ], [], 'nothing else has become of them';

@@ -17,6 +17,14 @@ use super::connection::Connection;
 use super::index::Indexes;
 use crate::ffi::log::Log;
 use crate::ffi::quic;
+use crate::ffi::turn::Turn;
+
+/// Tells handshakes that wait from others that have tokens.
+#[derive(Debug)]
+pub enum Handshake {}
+
+/// Refers to a handshake that waits.
+pub type HandshakeToken = Token<Handshake>;
 
 /// Keeps a state for each connection, as every handler does.
 pub trait Keeper: Sized + 'static {
@@ -37,7 +45,7 @@ pub struct Attached<H: Keeper> {
     pub(super) socket: Cell<*mut BIO>,
     /// The filter, while there is one; it belongs to the SSL object.
     pub(super) filter: Cell<*mut BIO>,
-    token: Cell<Option<Token>>,
+    token: Cell<Option<HandshakeToken>>,
     /// Goes on with a handshake of QUIC.
     wake: OnceCell<Rc<quic::Wake>>,
 }
@@ -65,9 +73,9 @@ impl<H: Keeper> Attached<H> {
         Connection { c: self.c, ssl: self.ssl }
     }
 
-    /// The token by which [`Waiters::with`] finds this; good until [`Attached::forget`] or the
+    /// The token by which [`Waiters::get`] finds this; good until [`Attached::forget`] or the
     /// end of the connection.
-    pub fn token(&self) -> Result<Token, OutOfMemory> {
+    pub fn token(&self) -> Result<HandshakeToken, OutOfMemory> {
         if let Some(token) = self.token.get() {
             return Ok(token);
         }
@@ -107,12 +115,12 @@ impl<H: Keeper> Attached<H> {
     }
 
     /// Lets nginx go on with a suspended handshake, at the end of this turn of the event loop.
-    pub fn resume(&self) {
+    pub fn resume(&self, _: &Turn) {
         if self.connection().is_quic() {
             // SAFETY: the connection and its SSL object are valid during a handshake; what wakes
             // it goes with what is attached, before them.
             let wake = self.wake.get_or_init(|| unsafe { quic::Wake::new(self.c, self.ssl) });
-            wake.soon();
+            wake.post();
             return;
         }
         // SAFETY: the connection and its read event live as long as its pool; nginx takes a posted
@@ -134,7 +142,7 @@ impl<H: Keeper> Drop for Attached<H> {
 }
 
 /// Attached states that somebody waits for, by token.
-pub struct Waiters<H: Keeper>(RefCell<Slots<NonNull<Attached<H>>>>);
+pub struct Waiters<H: Keeper>(RefCell<Slots<Handshake, NonNull<Attached<H>>>>);
 
 impl<H: Keeper> Waiters<H> {
     /// None yet.
@@ -142,13 +150,13 @@ impl<H: Keeper> Waiters<H> {
         Waiters(RefCell::new(Slots::new()))
     }
 
-    /// Calls `f` with the state of `token`, unless its connection is gone or has forgotten it.
-    pub fn with<R>(&self, token: Token, f: impl FnOnce(&Attached<H>) -> R) -> Option<R> {
+    /// The state of `token`, unless its connection is gone or has forgotten it.
+    pub fn get<'a>(&self, _: &'a Turn, token: HandshakeToken) -> Option<&'a Attached<H>> {
         let attached = self.0.try_borrow().ok()?.get(token).copied()?;
-        // SAFETY: Attached::drop() takes its token out, so what is found is alive. It stays so
-        // during the call: connections are closed by nginx's handlers only, and none runs within
-        // it.
-        Some(f(unsafe { attached.as_ref() }))
+        // SAFETY: Attached::drop() takes its token out, so what is found is alive. Connections are
+        // closed by nginx's handlers only; what may run one takes the turn mutably, which is lent
+        // as long as the state is.
+        Some(unsafe { attached.as_ref() })
     }
 }
 

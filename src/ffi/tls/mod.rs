@@ -21,7 +21,7 @@ mod index;
 mod session;
 mod socket;
 
-pub use attached::{Attached, Waiters};
+pub use attached::{Attached, HandshakeToken, Waiters};
 pub use callbacks::steps;
 pub use connection::{Connection, HelloRef, Waits, quic_waits};
 pub use context::{Context, Hooked};

@@ -10,12 +10,13 @@ use session_core::resp;
 use session_core::throttle::Throttle;
 use session_core::topology::{SlotMap, hash_slot};
 
-use super::{Found, Links, Retired};
+use super::{Choice, Links, Retired};
+use crate::ffi::address::Address;
 use crate::ffi::clock;
-use crate::ffi::link::Address;
 use crate::ffi::log::Log;
-use crate::net::node::Node;
-use crate::net::peer::{Peer, QUERYING, Replies, Reply};
+use crate::ffi::turn::Turn;
+use crate::net::peer::{Node, Peer, Replies, Reply};
+use crate::net::wording::QUERYING;
 use crate::{debug, log_at};
 
 /// A map of the slots is trusted for so long, in milliseconds, where nothing says that it is wrong.
@@ -60,18 +61,18 @@ impl Cluster {
         }
     }
 
-    pub fn find(&mut self, key: &[u8]) -> Found {
+    pub fn find(&mut self, key: &[u8]) -> Choice {
         let Some(map) = &self.map else {
             let seed = self.seeds.iter().find(|seed| seed.is_usable());
-            return seed.map_or(Found::Nobody, |seed| Found::Guess(Rc::clone(seed)));
+            return seed.map_or(Choice::Nobody, |seed| Choice::Guess(Rc::clone(seed)));
         };
         let node = map.index(hash_slot(key)).and_then(|n| self.nodes.get(n));
         match node.filter(|node| node.is_usable()) {
             Some(node) if clock::now_ms().saturating_sub(self.learned) > MAP_AGE => {
-                Found::Guess(Rc::clone(node))
+                Choice::Guess(Rc::clone(node))
             }
-            Some(node) => Found::Peer(Rc::clone(node)),
-            None => Found::Nobody,
+            Some(node) => Choice::Peer(Rc::clone(node)),
+            None => Choice::Nobody,
         }
     }
 
@@ -86,8 +87,8 @@ impl Cluster {
         asked
     }
 
-    pub fn learned(&mut self, peer: &Peer, reply: &Reply<'_>) {
-        self.retired.sweep();
+    pub fn learned(&mut self, turn: &Turn, peer: &Peer, reply: &Reply<'_>) {
+        self.retired.sweep(turn);
         let map = match reply {
             Reply::Array(reply) => SlotMap::parse(reply),
             // The peer has said it, or is down.
@@ -134,7 +135,7 @@ impl Cluster {
         for peer in gone.into_iter().chain(guests) {
             let stays = self.nodes.iter().chain(&self.seeds).any(|other| Rc::ptr_eq(other, &peer));
             if !stays {
-                self.retired.add(peer);
+                self.retired.add(turn, peer);
             }
         }
         self.map = Some(map);

@@ -9,10 +9,10 @@ use std::vec::Vec;
 use session_core::breaker;
 use session_core::codec::Codec;
 
-use super::node::Node;
-use super::peer::{Limits, Peer, Replies, Reply, Server, Tls};
+use super::peer::{Limits, Node, Peer, Replies, Reply, Server, Tls};
+use crate::ffi::address::Address;
 use crate::ffi::client::{TlsClient, TlsName};
-use crate::ffi::link::Address;
+use crate::ffi::turn::Turn;
 
 mod cluster;
 mod sentinel;
@@ -33,7 +33,7 @@ pub enum Route {
 }
 
 /// The server of an entry.
-pub enum Found {
+pub enum Choice {
     /// It is this one.
     Peer(Rc<Peer>),
     /// It may be this one, which will know better. More should be found out.
@@ -44,7 +44,7 @@ pub enum Found {
 
 impl Route {
     /// The server of an entry.
-    pub fn find(&mut self, key: &[u8]) -> Found {
+    pub fn find(&mut self, key: &[u8]) -> Choice {
         match self {
             Route::Servers(servers) => servers.find(key),
             Route::Cluster(cluster) => cluster.find(key),
@@ -68,11 +68,11 @@ impl Route {
     }
 
     /// What became of a question about the servers.
-    pub fn learned(&mut self, peer: &Peer, reply: &Reply<'_>) {
+    pub fn learned(&mut self, turn: &Turn, peer: &Peer, reply: &Reply<'_>) {
         match self {
             Route::Servers(_) => {}
-            Route::Cluster(cluster) => cluster.learned(peer, reply),
-            Route::Sentinel(sentinel) => sentinel.learned(peer, reply),
+            Route::Cluster(cluster) => cluster.learned(turn, peer, reply),
+            Route::Sentinel(sentinel) => sentinel.learned(turn, peer, reply),
         }
     }
 
@@ -101,7 +101,7 @@ impl Route {
 
     /// Puts a server in the place of another one, whose connection is closed when it has answered
     /// what it was asked.
-    pub fn replace(&mut self, old: &Peer, new: Rc<Peer>) {
+    pub fn replace(&mut self, turn: &Turn, old: &Peer, new: Rc<Peer>) {
         let nobody: &mut [Rc<Peer>] = &mut [];
         let (known, others, retired, in_use) = match self {
             Route::Servers(Servers { peers, backups, retired, .. }) => {
@@ -115,13 +115,13 @@ impl Route {
                 (sentinels, nobody, retired, [].as_slice())
             }
         };
-        retired.sweep();
+        retired.sweep(turn);
         for place in known.iter_mut().chain(others) {
             if ptr::eq(Rc::as_ptr(place), old) {
                 let old = mem::replace(place, Rc::clone(&new));
                 let stays = in_use.iter().any(|peer| Rc::ptr_eq(peer, &old));
                 if !stays {
-                    retired.add(old);
+                    retired.add(turn, old);
                 }
             }
         }
@@ -163,15 +163,15 @@ pub(super) struct Retired(Vec<Rc<Peer>>);
 
 impl Retired {
     /// Closes the connection to a server, once it has answered what it was asked.
-    fn add(&mut self, peer: Rc<Peer>) {
-        if !peer.retire() {
+    fn add(&mut self, turn: &Turn, peer: Rc<Peer>) {
+        if !peer.retire(turn) {
             self.0.push(peer);
         }
     }
 
     /// Forgets those that have.
-    fn sweep(&mut self) {
-        self.0.retain(|peer| !peer.retire());
+    fn sweep(&mut self, turn: &Turn) {
+        self.0.retain(|peer| !peer.retire(turn));
     }
 }
 

@@ -9,12 +9,14 @@ use session_core::resp;
 use session_core::throttle::Throttle;
 use session_core::topology::parse_master_address;
 
-use super::{Found, Links, Retired};
+use super::{Choice, Links, Retired};
+use crate::ffi::address::Address;
 use crate::ffi::clock;
-use crate::ffi::link::Address;
 use crate::ffi::log::Log;
+use crate::ffi::turn::Turn;
 use crate::log_at;
-use crate::net::peer::{Peer, QUERYING, Replies, Reply};
+use crate::net::peer::{Peer, Replies, Reply};
+use crate::net::wording::QUERYING;
 
 /// A master is trusted for so long, in milliseconds: it takes its Sentinels seconds to tell it
 /// that it is one no more.
@@ -64,13 +66,13 @@ impl Sentinel {
         }
     }
 
-    pub fn find(&self) -> Found {
+    pub fn find(&self) -> Choice {
         match self.master.as_ref().filter(|master| master.peer.is_usable()) {
             Some(master) if clock::now_ms().saturating_sub(self.learned) > MASTER_AGE => {
-                Found::Guess(Rc::clone(&master.peer))
+                Choice::Guess(Rc::clone(&master.peer))
             }
-            Some(master) => Found::Peer(Rc::clone(&master.peer)),
-            None => Found::Nobody,
+            Some(master) => Choice::Peer(Rc::clone(&master.peer)),
+            None => Choice::Nobody,
         }
     }
 
@@ -93,8 +95,8 @@ impl Sentinel {
         asked.is_some()
     }
 
-    pub fn learned(&mut self, peer: &Peer, reply: &Reply<'_>) {
-        self.retired.sweep();
+    pub fn learned(&mut self, turn: &Turn, peer: &Peer, reply: &Reply<'_>) {
+        self.retired.sweep(turn);
         let address = match reply {
             Reply::Array(reply) => parse_master_address(reply),
             Reply::Missing => None,
@@ -132,7 +134,7 @@ impl Sentinel {
         let peer = self.links.found(&host, address, &self.replies);
         log_at!(Log::cycle(), Notice, "master \"{name}\" is {peer}{}", peer.doing(None));
         if let Some(former) = self.master.replace(Master { host, port, peer }) {
-            self.retired.add(former.peer);
+            self.retired.add(turn, former.peer);
         }
     }
 }

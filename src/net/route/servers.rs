@@ -8,7 +8,7 @@ use std::vec::Vec;
 
 use session_core::rendezvous::Ring;
 
-use super::{Found, Retired};
+use super::{Choice, Retired};
 use crate::net::peer::Peer;
 
 /// Servers of which the key chooses one, by weighted rendezvous hashing.
@@ -53,9 +53,9 @@ impl Servers {
         }
     }
 
-    pub fn find(&self, key: &[u8]) -> Found {
+    pub fn find(&self, key: &[u8]) -> Choice {
         if let ([peer], []) = (self.peers.as_slice(), self.backups.as_slice()) {
-            return Found::Peer(Rc::clone(peer));
+            return Choice::Peer(Rc::clone(peer));
         }
         let pick = |ring: &Ring, peers: &[Rc<Peer>]| {
             let usable = |n| peers.get(n).is_some_and(|peer: &Rc<Peer>| peer.is_usable());
@@ -63,6 +63,6 @@ impl Servers {
         };
         pick(&self.ring, &self.peers)
             .or_else(|| pick(&self.backup_ring, &self.backups))
-            .map_or(Found::Nobody, Found::Peer)
+            .map_or(Choice::Nobody, Choice::Peer)
     }
 }

@@ -85,13 +85,12 @@ my @table = (
         connect    => 'TIMEOUT > TIMEOUT|DOWN down',
         greeting   => 'TIMEOUT > TIMEOUT|DOWN down',
         handshake  => 'TIMEOUT > TIMEOUT|DOWN down' ],
-    # Three bytes have come in time: only the second time it is silence. Of a TLS record they are
-    # nothing.
+    # Three bytes have come in time, and no complete reply: that is silence.
     [ 'a stall',
-        lookup     => 'TIMEOUT > TIMEOUT down',
+        lookup     => 'TIMEOUT > DOWN down',
         tls_lookup => 'TIMEOUT > DOWN down',
         store      => '- > TIMEOUT|DOWN down',
-        connect    => 'TIMEOUT > TIMEOUT down',
+        connect    => 'TIMEOUT > TIMEOUT|DOWN down',
         greeting   => 'TIMEOUT > TIMEOUT|DOWN down',
         handshake  => 'TIMEOUT > TIMEOUT|DOWN down' ],
     # A connection that has worked may end: the next one does.
@@ -150,14 +149,15 @@ my @table = (
         connect    => 'CORRUPT!|ERROR > HIT|MISS lost',
         greeting   => 'TIMEOUT > TIMEOUT|DOWN|HIT down',
         handshake  => 'ERROR > DOWN|HIT down' ],
-    # The server speaks: it is not down. A TLS record says nothing before its end. A worker that
-    # had to wait for the processor has the first reply as a whole; it comes first to what it reads.
+    # A server that completes no reply in time is silent, however many bytes of it have come. A worker
+    # that had to wait for the processor has the first reply as a whole; it comes first to what it
+    # reads.
     [ 'byte by byte',
-        lookup     => 'TIMEOUT!|HIT > TIMEOUT!|HIT',
+        lookup     => 'TIMEOUT!|HIT > TIMEOUT|DOWN|HIT down?',
         tls_lookup => 'TIMEOUT > DOWN down',
-        store      => '- > TIMEOUT!|HIT stored',
-        connect    => 'TIMEOUT!|HIT > TIMEOUT!|HIT',
-        greeting   => 'TIMEOUT!|HIT > TIMEOUT!|HIT',
+        store      => '- > TIMEOUT|DOWN|HIT down? stored',
+        connect    => 'TIMEOUT!|HIT > TIMEOUT|DOWN|HIT down?',
+        greeting   => 'TIMEOUT!|HIT > TIMEOUT|DOWN|HIT down?',
         handshake  => 'TIMEOUT > TIMEOUT|DOWN down' ],
     [ 'silence',
         lookup     => 'TIMEOUT > DOWN down',

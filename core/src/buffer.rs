@@ -1,9 +1,10 @@
 //! Buffers of what may be secret.
 
-use std::vec::Vec;
+use alloc::vec::Vec;
 
-use session_core::codec::OutOfMemory;
 use zeroize::{Zeroize, Zeroizing};
+
+use crate::codec::OutOfMemory;
 
 /// A buffer that has grown beyond this is freed when it is empty, in bytes.
 pub const KEPT: usize = 64 * 1024;

@@ -1,0 +1,799 @@
+//! The conversation over one connection to a server, without I/O.
+//!
+//! Bytes and a clock go in; bytes, the ends of requests and the next deadline come out. Who moves
+//! the bytes calls [`Conversation::connected`], writes what [`Conversation::unsent`] has, reads into
+//! [`Conversation::input`], and hands what [`Conversation::take_ends`] gives to whoever waits. A
+//! connection that is lost, or of no more use, ends with [`Conversation::fail`]: nothing of it is
+//! left.
+//!
+//! What holds here:
+//!
+//! - A request ends once: with its answer, at its deadline, or with the connection.
+//! - Answers come in the order of the requests. A request whose deadline passes keeps its place, so
+//!   that its late answer is discarded in its turn.
+//! - Nothing but the greeting is written before the server has accepted the greeting: it would be
+//!   carried out all the same, as somebody else or somewhere else.
+//! - Only a complete answer is a sign of life. A server that has not given one in the whole timeout
+//!   of a request is silent, and the connection is given up.
+//!
+//! Times are in milliseconds of a clock that does not go back, and that does not stand still while
+//! other work is done.
+
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use core::fmt;
+use core::mem;
+use core::ops::Range;
+use core::str;
+
+use zeroize::Zeroize;
+
+use crate::buffer;
+use crate::codec::{
+    Answer, Codec, DecodeError, Expected, Expiry, OutOfMemory, Place, Redirect, Unfit,
+};
+use crate::inflight::{self, InFlight, Kind};
+use crate::outcome::Outcome;
+use crate::resp;
+use crate::said::Said;
+
+/// The most that waits to be written, in bytes. Beyond it the queue counts as full.
+const MAX_UNSENT: usize = 4 * 1024 * 1024;
+/// The most that may come between two answers and answer nothing, in bytes.
+const MAX_ASIDE: usize = 64 * 1024;
+/// So many suspect replies in a row end a connection, before the last of those entries is removed:
+/// it may be good.
+const MAX_SUSPECT: u32 = 2;
+
+/// Limits of a conversation. Times in milliseconds.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// How long a handshake waits for an answer.
+    pub fetch_timeout: u64,
+    /// How long anything else waits for one.
+    pub store_timeout: u64,
+    /// How long the server has to accept the greeting.
+    pub greet_timeout: u64,
+    /// How many requests may be unanswered.
+    pub queue: usize,
+    /// The longest value, in bytes.
+    pub max_value: usize,
+    /// Whether redirections are replies, and no refusals.
+    pub redirects: bool,
+}
+
+/// A request about one entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The name of the entry.
+    pub key: &'a [u8],
+    /// What to do.
+    pub command: Command<'a>,
+    /// Whether the server is to answer although the entry's slot is only on its way there.
+    pub asking: bool,
+}
+
+/// What to do with an entry.
+#[derive(Clone, Copy, Debug)]
+pub enum Command<'a> {
+    /// Read it.
+    Get,
+    /// Read and remove it.
+    Take,
+    /// Remove it, as [`Reply::Claim`] has it.
+    Claim(u64),
+    /// Write it.
+    Set {
+        /// The entry.
+        value: &'a [u8],
+        /// How long it is kept.
+        expiry: Expiry,
+    },
+    /// Remove it.
+    Delete,
+}
+
+impl Command<'_> {
+    /// What kind of request it is, with whoever waits for its end.
+    pub fn kind<W>(&self, waiter: Option<W>) -> Kind<W> {
+        match (self, waiter) {
+            (Command::Get | Command::Take, Some(waiter)) => Kind::Fetch(waiter),
+            (Command::Claim(_), Some(waiter)) => Kind::Claim(waiter),
+            (_, waiter) => Kind::Update(waiter),
+        }
+    }
+}
+
+/// Why a request was not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Too many requests have no answer.
+    Full,
+    /// There is no memory.
+    OutOfMemory,
+}
+
+/// How a request ended.
+#[derive(Debug)]
+pub enum Reply<'a> {
+    /// The entry asked for.
+    Value(&'a [u8]),
+    /// The entry asked for, once the claim of that number is accepted.
+    Claim(&'a [u8], u64),
+    /// There is no such entry.
+    Missing,
+    /// The request was carried out.
+    Done,
+    /// Another server has to be asked.
+    Redirect(Node<'a>),
+    /// A reply of several values.
+    Array(&'a [u8]),
+    /// The server refused, in these words.
+    Refused(&'a [u8]),
+    /// There was no proper answer.
+    Failed(Outcome),
+}
+
+/// The server that another one sends a request to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node<'a> {
+    /// Whether this holds for the one request only (`ASK`), or for the slot (`MOVED`).
+    pub ask: bool,
+    /// The slot of the entry's key.
+    pub slot: u16,
+    /// The server's address or name; empty for the host of the server that said it.
+    pub host: &'a str,
+    /// The server's port.
+    pub port: u16,
+}
+
+/// What a server said when it refused a request, for a log.
+#[derive(Clone, Copy, Debug)]
+pub enum Refusal<'a> {
+    /// An error, in the server's words.
+    Error(&'a [u8]),
+    /// Another server, where none is to be followed.
+    Redirect(Node<'a>),
+}
+
+impl fmt::Display for Refusal<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Error(text) => Said(text).fmt(f),
+            Refusal::Redirect(Node { ask, slot, host, port }) => {
+                let word = if *ask { "ASK" } else { "MOVED" };
+                write!(f, "{word} {slot} {host}:{port}")
+            }
+        }
+    }
+}
+
+/// Why a connection is given up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// No complete answer came for so many milliseconds.
+    Silent(u64),
+    /// A reply that no request leads to.
+    OutOfStep,
+    /// Replies with other sessions than those asked for.
+    Suspect,
+    /// More that answers no request than is let pass.
+    Unasked,
+    /// The server is not, or no longer, the master.
+    NotMaster,
+    /// What came is no reply.
+    Decode(DecodeError),
+    /// The server did not accept the greeting, in its words.
+    Greeting(Box<str>),
+}
+
+impl Failure {
+    /// What this means for those who wait.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Failure::Silent(_) => Outcome::Timeout,
+            _ => Outcome::Error,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Silent(ms) => write!(f, "no answer within {ms} ms"),
+            Failure::OutOfStep => f.write_str("reply to no request"),
+            Failure::Suspect => f.write_str("reply with another session"),
+            Failure::Unasked => f.write_str("too many messages that answer no request"),
+            Failure::NotMaster => f.write_str("server is not the master"),
+            Failure::Decode(error) => error.fmt(f),
+            Failure::Greeting(text) => write!(f, "server refused: \"{text}\""),
+        }
+    }
+}
+
+/// The conversation over one connection. `W` names who waits for an answer.
+pub struct Conversation<W> {
+    codec: Rc<dyn Codec>,
+    limits: Limits,
+    stage: Stage,
+    inflight: InFlight<W>,
+    /// Requests that have still to be written, and how much of them has been.
+    out: Vec<u8>,
+    sent: usize,
+    /// The greeting while it has to be written, in a buffer of its own, which does not grow and
+    /// leave a password behind.
+    greeting: Vec<u8>,
+    /// How many steps of the greeting have no answer.
+    steps: usize,
+    /// Whether the greeting is a probe, and so shows that the server works.
+    probe: bool,
+    /// What has been read, how much of it has been decoded, and how far the answer after that.
+    input: Vec<u8>,
+    decoded: usize,
+    place: Place,
+    /// How many bytes of a value that is too long are still to come.
+    skip: usize,
+    /// How many bytes have answered nothing since the last answer.
+    aside: usize,
+    /// When the last answer was complete.
+    heard: u64,
+    doubt: Option<Doubt>,
+    /// How many answers in a row may have belonged to another request.
+    suspect: u32,
+    /// Whether the server has given a proper answer, and whether since [`Conversation::take_good`].
+    proven: bool,
+    good: bool,
+    /// Whether the server has refused a request.
+    has_refused: bool,
+    ends: Vec<End<W>>,
+    counts: Counts,
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It is not there.
+    Opening,
+    /// The server has the greeting, or is about to get it, and has to accept it.
+    Greeting { since: u64, by: u64 },
+    /// Requests are written.
+    Open,
+}
+
+/// Whether the server says anything at all: what was written at `since` has to be answered, by
+/// whatever answer, at `until`.
+struct Doubt {
+    since: u64,
+    until: u64,
+}
+
+/// What happened since it was counted last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests whose deadline has passed.
+    pub late: u64,
+    /// Requests that the server has refused.
+    pub refused: u64,
+}
+
+/// The end of a request, with places in what was read.
+struct End<W> {
+    kind: Kind<W>,
+    deadline: u64,
+    answer: Result<Answer, Outcome>,
+    /// Whether nobody has to be told: the waiter was told earlier, or there is none.
+    told: bool,
+    /// Whether the server refused the request.
+    refused: bool,
+}
+
+/// A request that has ended.
+#[derive(Debug)]
+pub struct Ended<'a, W> {
+    /// What kind of request it was.
+    pub kind: Kind<W>,
+    /// When nobody would have wanted the answer any more.
+    pub deadline: u64,
+    /// How it ended, if anybody wants to know.
+    pub reply: Option<Reply<'a>>,
+    /// What the server said if it refused the request.
+    pub refusal: Option<Refusal<'a>>,
+}
+
+/// Requests that have ended, with the bytes in which their answers lie.
+pub struct Ends<W> {
+    ends: Vec<End<W>>,
+    input: Vec<u8>,
+}
+
+impl<W> Drop for Ends<W> {
+    fn drop(&mut self) {
+        self.input.as_mut_slice().zeroize();
+    }
+}
+
+impl<W: Copy> Ends<W> {
+    /// The requests, in the order in which they have ended.
+    pub fn iter(&self) -> impl Iterator<Item = Ended<'_, W>> {
+        self.ends.iter().map(|end| end.show(&self.input))
+    }
+}
+
+impl<W: Copy> End<W> {
+    fn show<'a>(&'a self, input: &'a [u8]) -> Ended<'a, W> {
+        let bytes = |place: &Range<usize>| input.get(place.clone()).unwrap_or_default();
+        let node = |redirect: &Redirect| Node {
+            ask: redirect.ask,
+            slot: redirect.slot,
+            host: str::from_utf8(bytes(&redirect.host)).unwrap_or_default(),
+            port: redirect.port,
+        };
+        let refusal = match &self.answer {
+            Ok(Answer::Refused(place)) if self.refused => Some(Refusal::Error(bytes(place))),
+            Ok(Answer::Redirect(redirect)) if self.refused => {
+                Some(Refusal::Redirect(node(redirect)))
+            }
+            _ => None,
+        };
+        let reply = match &self.answer {
+            Ok(Answer::Value(place)) => Reply::Value(bytes(place)),
+            Ok(Answer::Claim(place, claim)) => Reply::Claim(bytes(place), *claim),
+            Ok(Answer::Missing) => Reply::Missing,
+            Ok(Answer::Done) => Reply::Done,
+            Ok(Answer::Redirect(redirect)) if !self.refused => Reply::Redirect(node(redirect)),
+            Ok(Answer::Array(place)) => Reply::Array(bytes(place)),
+            Ok(Answer::Refused(place)) => Reply::Refused(bytes(place)),
+            Ok(Answer::Redirect(_) | Answer::TooLarge(_) | Answer::Aside) => {
+                Reply::Failed(Outcome::Error)
+            }
+            Err(outcome) => Reply::Failed(*outcome),
+        };
+        let Self { kind, deadline, .. } = *self;
+        Ended { kind, deadline, reply: (!self.told).then_some(reply), refusal }
+    }
+}
+
+impl<W: Copy> Conversation<W> {
+    /// A conversation that begins with the codec's greeting. `probe`: nothing is asked of the
+    /// server but whether it works.
+    pub fn new(codec: Rc<dyn Codec>, limits: Limits, probe: bool) -> Result<Self, OutOfMemory> {
+        let mut greeting = Vec::new();
+        let steps = codec.greet(probe, &mut greeting)?;
+        let mut inflight = InFlight::new();
+        inflight.reserve(steps)?;
+        for step in 0..steps {
+            inflight.push(Kind::Greeting(step), 0, 0, None);
+        }
+        Ok(Conversation {
+            codec,
+            limits,
+            stage: Stage::Opening,
+            inflight,
+            out: Vec::new(),
+            sent: 0,
+            greeting,
+            steps,
+            probe,
+            input: Vec::new(),
+            decoded: 0,
+            place: Place::default(),
+            skip: 0,
+            aside: 0,
+            heard: 0,
+            doubt: None,
+            suspect: 0,
+            proven: false,
+            good: false,
+            has_refused: false,
+            ends: Vec::new(),
+            counts: Counts::default(),
+        })
+    }
+
+    /// Makes a request. Its waiter, if there is one, is among [`Conversation::take_ends`] once. A
+    /// `deadline` holds in place of the timeout.
+    pub fn request(
+        &mut self,
+        now: u64,
+        request: &Request<'_>,
+        waiter: Option<W>,
+        deadline: Option<u64>,
+    ) -> Result<(), Refused> {
+        let Request { key, command, asking } = *request;
+        self.push(now, command.kind(waiter), asking, deadline, |codec, out| match command {
+            Command::Get => codec.get(key, out),
+            Command::Take => codec.take(key, out),
+            Command::Claim(claim) => codec.claim(key, claim, out),
+            Command::Set { value, expiry } => codec.set(key, value, expiry, out),
+            Command::Delete => codec.delete(key, out),
+        })
+    }
+
+    /// Asks the server about itself and its like.
+    pub fn query(
+        &mut self,
+        now: u64,
+        encode: impl FnOnce(&mut Vec<u8>) -> Result<(), OutOfMemory>,
+    ) -> Result<(), Refused> {
+        self.push(now, Kind::Query, false, None, |_, out| encode(out))
+    }
+
+    fn push(
+        &mut self,
+        now: u64,
+        kind: Kind<W>,
+        asking: bool,
+        deadline: Option<u64>,
+        encode: impl FnOnce(&dyn Codec, &mut Vec<u8>) -> Result<(), OutOfMemory>,
+    ) -> Result<(), Refused> {
+        let unsent = self.out.len().saturating_sub(self.sent);
+        if self.inflight.len() >= self.limits.queue || unsent >= MAX_UNSENT {
+            return Err(Refused::Full);
+        }
+        // Room for the end of each, so that none can be forgotten for want of memory.
+        let pending = self.inflight.len().saturating_add(2);
+        self.ends.try_reserve(pending).map_err(|_| Refused::OutOfMemory)?;
+        self.inflight.reserve(2).map_err(|OutOfMemory| Refused::OutOfMemory)?;
+        let start = self.out.len();
+        let asked = if asking { resp::asking(&mut self.out) } else { Ok(()) };
+        if asked.and_then(|()| encode(&*self.codec, &mut self.out)).is_err() {
+            self.out.truncate(start);
+            return Err(Refused::OutOfMemory);
+        }
+        if asking {
+            self.inflight.push(Kind::Update(None), now, self.limits.store_timeout, None);
+        }
+        let timeout = match kind {
+            Kind::Greeting(_) | Kind::Update(_) => self.limits.store_timeout,
+            Kind::Fetch(_) | Kind::Claim(_) | Kind::Query => self.limits.fetch_timeout,
+        };
+        self.inflight.push(kind, now, timeout, deadline);
+        Ok(())
+    }
+
+    /// The turn ends in which requests were made. Those that have to wait for the connection do so
+    /// from `now` on.
+    pub fn submit(&mut self, now: u64) {
+        self.inflight.submitted(now);
+    }
+
+    /// The connection can be written to.
+    pub fn connected(&mut self, now: u64) {
+        if self.stage == Stage::Opening {
+            let by = now.saturating_add(self.limits.greet_timeout);
+            self.stage =
+                if self.steps == 0 { Stage::Open } else { Stage::Greeting { since: now, by } };
+        }
+    }
+
+    /// What is to be written at `now`; empty if there is nothing. Requests that are made since the
+    /// last call, and are in it, have their whole timeout from now on.
+    pub fn unsent(&mut self, now: u64) -> &[u8] {
+        let bytes = match self.stage {
+            Stage::Opening => return &[],
+            Stage::Greeting { .. } => &self.greeting,
+            Stage::Open => {
+                self.inflight.written(now);
+                &self.out
+            }
+        };
+        bytes.get(self.sent..).unwrap_or_default()
+    }
+
+    /// So many of the unsent bytes were written.
+    pub fn sent(&mut self, n: usize) {
+        let greets = self.stage != Stage::Open;
+        let buf = if greets { &mut self.greeting } else { &mut self.out };
+        self.sent = self.sent.saturating_add(n);
+        if self.sent >= buf.len() {
+            self.sent = 0;
+            buffer::empty(buf);
+            self.open_if_greeted();
+        } else if !greets && self.sent > buffer::KEPT {
+            // A server that is always a little behind must not make the buffer grow.
+            buffer::shift(buf, mem::take(&mut self.sent));
+        }
+    }
+
+    /// Lets requests be written once the server has accepted the whole greeting.
+    fn open_if_greeted(&mut self) {
+        let greeting = matches!(self.stage, Stage::Greeting { .. });
+        if greeting && self.steps == 0 && self.greeting.is_empty() {
+            self.stage = Stage::Open;
+        }
+    }
+
+    /// How many bytes of requests have not been written.
+    pub fn waiting(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Whether requests are written.
+    pub fn is_open(&self) -> bool {
+        self.stage == Stage::Open
+    }
+
+    /// Where what is read goes, at the end. [`Conversation::received`] is to be called then.
+    pub fn input(&mut self) -> &mut Vec<u8> {
+        &mut self.input
+    }
+
+    /// Takes the answers out of what was read. What has ended by then is in
+    /// [`Conversation::take_ends`], with an error as without.
+    ///
+    /// A request stays in the line until its answer is accepted, so that a failure finds it there.
+    pub fn received(&mut self, now: u64) -> Result<(), Failure> {
+        let result = self.decode(now);
+        if self.ends.is_empty() {
+            self.forget_decoded();
+        }
+        result
+    }
+
+    fn decode(&mut self, now: u64) -> Result<(), Failure> {
+        loop {
+            let at = self.decoded;
+            let rest = self.input.get(at..).unwrap_or_default();
+            if rest.is_empty() {
+                return Ok(());
+            }
+            if self.skip > 0 {
+                let skipped = self.skip.min(rest.len());
+                self.skip = self.skip.saturating_sub(skipped);
+                self.decoded = at.saturating_add(skipped);
+                if self.skip == 0 {
+                    self.heard = now;
+                }
+                continue;
+            }
+            let front = self.inflight.front().copied();
+            let array = match front.map(|request| request.kind) {
+                Some(Kind::Query) => true,
+                Some(Kind::Greeting(step)) => self.codec.greeting_is_array(step),
+                _ => false,
+            };
+            let expected = Expected { limit: self.limits.max_value, array };
+            let decoded = self.codec.decode(rest, &expected, &mut self.place);
+            let Some((answer, used)) = decoded.map_err(Failure::Decode)? else {
+                return Ok(());
+            };
+            if let Answer::Aside = answer {
+                self.aside = self.aside.saturating_add(used);
+                if self.aside > MAX_ASIDE {
+                    return Err(Failure::Unasked);
+                }
+                self.decoded = at.saturating_add(used);
+                continue;
+            }
+            let Some(request) = front else { return Err(Failure::OutOfStep) };
+            let mut skip = 0;
+            let end = match (answer, request.kind) {
+                (answer, Kind::Greeting(step)) => {
+                    self.codec
+                        .greeted(step, &answer, rest)
+                        .map_err(|unfit| unaccepted(unfit, &answer, rest))?;
+                    self.steps = self.steps.saturating_sub(1);
+                    Ok(Answer::Done)
+                }
+                (Answer::TooLarge(len), Kind::Fetch(_)) => {
+                    skip = len;
+                    Err(Outcome::Corrupt)
+                }
+                (answer @ Answer::Missing, _)
+                | (answer @ (Answer::Value(_) | Answer::Claim(..)), Kind::Fetch(_))
+                | (answer @ Answer::Done, Kind::Claim(_) | Kind::Update(_))
+                | (answer @ Answer::Array(_), Kind::Query)
+                | (answer @ (Answer::Refused(_) | Answer::Redirect(_)), _) => Ok(answer),
+                _ => return Err(Failure::OutOfStep),
+            };
+            let refused = match &end {
+                Ok(Answer::Refused(_)) => true,
+                Ok(Answer::Redirect(_)) => !self.follows(request.kind),
+                _ => false,
+            };
+            if let Ok(Answer::Refused(_)) = end {
+                self.has_refused = true;
+                self.counts.refused = self.counts.refused.saturating_add(1);
+            }
+            self.inflight.pop();
+            self.decoded = at.saturating_add(used);
+            self.skip = skip;
+            self.aside = 0;
+            if skip == 0 {
+                self.heard = now;
+            }
+            // A server that greets and then says nothing is no good. A probe is a greeting.
+            let counts = !matches!(request.kind, Kind::Greeting(_)) || self.probe;
+            if !refused && counts && self.steps == 0 {
+                self.proven = true;
+                self.good = true;
+            }
+            self.open_if_greeted();
+            let told = request.expired || !request.kind.is_awaited();
+            if refused || !told {
+                let answer = end.map(|answer| answer.shifted(at));
+                let inflight::Request { kind, deadline, .. } = request;
+                self.ends.push(End { kind, deadline, answer, told, refused });
+            }
+        }
+    }
+
+    /// Whether a redirection is for the waiter to follow.
+    fn follows(&self, kind: Kind<W>) -> bool {
+        self.limits.redirects && kind.waiter().is_some()
+    }
+
+    /// Notes that a request has ended without an answer, if anybody wants to know. Room was made for
+    /// it when it began.
+    fn give_up(&mut self, request: &inflight::Request<W>, outcome: Outcome) {
+        if request.kind.is_awaited() {
+            let inflight::Request { kind, deadline, .. } = *request;
+            let answer = Err(outcome);
+            self.ends.push(End { kind, deadline, answer, told: false, refused: false });
+        }
+    }
+
+    /// What has ended, if anything has. Nothing is to be read until [`Conversation::put_back`].
+    pub fn take_ends(&mut self) -> Option<Ends<W>> {
+        if self.ends.is_empty() {
+            return None;
+        }
+        Some(Ends { ends: mem::take(&mut self.ends), input: mem::take(&mut self.input) })
+    }
+
+    /// Whether [`Conversation::take_ends`] has something.
+    pub fn has_ends(&self) -> bool {
+        !self.ends.is_empty()
+    }
+
+    /// Everybody was told. The memory is used again.
+    pub fn put_back(&mut self, mut told: Ends<W>) {
+        told.ends.clear();
+        if self.ends.is_empty() && self.ends.capacity() < told.ends.capacity() {
+            self.ends = mem::take(&mut told.ends);
+        }
+        if self.input.is_empty() {
+            self.input = mem::take(&mut told.input);
+            self.forget_decoded();
+        }
+    }
+
+    /// Removes from the input what has been decoded.
+    fn forget_decoded(&mut self) {
+        let decoded = mem::take(&mut self.decoded).min(self.input.len());
+        if decoded == self.input.len() {
+            buffer::empty(&mut self.input);
+        } else {
+            buffer::shift(&mut self.input, decoded);
+        }
+    }
+
+    /// Whether the server has given a proper answer since this was asked last.
+    pub fn take_good(&mut self) -> bool {
+        mem::take(&mut self.good)
+    }
+
+    /// What happened since this was asked last.
+    pub fn take_counts(&mut self) -> Counts {
+        mem::take(&mut self.counts)
+    }
+
+    /// Ends the requests whose deadline has passed at `now`. To be called when
+    /// [`Conversation::next_deadline`] has come, after what there is to read and to write was read
+    /// and written.
+    pub fn tick(&mut self, now: u64) -> Result<(), Failure> {
+        while let Some(expired) = self.inflight.expire(now) {
+            self.counts.late = self.counts.late.saturating_add(1);
+            self.give_up(&expired, Outcome::Timeout);
+            // The server has the whole timeout from when it was asked.
+            if let (Some(since), None) = (expired.written, &self.doubt) {
+                let until = since.saturating_add(expired.timeout);
+                self.doubt = Some(Doubt { since, until });
+            }
+        }
+        if let Stage::Greeting { since, by } = self.stage {
+            if by <= now {
+                return Err(Failure::Silent(now.saturating_sub(since)));
+            }
+        }
+        if let Some(doubt) = self.doubt.take_if(|doubt| doubt.until <= now) {
+            if self.heard < doubt.since {
+                return Err(Failure::Silent(now.saturating_sub(doubt.since)));
+            }
+        }
+        Ok(())
+    }
+
+    /// When [`Conversation::tick`] is to be called.
+    pub fn next_deadline(&mut self) -> Option<u64> {
+        let greeting = match self.stage {
+            Stage::Greeting { by, .. } => Some(by),
+            Stage::Opening | Stage::Open => None,
+        };
+        let doubt = self.doubt.as_ref().map(|doubt| doubt.until);
+        [greeting, doubt, self.inflight.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// An answer may have been for another request than it seemed. Once, that is an entry in the
+    /// wrong place; again and again, the connection is out of step: [`Conversation::is_suspect`].
+    pub fn suspect(&mut self) {
+        self.suspect = self.suspect.saturating_add(1);
+    }
+
+    /// An answer was for the request that it seemed to be for: the connection is in step, unless too
+    /// much speaks against it.
+    pub fn trust(&mut self) {
+        if !self.is_suspect() {
+            self.suspect = 0;
+        }
+    }
+
+    /// Whether an answer may have been for another request, and no later one has shown otherwise.
+    pub fn is_doubtful(&self) -> bool {
+        self.suspect > 0
+    }
+
+    /// Whether so many answers may have been for other requests that the connection has to end.
+    pub fn is_suspect(&self) -> bool {
+        self.suspect >= MAX_SUSPECT
+    }
+
+    /// How many requests have no answer.
+    pub fn unanswered(&self) -> usize {
+        self.inflight.len()
+    }
+
+    /// What the server is asked for now.
+    pub fn front(&self) -> Option<Kind<W>> {
+        self.inflight.front().map(|request| request.kind)
+    }
+
+    /// Whether the server has given a proper answer on this connection.
+    pub fn is_proven(&self) -> bool {
+        self.proven
+    }
+
+    /// Whether the server has refused a request on this connection.
+    pub fn has_refused(&self) -> bool {
+        self.has_refused
+    }
+
+    /// Ends the conversation: every request that has no answer ends with `outcome`. How many
+    /// requests are lost, and what has ended.
+    pub fn fail(mut self, outcome: Outcome) -> (usize, Ends<W>) {
+        let mut lost: usize = 0;
+        while let Some(request) = self.inflight.pop() {
+            let awaited = request.kind.is_awaited() && !request.expired;
+            if awaited || matches!(request.kind, Kind::Update(_)) {
+                lost = lost.saturating_add(1);
+            }
+            if !request.expired {
+                self.give_up(&request, outcome);
+            }
+        }
+        (lost, Ends { ends: mem::take(&mut self.ends), input: mem::take(&mut self.input) })
+    }
+}
+
+impl<W> Drop for Conversation<W> {
+    fn drop(&mut self) {
+        for buf in [&mut self.out, &mut self.greeting, &mut self.input] {
+            buf.as_mut_slice().zeroize();
+        }
+    }
+}
+
+/// Why the answer to a step of the greeting makes the connection useless.
+fn unaccepted(unfit: Unfit, answer: &Answer, buf: &[u8]) -> Failure {
+    match (unfit, answer) {
+        (Unfit::Refused, Answer::Refused(place)) => {
+            let text = buf.get(place.clone()).unwrap_or_default();
+            Failure::Greeting(Said(text).to_string().into())
+        }
+        (Unfit::RefusedAloud, _) => Failure::Greeting("(the password)".into()),
+        (Unfit::NotMaster, _) => Failure::NotMaster,
+        _ => Failure::OutOfStep,
+    }
+}
