@@ -22,11 +22,12 @@ my $at_once = 2 * patience();
 sub conf {
     my ($port, $server, %arg) = @_;
     my $timeout = TIMEOUT * patience();
+    my $fetch   = ($arg{fetch} // TIMEOUT) * patience();
     return <<"CONF";
     ssl_session_backend store {
         server          $server;
         connect_timeout ${timeout}s;
-        fetch_timeout   ${timeout}s;
+        fetch_timeout   ${fetch}s;
         store_timeout   ${timeout}s;
     }
     ssl_session_fetch   @{[ $arg{target} // 'store' ]};
@@ -218,6 +219,55 @@ for my $what (sort keys %endless) {
         cmp_ok $sent, '<', 64 * 1024 * 1024, 'soon';
         cmp_ok $nginx->rss - $rss, '<', 6 * 1024, 'memory stays as it was';
         log_has_only($nginx, qr/ is down: |redis 127\.0\.0\.1:\d+: |refused \d+ requests|corrupt SSL session/);
+        $process->kill_all;
+        ends($nginx);
+    };
+}
+
+# A reply begins, and its rest comes a byte each millisecond. The server notes how long it has had the
+# client.
+sub dripping {
+    my ($head) = @_;
+    my $closed = tmpdir() . '/closed';
+    unlink $closed;
+    my ($port, $process) = own_server(sub {
+        my ($sock) = @_;
+        sysread $sock, my $command, 65536;
+        my $start = time;
+        syswrite $sock, $head;
+        while (time - $start < TIMEOUT * patience()) {
+            select undef, undef, undef, 0.001;
+            defined syswrite $sock, ':' or last;
+        }
+        spew("$closed.new", time - $start);
+        rename "$closed.new", $closed;
+        return 0;
+    });
+    return ($port, $process, $closed);
+}
+
+my %dripping = (
+    'a value'                                => [ "\$16000\r\n", 'TIMEOUT' ],
+    'a value that is too long'               => [ "\$900000\r\n", 'CORRUPT' ],
+    'an array of which only a string lacks'  => [ "*130001\r\n" . ":1\r\n" x 130_000 . "\$9999\r\n", 'ERROR' ],
+    'a message that nobody asked for'        => [ ">9000\r\n" . ":1\r\n" x 8_999 . "\$9999\r\n", 'TIMEOUT' ],
+);
+
+for my $what (sort keys %dripping) {
+    subtest "$what that never comes to its end: it costs no time, and is silence" => sub {
+        my ($head, $outcome) = @{ $dripping{$what} };
+        my ($port, $fetch) = (free_port(), 1);
+        my ($server, $process, $closed) = dripping($head);
+        my $nginx = nginx(log => 'notice', conf => conf($port, "127.0.0.1:$server", fetch => $fetch));
+        my $cpu = $nginx->cpu;
+        is client($port)->request, $outcome, 'outcome';
+        # What is skipped ends no lookup after its own: the next one finds the server silent.
+        is client($port)->request, 'TIMEOUT', 'of the next' if $outcome eq 'CORRUPT';
+        my $after = wait_until { slurp($closed) } TIMEOUT, 'the end of the connection';
+        cmp_ok $after, '<', 3 * $fetch * patience(), 'the connection is given up in time';
+        cmp_ok $nginx->cpu - $cpu, '<', 0.15 * $fetch * patience(), 'and has cost next to nothing'
+            unless $ENV{TEST_NGINX_USE_VALGRIND};
+        log_has_only($nginx, qr/ is down: |corrupt SSL session/);
         $process->kill_all;
         ends($nginx);
     };
