@@ -179,7 +179,7 @@ impl Default for Breaker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rendezvous::Ring;
+    use crate::rendezvous::Rendezvous;
     use std::vec;
 
     fn breaker(max_fails: u32, fail_timeout: u64) -> Breaker {
@@ -310,14 +310,14 @@ mod tests {
 
     #[test]
     fn a_router_sends_the_request_elsewhere_while_the_probe_starts() {
-        let ring = Ring::new([("a", 1), ("b", 1)]).unwrap();
+        let rendezvous = Rendezvous::new([("a", 1), ("b", 1)]).unwrap();
         let mut breakers = [Breaker::default(), Breaker::default()];
-        let home = ring.pick(b"key", |_| true).unwrap();
+        let home = rendezvous.pick(b"key", |_| true).unwrap();
         breakers[home].failed(0, 0);
         let mut route = |now| {
             let mut probes = 0;
             loop {
-                let place = ring.pick(b"key", |n| breakers[n].is_usable(now))?;
+                let place = rendezvous.pick(b"key", |n| breakers[n].is_usable(now))?;
                 match breakers[place].ask(now) {
                     Verdict::Go => return Some((place, probes)),
                     Verdict::Probe => probes += 1,

@@ -23,7 +23,7 @@ use crate::codec::OutOfMemory;
 
 /// A set of servers that share entries.
 #[derive(Debug)]
-pub struct Ring {
+pub struct Rendezvous {
     servers: Vec<Server>,
 }
 
@@ -41,18 +41,18 @@ struct Candidate {
     weight: u32,
 }
 
-impl Ring {
+impl Rendezvous {
     /// The servers by name and weight. The name, not the place, decides which entries a server
     /// has; a server with the weight 0 has none.
     pub fn new<N: AsRef<[u8]>>(
         servers: impl IntoIterator<Item = (N, u32)>,
     ) -> Result<Self, OutOfMemory> {
-        let mut ring = Ring { servers: Vec::new() };
+        let mut rendezvous = Rendezvous { servers: Vec::new() };
         for (name, weight) in servers {
-            ring.servers.try_reserve(1).map_err(|_| OutOfMemory)?;
-            ring.servers.push(Server { name: mix(fnv(name.as_ref())), weight });
+            rendezvous.servers.try_reserve(1).map_err(|_| OutOfMemory)?;
+            rendezvous.servers.push(Server { name: mix(fnv(name.as_ref())), weight });
         }
-        Ok(ring)
+        Ok(rendezvous)
     }
 
     /// The place of the server that has the entry `key`, or would have it if there were only
@@ -181,13 +181,15 @@ mod tests {
 
     const KEYS: usize = 100_000;
 
-    fn ring(servers: &[(&str, u32)]) -> Ring {
-        Ring::new(servers.iter().copied()).unwrap()
+    fn rendezvous(servers: &[(&str, u32)]) -> Rendezvous {
+        Rendezvous::new(servers.iter().copied()).unwrap()
     }
 
     /// Where each of many keys goes.
-    fn places(ring: &Ring, usable: impl Fn(usize) -> bool) -> Vec<usize> {
-        (0..KEYS).map(|n| ring.pick(format!("tls:{n}").as_bytes(), &usable).unwrap()).collect()
+    fn places(rendezvous: &Rendezvous, usable: impl Fn(usize) -> bool) -> Vec<usize> {
+        (0..KEYS)
+            .map(|n| rendezvous.pick(format!("tls:{n}").as_bytes(), &usable).unwrap())
+            .collect()
     }
 
     fn counts<const N: usize>(places: &[usize]) -> [usize; N] {
@@ -245,12 +247,12 @@ mod tests {
 
     #[test]
     fn every_version_and_machine_picks_the_same_servers() {
-        let equal = ring(&[("10.0.0.5:6379", 1), ("10.0.0.6:6379", 1), ("10.0.0.7:6379", 1)]);
+        let equal = rendezvous(&[("10.0.0.5:6379", 1), ("10.0.0.6:6379", 1), ("10.0.0.7:6379", 1)]);
         let picks: String = (0..32)
             .map(|n| format!("{}", equal.pick(format!("tls:{n}").as_bytes(), |_| true).unwrap()))
             .collect();
         assert_eq!(picks, "22100012212121100200002112112200");
-        let weighted = ring(&[("a", 1), ("b", 2), ("c", 5), ("unix:/run/redis.sock", 100)]);
+        let weighted = rendezvous(&[("a", 1), ("b", 2), ("c", 5), ("unix:/run/redis.sock", 100)]);
         let picks: String = (0..32)
             .map(|n| {
                 format!("{}", weighted.pick(format!("tls:{n}").as_bytes(), |i| i < 3).unwrap())
@@ -272,8 +274,9 @@ mod tests {
             ([1, 100, 100], 13.82),
             ([1000, 3000, 1_000_000_000], 13.82),
         ] {
-            let ring = ring(&[("a:1", weights[0]), ("b:1", weights[1]), ("c:1", weights[2])]);
-            let counts: [usize; 3] = counts(&places(&ring, |_| true));
+            let rendezvous =
+                rendezvous(&[("a:1", weights[0]), ("b:1", weights[1]), ("c:1", weights[2])]);
+            let counts: [usize; 3] = counts(&places(&rendezvous, |_| true));
             let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
             let chi_square: f64 = (0..3)
                 .map(|n| {
@@ -288,8 +291,8 @@ mod tests {
     #[test]
     fn similar_names_and_keys_do_not_crowd() {
         let names: Vec<String> = (0..16).map(|n| format!("10.0.0.{n}:6379")).collect();
-        let ring = Ring::new(names.iter().map(|name| (name, 1))).unwrap();
-        let counts: [usize; 16] = counts(&places(&ring, |_| true));
+        let rendezvous = Rendezvous::new(names.iter().map(|name| (name, 1))).unwrap();
+        let counts: [usize; 16] = counts(&places(&rendezvous, |_| true));
         let expected = KEYS as f64 / 16.0;
         let chi_square: f64 =
             counts.iter().map(|&count| (count as f64 - expected).powi(2) / expected).sum();
@@ -299,9 +302,9 @@ mod tests {
 
     #[test]
     fn the_loss_of_a_server_moves_only_its_keys_and_in_proportion() {
-        let ring = ring(&[("a", 1), ("b", 2), ("c", 5), ("d", 2)]);
-        let before = places(&ring, |_| true);
-        let after = places(&ring, |place| place != 2);
+        let rendezvous = rendezvous(&[("a", 1), ("b", 2), ("c", 5), ("d", 2)]);
+        let before = places(&rendezvous, |_| true);
+        let after = places(&rendezvous, |place| place != 2);
         let mut moved = [0usize; 4];
         for (&before, &after) in before.iter().zip(&after) {
             if before == 2 {
@@ -319,8 +322,8 @@ mod tests {
 
     #[test]
     fn a_larger_weight_moves_keys_to_that_server_only() {
-        let before = places(&ring(&[("a", 1), ("b", 2), ("c", 5)]), |_| true);
-        let after = places(&ring(&[("a", 1), ("b", 3), ("c", 5)]), |_| true);
+        let before = places(&rendezvous(&[("a", 1), ("b", 2), ("c", 5)]), |_| true);
+        let after = places(&rendezvous(&[("a", 1), ("b", 3), ("c", 5)]), |_| true);
         let mut moved = 0;
         for (&before, &after) in before.iter().zip(&after) {
             if before != after {
@@ -334,33 +337,34 @@ mod tests {
 
     #[test]
     fn the_order_of_the_servers_does_not_matter() {
-        let one = places(&ring(&[("a", 1), ("b", 2), ("c", 5)]), |_| true);
-        let other = places(&ring(&[("c", 5), ("a", 1), ("b", 2)]), |_| true);
+        let one = places(&rendezvous(&[("a", 1), ("b", 2), ("c", 5)]), |_| true);
+        let other = places(&rendezvous(&[("c", 5), ("a", 1), ("b", 2)]), |_| true);
         assert!(one.iter().zip(&other).all(|(&one, &other)| (one + 1) % 3 == other));
     }
 
     #[test]
     fn only_usable_servers_are_picked() {
-        let servers = ring(&[("a", 1), ("b", 0), ("c", 1)]);
+        let servers = rendezvous(&[("a", 1), ("b", 0), ("c", 1)]);
         assert_eq!(servers.pick(b"k", |_| false), None);
         assert_eq!(servers.pick(b"k", |place| place == 1), None);
         assert_eq!(servers.pick(b"k", |place| place == 2), Some(2));
-        assert_eq!(ring(&[]).pick(b"k", |_| true), None);
+        assert_eq!(rendezvous(&[]).pick(b"k", |_| true), None);
     }
 
     #[test]
     #[ignore = "measures"]
     fn time_of_a_pick() {
         for (servers, weights) in [(3u32, 1u32), (3, 7), (16, 1), (16, 7)] {
-            let ring =
-                Ring::new((0..servers).map(|n| (format!("10.0.0.{n}:6379"), 1 + n % weights)))
-                    .unwrap();
+            let rendezvous = Rendezvous::new(
+                (0..servers).map(|n| (format!("10.0.0.{n}:6379"), 1 + n % weights)),
+            )
+            .unwrap();
             let mut key = *b"tls:-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_s";
             let rounds = 1_000_000u32;
             let start = std::time::Instant::now();
             for n in 0..rounds {
                 key[4..8].copy_from_slice(&n.to_le_bytes());
-                std::hint::black_box(ring.pick(&key, |_| true));
+                std::hint::black_box(rendezvous.pick(&key, |_| true));
             }
             let each = start.elapsed().as_secs_f64() * 1e9 / f64::from(rounds);
             println!("{servers} servers, weights up to {weights}: {each:.0} ns");

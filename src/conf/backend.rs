@@ -298,7 +298,8 @@ impl Backend {
             }
         }
         let port = self.default_port();
-        let names: Vec<String> = self.servers.iter().map(|server| server.ring_name(port)).collect();
+        let names: Vec<String> =
+            self.servers.iter().map(|server| server.hashed_name(port)).collect();
         let twice =
             names.iter().enumerate().find(|(n, name)| names.iter().take(*n).any(|n| n == *name));
         twice.map(|(_, name)| std::format!("duplicate \"server\" \"{name}\""))
@@ -410,7 +411,7 @@ impl ServerLine {
 
     /// What decides about its share: the same on all machines that have the same configuration,
     /// whatever a name resolves to.
-    fn ring_name(&self, default_port: u16) -> String {
+    fn hashed_name(&self, default_port: u16) -> String {
         let ServerUrl { host, port, is_unix, .. } = &self.url;
         match port {
             _ if *is_unix => std::format!("unix:{host}"),
@@ -486,7 +487,7 @@ impl Settings {
             match finder {
                 Finder::Key => {
                     let member = |server: ServerLine| Member {
-                        name: server.ring_name(0),
+                        name: server.hashed_name(0),
                         weight: server.parameters.weight.unwrap_or(1),
                         backup: server.parameters.backup,
                         peer: server.peer(&links, &replies),

@@ -118,7 +118,7 @@ impl TlsClient {
         let ssl = Box::new(UnsafeCell::new(ssl));
         let protocols = conf.protocols.or(PROTOCOLS);
         // SAFETY: the box outlives the SSL_CTX that is made here.
-        said(unsafe { ngx_ssl_create(ssl.get(), protocols, ptr::null_mut()) })?;
+        checked(unsafe { ngx_ssl_create(ssl.get(), protocols, ptr::null_mut()) })?;
         // From here on dropping it cleans up.
         let client = TlsClient {
             ssl,
@@ -143,14 +143,14 @@ impl TlsClient {
         // nothing of the arguments, and may give strings a full path from the pool. The mode is
         // SSL_CTX_set_mode(3), which is this macro: what is written sits in a buffer that grows.
         unsafe {
-            said(ngx_ssl_ciphers(cf.as_ptr(), ssl, &raw mut ciphers, 0))?;
+            checked(ngx_ssl_ciphers(cf.as_ptr(), ssl, &raw mut ciphers, 0))?;
             if let Some(mut certificate) = conf.certificate.raw() {
                 let Some(mut key) = conf.certificate_key.raw() else {
                     return Err(cf.refuse(format_args!(
                         "no \"ssl_certificate_key\" is defined for certificate \"{certificate}\""
                     )));
                 };
-                said(ngx_ssl_certificate(
+                checked(ngx_ssl_certificate(
                     cf.as_ptr(),
                     ssl,
                     &raw mut certificate,
@@ -159,8 +159,8 @@ impl TlsClient {
                 ))?;
             }
             let reuse = ngx_uint_t::from(self.session_reuse);
-            said(ngx_ssl_client_session_cache(cf.as_ptr(), ssl, reuse))?;
-            said(ngx_ssl_conf_commands(cf.as_ptr(), ssl, conf.conf_commands.as_ptr()))?;
+            checked(ngx_ssl_client_session_cache(cf.as_ptr(), ssl, reuse))?;
+            checked(ngx_ssl_conf_commands(cf.as_ptr(), ssl, conf.conf_commands.as_ptr()))?;
             let mode = SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER;
             SSL_CTX_ctrl(
                 (*ssl).ctx,
@@ -180,7 +180,7 @@ impl TlsClient {
         let depth = ngx_int_t::try_from(conf.verify_depth.or(VERIFY_DEPTH)).unwrap_or(0);
         // SAFETY: as in configure().
         unsafe {
-            said(ngx_ssl_trusted_certificate(cf.as_ptr(), ssl, &raw mut trusted, depth))?;
+            checked(ngx_ssl_trusted_certificate(cf.as_ptr(), ssl, &raw mut trusted, depth))?;
             if trusted.is_empty() {
                 let set = SSL_CTX_set_default_verify_paths((*ssl).ctx);
                 ERR_clear_error();
@@ -192,7 +192,7 @@ impl TlsClient {
                     )));
                 }
             }
-            said(ngx_ssl_crl(cf.as_ptr(), ssl, &raw mut crl))
+            checked(ngx_ssl_crl(cf.as_ptr(), ssl, &raw mut crl))
         }
     }
 
@@ -257,7 +257,7 @@ impl Drop for TlsClient {
 }
 
 /// nginx has said why.
-fn said(rc: ngx_int_t) -> Result<(), Refusal> {
+fn checked(rc: ngx_int_t) -> Result<(), Refusal> {
     if rc == NGX_OK as ngx_int_t { Ok(()) } else { Err(Refusal::Said) }
 }
 

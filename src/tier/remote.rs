@@ -9,7 +9,7 @@ use std::vec::Vec;
 use session_core::cache_key::{CacheKey, Name};
 use session_core::codec::Expiry;
 use session_core::outcome::Outcome;
-use session_core::stats::{Drop, tier as stats};
+use session_core::stats::{DropReason, tier as stats};
 use session_core::throttle::Throttle;
 
 use super::Tier;
@@ -86,17 +86,17 @@ impl Tier for Remote {
                 self.count.add(stats::BYTES_STORED, value.len() as u64);
                 return true;
             }
-            Err(Refused::Down) => Drop::Unavailable,
-            Err(Refused::Full) => Drop::QueueFull,
-            Err(Refused::OutOfMemory) => Drop::NoMemory,
+            Err(Refused::Down) => DropReason::Unavailable,
+            Err(Refused::Full) => DropReason::QueueFull,
+            Err(Refused::OutOfMemory) => DropReason::NoMemory,
         };
         self.count.add(stats::dropped(reason), 1);
         let times = self.dropped.try_borrow_mut().ok().and_then(|mut t| t.pass(clock::now_ms()));
         if let Some(times) = times {
             let (name, unavailable) = (&self.name, self.backend.unavailable());
             let why: &dyn fmt::Display = match reason {
-                Drop::QueueFull => &"the queue is full",
-                Drop::NoMemory => &"there is no memory",
+                DropReason::QueueFull => &"the queue is full",
+                DropReason::NoMemory => &"there is no memory",
                 _ => &unavailable,
             };
             log_at!(Log::cycle(), Warn, "{times} SSL sessions not stored in \"{name}\", {why}");

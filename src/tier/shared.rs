@@ -6,7 +6,7 @@ use std::vec::Vec;
 
 use session_core::cache_key::Name;
 use session_core::outcome::Outcome;
-use session_core::stats::{Drop, tier as stats};
+use session_core::stats::{DropReason, tier as stats};
 use session_core::throttle::Throttle;
 
 use super::Tier;
@@ -73,7 +73,7 @@ impl Tier for Shared {
             self.count.add(stats::BYTES_STORED, value.len() as u64);
             return true;
         }
-        self.count.add(stats::dropped(Drop::NoRoom), 1);
+        self.count.add(stats::dropped(DropReason::NoRoom), 1);
         let times = self.full.try_borrow_mut().ok().and_then(|mut t| t.pass(clock::now_ms()));
         if let Some(times) = times {
             let (name, len) = (&self.name, value.len());

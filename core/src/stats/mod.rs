@@ -135,14 +135,14 @@ pub mod tier {
     }
 
     /// Entries that were not handed over for that reason.
-    pub const fn dropped(reason: super::Drop) -> usize {
+    pub const fn dropped(reason: super::DropReason) -> usize {
         DROPPED.saturating_add(reason as usize)
     }
 }
 
 /// Why an entry was not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drop {
+pub enum DropReason {
     /// No server is available.
     Unavailable,
     /// The server has left too many requests without an answer.
@@ -192,43 +192,61 @@ pub mod server {
 }
 
 const LISTEN: &[Family] = &[
-    counter("handshakes_total", "TLS handshakes that have come to their end.")
-        .by("result", &["full", "resumed"]),
-    counter("fetches_total", "Handshakes that offered a session, by what its lookup came to.")
-        .by("status", STATUSES),
-    counter("unusable_hits_total", "Full handshakes although the session offered was found."),
-    counter("new_sessions_total", "New sessions, by what became of them.").by(
+    counter("handshakes_total", "Completed TLS handshakes.").by("result", &["full", "resumed"]),
+    counter(
+        "fetches_total",
+        "TLS handshakes whose client offered a session, by the outcome of its lookup.",
+    )
+    .by("status", STATUSES),
+    counter(
+        "unusable_hits_total",
+        "Full TLS handshakes whose session was found and could not be resumed.",
+    ),
+    counter("new_sessions_total", "New TLS sessions, by whether they were stored.").by(
         "status",
         &[Stored::Stored.as_str(), Stored::Skipped.as_str(), Stored::Dropped.as_str()],
     ),
-    counter("skipped_fetches_total", "Handshakes that offered a session and could not wait."),
+    counter(
+        "skipped_fetches_total",
+        "TLS handshakes whose client offered a session, and that could not wait for a remote lookup.",
+    ),
 ];
 const TIER: &[Family] = &[
-    counter("tier_lookups_total", "Lookups in a target.").by("status", TIER_STATUSES),
-    counter("tier_takes_total", "Lookups that remove what they find."),
-    counter("tier_stores_total", "Sessions that were handed to a target."),
-    counter("tier_drops_total", "Sessions that were not.").by("reason", DROPS),
-    counter("tier_merged_lookups_total", "Lookups that waited for the answer to an earlier one."),
-    counter("tier_removals_total", "Sessions that were removed from a target."),
-    counter("tier_bytes_total", "Bytes of the sessions that were moved.")
+    counter("tier_lookups_total", "Lookups of sessions in a target.").by("status", TIER_STATUSES),
+    counter("tier_takes_total", "Lookups of sessions in a target that remove what they find."),
+    counter("tier_stores_total", "Sessions handed to a target to be stored."),
+    counter("tier_drops_total", "Sessions not handed to a target, and so not stored there.")
+        .by("reason", DROPS),
+    counter(
+        "tier_merged_lookups_total",
+        "Lookups that shared the answer to an earlier lookup of the same session.",
+    ),
+    counter("tier_removals_total", "Removals of sessions sent to a target."),
+    counter("tier_bytes_total", "Bytes of sessions fetched from and stored in a target.")
         .by("direction", &["fetched", "stored"]),
 ];
 const SERVER: &[Family] = &[
-    counter("server_requests_total", "Requests to a server."),
-    counter("server_queue_full_total", "Requests that were not made, as too many had no answer."),
-    counter("server_errors_total", "Requests that got no proper answer.")
+    counter("server_requests_total", "Requests made to a server."),
+    counter("server_queue_full_total", "Requests not made because the queue of a server was full."),
+    counter("server_errors_total", "Requests to a server that failed.")
         .by("error", &["refused", "timeout", "lost"]),
-    counter("server_connections_total", "Connections to a server."),
-    counter("server_failures_total", "Failures of a server, of which max_fails take it down."),
+    counter("server_connections_total", "Connections established to a server."),
+    counter(
+        "server_failures_total",
+        "Failures of a server; max_fails of them within fail_timeout make it count as down.",
+    ),
     counter("server_tls_handshakes_total", "TLS handshakes with a server.")
         .by("session", &["new", "reused"]),
-    counter("server_transitions_total", "How often a server was found to be down, and up again.")
-        .by("to", &["down", "up"]),
-    counter("server_bytes_total", "Bytes on the connections to a server.")
+    counter(
+        "server_transitions_total",
+        "Changes of the state of a server in a worker, to down or to up.",
+    )
+    .by("to", &["down", "up"]),
+    counter("server_bytes_total", "Bytes received from and sent to a server.")
         .by("direction", &["received", "sent"]),
-    gauge("server_in_flight", "Requests to a server that have no answer."),
-    gauge("server_available_workers", "Workers that take a server for available."),
-    gauge("server_down_workers", "Workers that take a server for down."),
+    gauge("server_in_flight", "Requests to a server that have no answer yet."),
+    gauge("server_available_workers", "Workers for which a server is available."),
+    gauge("server_down_workers", "Workers for which a server counts as down."),
 ];
 
 impl Kind {
@@ -265,11 +283,11 @@ impl Kind {
         match self {
             Kind::Protocol => Some(Times {
                 name: "suspension_seconds",
-                help: "How long handshakes waited for a session.",
+                help: "Time that TLS handshakes were suspended for a lookup.",
             }),
             Kind::Tier => Some(Times {
                 name: "tier_lookup_seconds",
-                help: "How long a target took for a lookup.",
+                help: "Time that a lookup in a remote target took.",
             }),
             Kind::Listen | Kind::Server => None,
         }
@@ -353,7 +371,7 @@ mod tests {
         assert_eq!(listen::fetched(Outcome::Forged) + 1, listen::UNUSABLE);
         assert_eq!(listen::SKIPPED + 1, Kind::Listen.width());
         assert_eq!(tier::lookups(Outcome::Corrupt) + 1, tier::TAKES);
-        assert_eq!(tier::dropped(Drop::NoMemory) + 1, tier::MERGED);
+        assert_eq!(tier::dropped(DropReason::NoMemory) + 1, tier::MERGED);
         assert_eq!(tier::BYTES_STORED + 1, tier::LOOKED_UP);
         assert_eq!(protocol::SUSPENDED, 0);
         assert_eq!(server::IS_DOWN + 1, Kind::Server.width());

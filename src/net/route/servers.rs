@@ -6,16 +6,16 @@ use std::rc::Rc;
 use std::string::String;
 use std::vec::Vec;
 
-use session_core::rendezvous::Ring;
+use session_core::rendezvous::Rendezvous;
 
 use super::{Choice, Retired};
 use crate::net::peer::Peer;
 
 /// Servers of which the key chooses one, by weighted rendezvous hashing.
 pub struct Servers {
-    ring: Ring,
+    choice: Rendezvous,
     pub(super) peers: Vec<Rc<Peer>>,
-    backup_ring: Ring,
+    backup_choice: Rendezvous,
     pub(super) backups: Vec<Rc<Peer>>,
     /// Those that have moved and have something to answer still.
     pub(super) retired: Retired,
@@ -38,16 +38,16 @@ impl Servers {
     pub fn new(members: Vec<Member>) -> Self {
         let (backups, servers): (Vec<_>, Vec<_>) =
             members.into_iter().partition(|member| member.backup);
-        let ring = |members: &[Member]| {
+        let choice = |members: &[Member]| {
             // What a configuration asks for once is asked for plainly.
-            Ring::new(members.iter().map(|member| (member.name.as_bytes(), member.weight)))
-                .unwrap_or_else(|_| handle_alloc_error(Layout::new::<Ring>()))
+            Rendezvous::new(members.iter().map(|member| (member.name.as_bytes(), member.weight)))
+                .unwrap_or_else(|_| handle_alloc_error(Layout::new::<Rendezvous>()))
         };
         let peers = |members: Vec<Member>| members.into_iter().map(|member| member.peer).collect();
         Servers {
-            ring: ring(&servers),
+            choice: choice(&servers),
             peers: peers(servers),
-            backup_ring: ring(&backups),
+            backup_choice: choice(&backups),
             backups: peers(backups),
             retired: Retired::default(),
         }
@@ -57,12 +57,12 @@ impl Servers {
         if let ([peer], []) = (self.peers.as_slice(), self.backups.as_slice()) {
             return Choice::Peer(Rc::clone(peer));
         }
-        let pick = |ring: &Ring, peers: &[Rc<Peer>]| {
+        let pick = |choice: &Rendezvous, peers: &[Rc<Peer>]| {
             let usable = |n| peers.get(n).is_some_and(|peer: &Rc<Peer>| peer.is_usable());
-            ring.pick(key, usable).and_then(|n| peers.get(n)).map(Rc::clone)
+            choice.pick(key, usable).and_then(|n| peers.get(n)).map(Rc::clone)
         };
-        pick(&self.ring, &self.peers)
-            .or_else(|| pick(&self.backup_ring, &self.backups))
+        pick(&self.choice, &self.peers)
+            .or_else(|| pick(&self.backup_choice, &self.backups))
             .map_or(Choice::Nobody, Choice::Peer)
     }
 }
