@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::debug;
 use crate::ffi::log::Log;
-use crate::net::backend::Waiter;
+use crate::net::backend::{Answered, Waiter};
 use crate::tier::Tier;
 
 /// One session ID on its way through the tiers.
@@ -43,20 +43,6 @@ pub enum Status {
     Waiting,
     /// The outcome is known.
     Ended,
-}
-
-/// What a tier has answered.
-#[derive(Clone, Copy)]
-pub struct Answer<'a> {
-    /// Who has asked.
-    pub waiter: Waiter,
-    /// Whether the tier has the entry.
-    pub outcome: Outcome,
-    /// The entry of a hit; empty otherwise.
-    pub value: &'a [u8],
-    /// Whether the waiter is the first to hear it, of all who wait for this answer, and does what
-    /// there is to do about the entry.
-    pub first: bool,
 }
 
 impl Lookup {
@@ -176,8 +162,8 @@ impl Lookup {
     }
 
     /// The tier that was asked has answered.
-    pub fn answered(&mut self, tiers: &[Rc<dyn Tier>], answer: Answer<'_>, log: &Log) -> Status {
-        let Answer { waiter, outcome, value, first } = answer;
+    pub fn answered(&mut self, tiers: &[Rc<dyn Tier>], answer: Answered<'_>, log: &Log) -> Status {
+        let Answered { waiter, outcome, value, first } = answer;
         self.first = first;
         let outcome = match outcome {
             Outcome::Hit if self.value.try_reserve_exact(value.len()).is_err() => Outcome::Error,

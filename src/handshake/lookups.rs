@@ -7,14 +7,14 @@ use session_core::hello::SessionId;
 use session_core::key_ring::Tls;
 use session_core::outcome::Outcome;
 
-use super::lookup::{Answer, Lookup, Status};
+use super::lookup::{Lookup, Status};
 use super::policy::Policy;
 use super::reject::Reject;
 use super::report::Report;
 use crate::debug;
 use crate::ffi::log::Log;
 use crate::ffi::tls::HandshakeToken;
-use crate::net::backend::Waiter;
+use crate::net::backend::{Answered, Waiter};
 
 /// In place of the number of a lookup: the question about the epoch.
 const EPOCH: usize = usize::MAX;
@@ -77,7 +77,7 @@ impl Lookups {
     }
 
     /// An answer has come from one tier. The lookup may go on in the next.
-    pub fn answered(&mut self, policy: &Policy, log: &Log, answer: Answer<'_>) {
+    pub fn answered(&mut self, policy: &Policy, log: &Log, answer: Answered<'_>) {
         let index = answer.waiter.index;
         if index == EPOCH {
             if let Some(epoch) = policy.rules.epoch.as_ref().filter(|_| answer.first) {

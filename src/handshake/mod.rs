@@ -9,13 +9,12 @@ use std::rc::Rc;
 
 use session_core::hello::SessionId;
 use session_core::key_ring::ID_LEN;
-use session_core::outcome::Outcome;
 
 use crate::ffi::tls::{
     Attached, Connection, Found, Handler, Hello, HelloRef, Read, SessionRef, Sink, Socket, Waiters,
 };
 use crate::ffi::turn::Turn;
-use crate::net::backend::{Answers, Waiter};
+use crate::net::backend::{Answered, Answers};
 
 mod count;
 mod done;
@@ -32,7 +31,6 @@ mod store;
 mod suspend;
 
 pub use epoch::Watch;
-use lookup::Answer;
 use messages::pass;
 pub use policy::{Policy, Rules};
 pub use report::Report;
@@ -127,16 +125,8 @@ impl Handler for Policy {
 }
 
 impl Answers for Policy {
-    fn answered(
-        &self,
-        turn: &Turn,
-        waiter: Waiter,
-        outcome: Outcome,
-        value: &[u8],
-        first: bool,
-    ) -> bool {
-        let Some(attached) = self.waiters.get(turn, waiter.token) else { return false };
-        let answer = Answer { waiter, outcome, value, first };
+    fn answered(&self, turn: &Turn, answer: Answered<'_>) -> bool {
+        let Some(attached) = self.waiters.get(turn, answer.waiter.token) else { return false };
         attached.state().answered(self, turn, attached, answer);
         true
     }

@@ -14,7 +14,7 @@ use session_core::outcome::Outcome;
 use session_core::stored::Stored;
 
 use super::intake::{Intake, MAX_SUSPENDED, READ};
-use super::lookup::{Answer, Lookup};
+use super::lookup::Lookup;
 use super::lookups::Lookups;
 use super::messages::FETCHING;
 use super::policy::{Policy, tls};
@@ -23,6 +23,7 @@ use crate::ffi::tls::{
     Attached, Connection, Hello, HelloRef, Read, Sink, Socket, SocketRead, Waits,
 };
 use crate::ffi::turn::Turn;
+use crate::net::backend::Answered;
 use crate::{debug, log_at};
 
 impl Policy {
@@ -169,7 +170,7 @@ impl State {
         policy: &Policy,
         turn: &Turn,
         attached: &Attached<Policy>,
-        answer: Answer<'_>,
+        answer: Answered<'_>,
     ) {
         if let Ok(mut handshake) = self.handshake.try_borrow_mut() {
             handshake.answered(policy, turn, attached, answer);
@@ -228,7 +229,7 @@ impl Handshake {
         policy: &Policy,
         turn: &Turn,
         attached: &Attached<Policy>,
-        answer: Answer<'_>,
+        answer: Answered<'_>,
     ) {
         if self.phase != Phase::AwaitAnswers {
             return;

@@ -42,19 +42,24 @@ pub struct Waiter {
     pub index: usize,
 }
 
-/// Takes the answers to lookups. Called from events only, never while a lookup is begun.
+/// What became of a lookup.
+#[derive(Clone, Copy)]
+pub struct Answered<'a> {
+    /// Who has asked.
+    pub waiter: Waiter,
+    /// Whether the backend has the entry.
+    pub outcome: Outcome,
+    /// The entry of a hit; empty otherwise.
+    pub value: &'a [u8],
+    /// Whether nobody else was there to hear it, of those who wait for the same answer: this one does
+    /// what there is to do about the entry.
+    pub first: bool,
+}
+
+/// Takes the answers to lookups. Called in events of our own only, never while a lookup is begun.
 pub trait Answers {
-    /// A lookup has ended. `value` is the entry of a hit and empty otherwise. Whether anybody was
-    /// there to hear it: the first of several who wait for one answer and do is told that it is
-    /// `first`, and does what there is to do about the entry.
-    fn answered(
-        &self,
-        turn: &Turn,
-        waiter: Waiter,
-        outcome: Outcome,
-        value: &[u8],
-        first: bool,
-    ) -> bool;
+    /// A lookup has ended. Whether its waiter is still there.
+    fn answered(&self, turn: &Turn, answer: Answered<'_>) -> bool;
 }
 
 /// The servers of a backend.
@@ -328,7 +333,7 @@ impl Backend {
         let Some(answers) = self.answers.get().and_then(Weak::upgrade) else { return };
         let mut first = true;
         for waiter in pending.waiter.into_iter().chain(pending.joined) {
-            first &= !answers.answered(turn, waiter, outcome, value, first);
+            first &= !answers.answered(turn, Answered { waiter, outcome, value, first });
         }
     }
 

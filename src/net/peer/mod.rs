@@ -35,6 +35,7 @@ use crate::ffi::tls::{self, Session};
 use crate::ffi::turn::{Outside, Turn};
 use crate::log_at;
 
+mod connect;
 mod events;
 
 /// Tells requests that wait for an answer from others that have tokens.
