@@ -1,9 +1,10 @@
 """A client of HTTP/3 for the tests: one request over a connection of its own.
 
-    quic_client.py PORT PATH [--session FILE] [--save FILE] [--early] [--no-alpn]
+    quic_client.py PORT PATH [--session FILE] [--save FILE] [--early] [--no-alpn] [--bad-finished]
 
 Offers the session of FILE, and saves the last one that it is given. --early: the request is early
 data. --no-alpn: no protocol is asked for, which servers have to refuse (RFC 9001, section 8.1).
+--bad-finished: the handshake is broken off by the server at the last moment (RFC 8446, section 4.4.4).
 Prints a line of JSON; "error" is there if there was no answer, and "ms" how long it took.
 """
 
@@ -14,6 +15,7 @@ import pickle
 import ssl
 import time
 
+import aioquic.tls
 from aioquic.asyncio.client import connect
 from aioquic.asyncio.protocol import QuicConnectionProtocol
 from aioquic.h3.connection import H3_ALPN, H3Connection
@@ -49,6 +51,12 @@ class Client(QuicConnectionProtocol):
                 self.body += one.data
             if getattr(one, "stream_ended", False) and not self.done.done():
                 self.done.set_result(None)
+
+
+def spoil_finished():
+    push = aioquic.tls.push_finished
+    aioquic.tls.push_finished = lambda buf, finished: push(
+        buf, aioquic.tls.Finished(verify_data=bytes(len(finished.verify_data))))
 
 
 async def visit(args):
@@ -96,7 +104,11 @@ def main():
     parser.add_argument("--save")
     parser.add_argument("--early", action="store_true")
     parser.add_argument("--no-alpn", action="store_true")
-    print(json.dumps(asyncio.run(visit(parser.parse_args()))))
+    parser.add_argument("--bad-finished", action="store_true")
+    args = parser.parse_args()
+    if args.bad_finished:
+        spoil_finished()
+    print(json.dumps(asyncio.run(visit(args))))
 
 
 if __name__ == "__main__":
