@@ -2,12 +2,19 @@
 
 use alloc::vec::Vec;
 
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::{Zeroizing, optimization_barrier};
 
 use crate::codec::OutOfMemory;
 
 /// A buffer that has grown beyond this is freed when it is empty, in bytes.
 pub const KEPT: usize = 64 * 1024;
+
+/// Overwrites bytes with zeros, which the compiler does not leave out. As fast as the processor can,
+/// where `Zeroize` of a slice writes byte by byte.
+pub fn wipe(bytes: &mut [u8]) {
+    bytes.fill(0);
+    optimization_barrier(bytes);
+}
 
 /// A copy that is wiped when it is dropped.
 pub fn copy(bytes: &[u8]) -> Result<Zeroizing<Vec<u8>>, OutOfMemory> {
@@ -23,14 +30,14 @@ pub fn shift(buf: &mut Vec<u8>, n: usize) {
     let rest = buf.len().saturating_sub(n);
     buf.copy_within(n.., 0);
     if let Some(end) = buf.get_mut(rest..) {
-        end.zeroize();
+        wipe(end);
     }
     buf.truncate(rest);
 }
 
 /// Empties a buffer; one that had to grow is freed.
 pub fn empty(buf: &mut Vec<u8>) {
-    buf.as_mut_slice().zeroize();
+    wipe(buf);
     buf.clear();
     if buf.capacity() > KEPT {
         *buf = Vec::new();

@@ -28,8 +28,6 @@ use core::mem;
 use core::ops::Range;
 use core::str;
 
-use zeroize::Zeroize;
-
 use crate::buffer;
 use crate::codec::{
     Answer, Codec, DecodeError, Expected, Expiry, OutOfMemory, Place, Redirect, Unfit,
@@ -310,7 +308,7 @@ pub struct Ends<W> {
 
 impl<W> Drop for Ends<W> {
     fn drop(&mut self) {
-        self.input.as_mut_slice().zeroize();
+        buffer::wipe(&mut self.input);
     }
 }
 
@@ -393,14 +391,15 @@ impl<W: Copy> Conversation<W> {
     }
 
     /// Makes a request. Its waiter, if there is one, is among [`Conversation::take_ends`] once. A
-    /// `deadline` holds in place of the timeout.
+    /// `deadline` holds in place of the timeout. Returns the deadline as it is now; it may become a
+    /// later one.
     pub fn request(
         &mut self,
         now: u64,
         request: &Request<'_>,
         waiter: Option<W>,
         deadline: Option<u64>,
-    ) -> Result<(), Refused> {
+    ) -> Result<u64, Refused> {
         let Request { key, command, asking } = *request;
         self.push(now, command.kind(waiter), asking, deadline, |codec, out| match command {
             Command::Get => codec.get(key, out),
@@ -411,12 +410,13 @@ impl<W: Copy> Conversation<W> {
         })
     }
 
-    /// Asks the server about itself and its like.
+    /// Asks the server about itself and its like. Returns the deadline, as
+    /// [`Conversation::request`].
     pub fn query(
         &mut self,
         now: u64,
         encode: impl FnOnce(&mut Vec<u8>) -> Result<(), OutOfMemory>,
-    ) -> Result<(), Refused> {
+    ) -> Result<u64, Refused> {
         self.push(now, Kind::Query, false, None, |_, out| encode(out))
     }
 
@@ -427,7 +427,7 @@ impl<W: Copy> Conversation<W> {
         asking: bool,
         deadline: Option<u64>,
         encode: impl FnOnce(&dyn Codec, &mut Vec<u8>) -> Result<(), OutOfMemory>,
-    ) -> Result<(), Refused> {
+    ) -> Result<u64, Refused> {
         let unsent = self.out.len().saturating_sub(self.sent);
         if self.inflight.len() >= self.limits.queue || unsent >= MAX_UNSENT {
             return Err(Refused::Full);
@@ -450,7 +450,7 @@ impl<W: Copy> Conversation<W> {
             Kind::Fetch(_) | Kind::Claim(_) | Kind::Query => self.limits.fetch_timeout,
         };
         self.inflight.push(kind, now, timeout, deadline);
-        Ok(())
+        Ok(deadline.unwrap_or(now.saturating_add(timeout)))
     }
 
     /// The turn ends in which requests were made. Those that have to wait for the connection do so
@@ -780,7 +780,7 @@ impl<W: Copy> Conversation<W> {
 impl<W> Drop for Conversation<W> {
     fn drop(&mut self) {
         for buf in [&mut self.out, &mut self.greeting, &mut self.input] {
-            buf.as_mut_slice().zeroize();
+            buffer::wipe(buf);
         }
     }
 }

@@ -79,6 +79,16 @@ pub struct Request<W> {
     pub expired: bool,
 }
 
+impl<W> Request<W> {
+    /// The deadline counts from now on.
+    fn submit(&mut self, now: u64) {
+        self.since = now;
+        if !self.fixed && !self.expired {
+            self.deadline = now.saturating_add(self.timeout);
+        }
+    }
+}
+
 /// The requests of one connection that have not been answered, oldest first.
 ///
 /// Requests are numbered in the order in which they are made.
@@ -149,23 +159,23 @@ impl<W: Copy> InFlight<W> {
     /// All requests so far are submitted at `now`.
     pub fn submitted(&mut self, now: u64) {
         let first = self.place(self.unsubmitted);
-        for request in self.queue.range_mut(first..) {
-            request.since = now;
-            if !request.fixed && !request.expired {
-                request.deadline = now.saturating_add(request.timeout);
-            }
-        }
+        self.queue.range_mut(first..).for_each(|request| request.submit(now));
         self.unsubmitted = self.end();
     }
 
     /// All requests so far are written at `now`.
     pub fn written(&mut self, now: u64) {
-        self.submitted(now);
-        let first = self.place(self.unwritten);
-        for request in self.queue.range_mut(first..) {
+        let end = self.end();
+        // What is written is submitted before, or now.
+        let (first, unsubmitted) = (self.place(self.unwritten), self.place(self.unsubmitted));
+        for (place, request) in self.queue.range_mut(first..).enumerate() {
+            if first.saturating_add(place) >= unsubmitted {
+                request.submit(now);
+            }
             request.written = Some(now);
         }
-        self.unwritten = self.end();
+        self.unsubmitted = end;
+        self.unwritten = end;
     }
 
     /// The number of the next request.

@@ -4,11 +4,11 @@ use core::cell::RefCell;
 use std::rc::Rc;
 use std::vec::Vec;
 
+use session_core::buffer;
 use session_core::hello::SessionId;
 use session_core::key_ring::{KeyRing, Tls};
 use session_core::stats::Kind;
 use session_core::throttle::Throttle;
-use zeroize::Zeroize;
 
 use super::count::Tally;
 use super::epoch::Watch;
@@ -127,6 +127,6 @@ pub(super) fn tls(is_tls13: bool) -> Tls {
 /// Wipes what was in a buffer, and not its whole capacity, which one large session would make
 /// long.
 pub(super) fn wipe(buf: &mut Vec<u8>) {
-    buf.as_mut_slice().zeroize();
+    buffer::wipe(buf);
     buf.clear();
 }

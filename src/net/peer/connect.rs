@@ -143,6 +143,7 @@ impl Peer {
             if let Some(conversation) = &mut state.conversation {
                 conversation.connected(clock::now_ms());
             }
+            self.arm(&mut state);
         }
         self.work.post();
     }

@@ -74,13 +74,14 @@ impl Peer {
                 link.wrote_all();
                 break;
             }
-            match link.write(turn, unsent) {
-                Io::Bytes(n) => {
-                    self.count.add(stats::SENT, n as u64);
-                    conversation.sent(n);
-                    wrote = true;
-                }
-                _ => break,
+            let Io::Bytes(n) = link.write(turn, unsent) else { break };
+            let all = n >= unsent.len();
+            self.count.add(stats::SENT, n as u64);
+            conversation.sent(n);
+            wrote = true;
+            if all {
+                link.wrote_all();
+                break;
             }
         }
         state.hold.release(us, wrote);
@@ -154,7 +155,12 @@ impl Peer {
         let ends = match result {
             Ok(()) => {
                 let Ok(mut state) = self.state.try_borrow_mut() else { return false };
-                self.arm(&mut state);
+                if clock::is_exiting() {
+                    // The exit waits for what is under way.
+                    self.arm(&mut state);
+                } else {
+                    self.show(&state);
+                }
                 self.told.set(state.number);
                 state.conversation.as_mut().and_then(Conversation::take_ends)
             }
@@ -455,6 +461,9 @@ impl Handle<Tick> for Peer {
             self.judge(state);
         }
         let told = self.settle(turn, result);
+        if let Ok(mut state) = self.state.try_borrow_mut() {
+            self.arm(&mut state);
+        }
         if let Phase::Connecting { deadline } | Phase::Handshaking { deadline } = self.phase(turn) {
             self.tick.at(deadline, self.holds_exit());
         }

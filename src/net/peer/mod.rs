@@ -284,7 +284,7 @@ impl Peer {
     fn request(
         &self,
         kind: Kind<RequestToken>,
-        make: impl FnOnce(&mut Conversation<RequestToken>, u64) -> Result<(), conversation::Refused>,
+        make: impl FnOnce(&mut Conversation<RequestToken>, u64) -> Result<u64, conversation::Refused>,
     ) -> Result<(), Refused> {
         let us = clock::now_us();
         let now = us / 1000;
@@ -293,7 +293,8 @@ impl Peer {
         self.admit(state, now)?;
         let Some(conversation) = &mut state.conversation else { return Err(Refused::Down) };
         match make(conversation, now) {
-            Ok(()) => {}
+            // Those of earlier requests, of which one may be the next, have been set.
+            Ok(deadline) => self.tick.at(deadline, clock::is_exiting()),
             Err(conversation::Refused::Full) => {
                 self.count.add(stats::FULL, 1);
                 if let Some(times) = state.full.pass(now) {
@@ -320,7 +321,7 @@ impl Peer {
                 None => {}
             }
         }
-        self.arm(state);
+        self.show(state);
         Ok(())
     }
 
