@@ -1,0 +1,1139 @@
+//! The conversation with a server, by a clock and bytes that the test has in hand: what
+//! docs/design.md says in "Asking the servers", and what the module itself promises.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::arithmetic_side_effects)]
+
+use std::rc::Rc;
+
+use session_core::buffer::KEPT;
+use session_core::codec::{Codec, DecodeError, Expiry};
+use session_core::conversation::{
+    Command, Conversation, Counts, Ended, Ends, Failure, Limits, Refused, Reply, Request,
+};
+use session_core::inflight::Kind;
+use session_core::memcached::Memcached;
+use session_core::outcome::Outcome;
+use session_core::resp::{self, Redis};
+use zeroize::Zeroizing;
+
+const FETCH: u64 = 50;
+const STORE: u64 = 200;
+const GREET: u64 = 100;
+const QUEUE: usize = 100;
+const MAX_VALUE: usize = 20;
+
+const LIMITS: Limits = Limits {
+    fetch_timeout: FETCH,
+    store_timeout: STORE,
+    greet_timeout: GREET,
+    queue: QUEUE,
+    max_value: MAX_VALUE,
+    redirects: true,
+};
+
+/// A conversation and its clock. Whoever waits has a number, and asks for the entry of that name.
+struct Script {
+    conversation: Conversation<u32>,
+    now: u64,
+}
+
+impl Script {
+    fn new(codec: impl Codec + 'static, limits: Limits, probe: bool) -> Self {
+        Script { conversation: Conversation::new(Rc::new(codec), limits, probe).unwrap(), now: 0 }
+    }
+
+    /// Redis, which is connected and wants no greeting.
+    fn redis() -> Self {
+        Self::connected(Redis::default(), LIMITS)
+    }
+
+    /// memcached, which has accepted the greeting.
+    fn memcached() -> Self {
+        let mut script = Self::connected(Memcached, LIMITS);
+        assert_eq!(script.write(), "version\r\n");
+        assert_eq!(script.read("VERSION 1.6.18\r\n"), NONE);
+        script
+    }
+
+    fn connected(codec: impl Codec + 'static, limits: Limits) -> Self {
+        let mut script = Self::new(codec, limits, false);
+        script.connect();
+        script
+    }
+
+    /// Redis that wants a password and a name, and has to be a master.
+    fn greeting() -> Self {
+        let mut script = Self::new(secured(), LIMITS, false);
+        script.connect();
+        script
+    }
+
+    fn at(&mut self, now: u64) -> &mut Self {
+        assert!(now >= self.now, "the clock does not go back");
+        self.now = now;
+        self
+    }
+
+    fn connect(&mut self) {
+        self.conversation.connected(self.now);
+    }
+
+    fn try_ask(
+        &mut self,
+        waiter: Option<u32>,
+        command: Command<'_>,
+        deadline: Option<u64>,
+    ) -> Result<(), Refused> {
+        let key = waiter.map_or("k".to_owned(), |waiter| waiter.to_string());
+        let request = Request { key: key.as_bytes(), command, asking: false };
+        self.conversation.request(self.now, &request, waiter, deadline)
+    }
+
+    fn ask(&mut self, waiter: u32, command: Command<'_>) {
+        self.try_ask(Some(waiter), command, None).unwrap();
+    }
+
+    fn get(&mut self, waiter: u32) {
+        self.ask(waiter, Command::Get);
+    }
+
+    /// A lookup that has to end at `deadline`, as it was sent on.
+    fn get_by(&mut self, waiter: u32, deadline: u64) {
+        self.try_ask(Some(waiter), Command::Get, Some(deadline)).unwrap();
+    }
+
+    /// A change that nobody waits for.
+    fn delete(&mut self) {
+        self.try_ask(None, Command::Delete, None).unwrap();
+    }
+
+    fn query(&mut self) {
+        self.conversation.query(self.now, resp::cluster_slots).unwrap();
+    }
+
+    /// The turn ends.
+    fn submit(&mut self) {
+        self.conversation.submit(self.now);
+    }
+
+    /// Writes all there is.
+    fn write(&mut self) -> String {
+        self.write_some(usize::MAX)
+    }
+
+    /// Writes what the system takes.
+    fn write_some(&mut self, most: usize) -> String {
+        let unsent = self.conversation.unsent(self.now);
+        let piece = unsent[..unsent.len().min(most)].to_vec();
+        self.conversation.sent(piece.len());
+        String::from_utf8(piece).unwrap()
+    }
+
+    /// Reads what the server says: who is told what.
+    fn read(&mut self, bytes: impl AsRef<[u8]>) -> Vec<String> {
+        let result = self.receive(bytes);
+        assert_eq!(result, Ok(()));
+        self.told()
+    }
+
+    fn receive(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
+        self.conversation.input().extend_from_slice(bytes.as_ref());
+        self.conversation.received(self.now)
+    }
+
+    fn told(&mut self) -> Vec<String> {
+        let Some(ends) = self.conversation.take_ends() else { return vec![] };
+        let told = show_all(&ends);
+        self.conversation.put_back(ends);
+        told
+    }
+
+    /// Time has passed: who is told what.
+    fn tick(&mut self) -> Vec<String> {
+        assert_eq!(self.conversation.tick(self.now), Ok(()));
+        self.told()
+    }
+
+    fn try_tick(&mut self) -> Result<(), Failure> {
+        self.conversation.tick(self.now)
+    }
+
+    fn next(&mut self) -> Option<u64> {
+        self.conversation.next_deadline()
+    }
+
+    fn counts(&mut self) -> (u64, u64) {
+        let Counts { late, refused } = self.conversation.take_counts();
+        (late, refused)
+    }
+
+    /// The connection is lost: how many requests are, and who is told what.
+    fn fail(self, outcome: Outcome) -> (usize, Vec<String>) {
+        let (lost, ends) = self.conversation.fail(outcome);
+        (lost, show_all(&ends))
+    }
+}
+
+/// Nobody is told anything.
+const NONE: [&str; 0] = [];
+
+fn show_all(ends: &Ends<u32>) -> Vec<String> {
+    ends.iter().map(show).collect()
+}
+
+/// `WAITER: REPLY`, with what there is for the log behind it.
+fn show(end: Ended<'_, u32>) -> String {
+    let who = match (end.kind, end.kind.waiter()) {
+        (_, Some(waiter)) => waiter.to_string(),
+        (Kind::Query, None) => "query".to_owned(),
+        (_, None) => "nobody".to_owned(),
+    };
+    let text = |bytes| std::str::from_utf8(bytes).unwrap().to_owned();
+    let what = match end.reply {
+        Some(Reply::Value(value)) => text(value),
+        Some(Reply::Claim(value, claim)) => format!("{} by claim {claim}", text(value)),
+        Some(Reply::Missing) => "missing".to_owned(),
+        Some(Reply::Done) => "done".to_owned(),
+        Some(Reply::Redirect(node)) => format!("{node:?}"),
+        Some(Reply::Array(array)) => format!("array of {} bytes", array.len()),
+        Some(Reply::Refused(_)) => "refused".to_owned(),
+        Some(Reply::Failed(outcome)) => outcome.to_string(),
+        None => "-".to_owned(),
+    };
+    let log = end.refusal.map_or_else(String::new, |refusal| format!(" [{refusal}]"));
+    format!("{who}: {what}{log}")
+}
+
+fn secured() -> Redis {
+    Redis {
+        password: Some(Zeroizing::new(b"secret".to_vec())),
+        client_name: Some(b"web1".to_vec()),
+        master: true,
+        ..Redis::default()
+    }
+}
+
+const AUTH: &str = "*2\r\n$4\r\nAUTH\r\n$6\r\nsecret\r\n";
+const SETNAME: &str = "*3\r\n$6\r\nCLIENT\r\n$7\r\nSETNAME\r\n$4\r\nweb1\r\n";
+const ROLE: &str = "*1\r\n$4\r\nROLE\r\n";
+const MASTER: &str = "*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n";
+const REPLICA: &str = "*2\r\n$5\r\nslave\r\n:0\r\n";
+
+fn get(key: &str) -> String {
+    format!("*2\r\n$3\r\nGET\r\n${}\r\n{key}\r\n", key.len())
+}
+
+fn value(value: &str) -> String {
+    format!("${}\r\n{value}\r\n", value.len())
+}
+
+// The greeting.
+
+#[test]
+fn nothing_is_written_before_there_is_a_connection() {
+    let mut script = Script::new(Redis::default(), LIMITS, false);
+    script.get(1);
+    assert_eq!(script.write(), "");
+    assert!(!script.conversation.is_open());
+    script.connect();
+    assert!(script.conversation.is_open());
+    assert_eq!(script.write(), get("1"));
+}
+
+#[test]
+fn nothing_but_the_greeting_is_written_before_the_server_has_accepted_all_of_it() {
+    let mut script = Script::greeting();
+    script.get(1);
+    assert_eq!(script.write(), [AUTH, SETNAME, ROLE].concat());
+    for accepted in ["+OK\r\n", "+OK\r\n"] {
+        script.get(2);
+        assert_eq!(script.read(accepted), NONE);
+        assert_eq!(script.write(), "");
+        assert!(!script.conversation.is_open());
+    }
+    assert_eq!(script.read(MASTER), NONE);
+    assert!(script.conversation.is_open());
+    assert_eq!(script.write(), [get("1"), get("2"), get("2")].concat());
+}
+
+#[test]
+fn an_answer_to_half_a_greeting_does_not_let_requests_out() {
+    let mut script = Script::greeting();
+    script.get(1);
+    let mut written = script.write_some(10);
+    assert_eq!(script.read(["+OK\r\n+OK\r\n", MASTER].concat()), NONE);
+    written += &script.write();
+    assert_eq!(written, [AUTH, SETNAME, ROLE].concat());
+    assert_eq!(script.write(), get("1"));
+}
+
+#[test]
+fn a_password_that_is_wrong_ends_the_connection_in_the_servers_words() {
+    let mut script = Script::greeting();
+    script.write();
+    let failure = script.receive("-WRONGPASS invalid password\r\n").unwrap_err();
+    assert_eq!(failure, Failure::Greeting("WRONGPASS invalid password".into()));
+    assert_eq!(failure.to_string(), "server refused: \"WRONGPASS invalid password\"");
+    assert_eq!(failure.outcome(), Outcome::Error);
+}
+
+#[test]
+fn a_server_that_repeats_the_password_is_not_quoted() {
+    let mut script = Script::greeting();
+    script.write();
+    let failure = script.receive("-ERR what is secret?\r\n").unwrap_err();
+    assert_eq!(failure, Failure::Greeting("(the password)".into()));
+}
+
+#[test]
+fn a_server_that_is_not_the_master_is_none_to_talk_to() {
+    let mut script = Script::greeting();
+    script.write();
+    let failure = script.receive(["+OK\r\n+OK\r\n", REPLICA].concat()).unwrap_err();
+    assert_eq!(failure, Failure::NotMaster);
+    assert_eq!(failure.to_string(), "server is not the master");
+}
+
+#[test]
+fn an_answer_of_another_kind_than_the_greeting_leads_to_ends_the_connection() {
+    for (accepted, answer, failure) in [
+        ("", "$2\r\nab\r\n", Failure::OutOfStep),
+        ("", "$-1\r\n", Failure::OutOfStep),
+        ("", "$21\r\n", Failure::OutOfStep),
+        ("", "-MOVED 1 a:1\r\n", Failure::OutOfStep),
+        ("", MASTER, Failure::Decode(DecodeError::UnexpectedType(b'*'))),
+        ("", "HTTP/1.1", Failure::Decode(DecodeError::UnexpectedType(b'H'))),
+        ("+OK\r\n+OK\r\n", "+OK\r\n", Failure::OutOfStep),
+        ("+OK\r\n+OK\r\n", "*0\r\n", Failure::OutOfStep),
+    ] {
+        let mut script = Script::greeting();
+        script.get(1);
+        script.write();
+        assert_eq!(script.read(accepted), NONE);
+        assert_eq!(script.receive(answer), Err(failure), "{answer}");
+        assert_eq!(script.fail(Outcome::Error), (1, vec!["1: ERROR".into()]));
+    }
+}
+
+#[test]
+fn a_name_that_the_server_does_not_like_is_only_a_name() {
+    let mut script = Script::greeting();
+    script.write();
+    assert_eq!(script.read(["+OK\r\n-ERR no\r\n", MASTER].concat()), NONE);
+    assert!(script.conversation.is_open());
+    assert!(!script.conversation.has_refused());
+    assert_eq!(script.counts(), (0, 0));
+}
+
+#[test]
+fn a_memcached_that_is_too_old_is_refused_by_its_version() {
+    let mut script = Script::connected(Memcached, LIMITS);
+    script.write();
+    let failure = script.receive("VERSION 1.5.22\r\n").unwrap_err();
+    assert_eq!(failure, Failure::Greeting("VERSION 1.5.22".into()));
+}
+
+#[test]
+fn a_server_that_does_not_accept_the_greeting_in_its_time_is_silent() {
+    let mut script = Script::new(secured(), LIMITS, false);
+    assert_eq!(script.next(), None);
+    script.at(10).connect();
+    script.at(12).write();
+    assert_eq!(script.next(), Some(10 + GREET));
+    assert_eq!(script.at(50).read("+OK\r\n+OK\r\n"), NONE);
+    assert_eq!(script.at(109).tick(), NONE);
+    assert_eq!(script.at(110).try_tick(), Err(Failure::Silent(GREET)));
+}
+
+#[test]
+fn a_greeting_that_is_accepted_has_no_deadline() {
+    let mut script = Script::greeting();
+    script.write();
+    assert_eq!(script.read(["+OK\r\n+OK\r\n", MASTER].concat()), NONE);
+    assert_eq!(script.next(), None);
+    assert_eq!(script.at(GREET).tick(), NONE);
+}
+
+#[test]
+fn a_greeting_alone_shows_nothing_but_a_probe_does() {
+    let mut script = Script::greeting();
+    script.write();
+    script.read(["+OK\r\n+OK\r\n", MASTER].concat());
+    assert!(!script.conversation.is_proven() && !script.conversation.take_good());
+
+    let mut script = Script::new(Redis::default(), LIMITS, true);
+    script.connect();
+    assert_eq!(script.write(), "*1\r\n$4\r\nPING\r\n");
+    assert!(!script.conversation.is_proven());
+    script.read("+PONG\r\n");
+    assert!(script.conversation.is_proven() && script.conversation.is_open());
+    assert!(script.conversation.take_good());
+    assert!(!script.conversation.take_good(), "it is told once");
+}
+
+#[test]
+fn a_probe_that_is_half_accepted_shows_nothing() {
+    let mut script = Script::new(secured(), LIMITS, true);
+    script.connect();
+    assert_eq!(script.write(), [AUTH, SETNAME, ROLE, "*1\r\n$4\r\nPING\r\n"].concat());
+    script.read(["+OK\r\n+OK\r\n", MASTER].concat());
+    assert!(!script.conversation.is_proven());
+    assert_eq!(script.receive("-LOADING soon\r\n"), Err(Failure::Greeting("LOADING soon".into())));
+    assert!(!script.conversation.is_proven());
+}
+
+// Requests and answers.
+
+#[test]
+fn requests_of_one_turn_leave_in_one_piece_and_in_their_order() {
+    let mut script = Script::redis();
+    script.get(1);
+    script.ask(2, Command::Take);
+    script.ask(3, Command::Set { value: b"v", expiry: Expiry { ttl: 9, at: 0 } });
+    script.delete();
+    script.query();
+    let expected = [
+        &get("1"),
+        "*2\r\n$6\r\nGETDEL\r\n$1\r\n2\r\n",
+        "*5\r\n$3\r\nSET\r\n$1\r\n3\r\n$1\r\nv\r\n$2\r\nEX\r\n$1\r\n9\r\n",
+        "*2\r\n$3\r\nDEL\r\n$1\r\nk\r\n",
+        "*2\r\n$7\r\nCLUSTER\r\n$5\r\nSLOTS\r\n",
+    ];
+    assert_eq!(script.conversation.waiting(), expected.concat().len());
+    assert_eq!(script.write(), expected.concat());
+    assert_eq!(script.write(), "");
+    assert_eq!(script.conversation.waiting(), 0);
+}
+
+#[test]
+fn what_the_system_does_not_take_at_once_is_written_later() {
+    let mut script = Script::redis();
+    script.get(1);
+    let mut written = script.write_some(5);
+    script.get(2);
+    for _ in 0..10 {
+        written += &script.write_some(7);
+    }
+    assert_eq!(written, [get("1"), get("2")].concat());
+}
+
+#[test]
+fn a_server_that_is_always_a_little_behind_gets_all_of_it() {
+    let mut script = Script::connected(Redis::default(), Limits { queue: 100_000, ..LIMITS });
+    let (mut wanted, mut written) = (String::new(), String::new());
+    for n in 0..10_000 {
+        script.get(n);
+        wanted += &get(&n.to_string());
+        written += &script.write_some(24);
+        assert!(script.conversation.waiting() < 2 * KEPT + wanted.len() - written.len());
+    }
+    written += &script.write();
+    assert_eq!(written, wanted);
+}
+
+#[test]
+fn answers_belong_to_the_requests_in_order() {
+    let mut script = Script::redis();
+    (1..=4).for_each(|waiter| script.get(waiter));
+    script.write();
+    assert_eq!(script.conversation.front(), Some(Kind::Fetch(1)));
+    assert_eq!(script.read(value("one")), ["1: one"]);
+    let more = [&value("two"), "$-1\r\n", "-ERR no\r\n"].concat();
+    assert_eq!(script.read(more), ["2: two", "3: missing", "4: refused [ERR no]"]);
+    assert_eq!(script.conversation.unanswered(), 0);
+    assert_eq!(script.conversation.front(), None);
+    assert_eq!(script.next(), None);
+}
+
+#[test]
+fn answers_are_the_same_in_whatever_pieces_they_come() {
+    let wire = [
+        &value("one"),
+        "$-1\r\n",
+        ">2\r\n+a\r\n$3\r\nabc\r\n",
+        "$25\r\nlonger than twenty bytes.\r\n",
+        "-MOVED 7 10.0.0.1:6379\r\n",
+        ":1\r\n",
+        "*2\r\n:1\r\n*1\r\n+x\r\n",
+        "-ERR no\r\n",
+        &value(""),
+    ]
+    .concat();
+    let expected = [
+        "1: one",
+        "2: missing",
+        "3: CORRUPT",
+        "4: Node { ask: false, slot: 7, host: \"10.0.0.1\", port: 6379 }",
+        "5: done",
+        "query: array of 16 bytes",
+        "nobody: - [ERR no]",
+        "6: ",
+    ];
+    for piece in 1..=wire.len() {
+        let mut script = Script::redis();
+        (1..=4).for_each(|waiter| script.get(waiter));
+        script.ask(5, Command::Delete);
+        script.query();
+        script.delete();
+        script.get(6);
+        script.write();
+        let pieces = wire.as_bytes().chunks(piece);
+        let told: Vec<_> = pieces.flat_map(|piece| script.read(piece)).collect();
+        assert_eq!(told, expected, "by {piece}");
+        assert_eq!(script.conversation.unanswered(), 0);
+    }
+}
+
+#[test]
+fn a_change_that_nobody_waits_for_ends_in_silence() {
+    let mut script = Script::redis();
+    script.delete();
+    script.write();
+    assert_eq!(script.read(":1\r\n"), NONE);
+    assert!(script.conversation.is_proven());
+}
+
+#[test]
+fn a_reply_that_no_request_leads_to_ends_the_connection() {
+    let mut script = Script::redis();
+    assert_eq!(script.receive("+OK\r\n"), Err(Failure::OutOfStep));
+
+    let claim = Command::Claim(7);
+    for (command, reply) in [
+        (Command::Get, "HD\r\n"),
+        (Command::Take, "HD\r\n"),
+        (Command::Delete, "VA 1\r\na\r\n"),
+        (claim, "VA 1 c7\r\na\r\n"),
+        (claim, "VA 21 c7\r\n"),
+    ] {
+        let mut script = Script::memcached();
+        script.ask(1, command);
+        script.write();
+        assert_eq!(script.receive(reply), Err(Failure::OutOfStep), "{command:?}");
+        assert_eq!(script.fail(Outcome::Error), (1, vec!["1: ERROR".into()]));
+    }
+}
+
+#[test]
+fn what_is_no_reply_ends_the_connection_and_what_came_before_it_counts() {
+    let mut script = Script::redis();
+    (1..=3).for_each(|waiter| script.get(waiter));
+    script.write();
+    let failure = script.receive(value("one") + "HTTP/1.1 400").unwrap_err();
+    assert_eq!(failure, Failure::Decode(DecodeError::UnexpectedType(b'H')));
+    assert_eq!(failure.to_string(), "reply of unexpected type 0x48");
+    let told = ["1: one", "2: ERROR", "3: ERROR"].map(String::from).to_vec();
+    assert_eq!(script.fail(failure.outcome()), (2, told));
+}
+
+#[test]
+fn an_array_is_the_answer_to_a_question_about_servers_and_to_nothing_else() {
+    let mut script = Script::redis();
+    script.query();
+    script.get(1);
+    script.write();
+    assert_eq!(script.read("*1\r\n:1\r\n"), ["query: array of 8 bytes"]);
+    let unexpected = Failure::Decode(DecodeError::UnexpectedType(b'*'));
+    assert_eq!(script.receive("*1\r\n:1\r\n"), Err(unexpected));
+
+    let mut script = Script::redis();
+    script.query();
+    script.write();
+    assert_eq!(script.receive("+OK\r\n"), Err(Failure::OutOfStep));
+}
+
+#[test]
+fn a_server_that_refuses_a_question_has_answered_it() {
+    let mut script = Script::redis();
+    script.query();
+    script.query();
+    script.write();
+    assert_eq!(
+        script.read("-ERR This instance has cluster support disabled\r\n*-1\r\n"),
+        ["query: refused [ERR This instance has cluster support disabled]", "query: missing"]
+    );
+    assert_eq!(script.counts(), (0, 1));
+}
+
+#[test]
+fn a_refusal_is_no_proof_and_a_proper_answer_is() {
+    let mut script = Script::redis();
+    (1..=2).for_each(|waiter| script.get(waiter));
+    script.write();
+    script.read("-NOAUTH no\r\n");
+    assert!(script.conversation.has_refused());
+    assert!(!script.conversation.is_proven() && !script.conversation.take_good());
+    assert_eq!(script.counts(), (0, 1));
+    assert_eq!(script.counts(), (0, 0), "they are told once");
+    script.read("$-1\r\n");
+    assert!(script.conversation.is_proven() && script.conversation.take_good());
+}
+
+#[test]
+fn a_queue_that_is_full_takes_no_request() {
+    let mut script = Script::connected(Redis::default(), Limits { queue: 2, ..LIMITS });
+    script.at(1);
+    (1..=2).for_each(|waiter| script.get(waiter));
+    assert_eq!(script.try_ask(Some(3), Command::Get, None), Err(Refused::Full));
+    assert_eq!(script.conversation.query(1, resp::cluster_slots), Err(Refused::Full));
+    assert_eq!(script.write(), [get("1"), get("2")].concat());
+    assert_eq!(script.try_ask(Some(3), Command::Get, None), Err(Refused::Full));
+    // One that is late has its place still.
+    assert_eq!(script.at(1 + FETCH).try_tick(), Err(Failure::Silent(FETCH)));
+    assert_eq!(script.try_ask(Some(3), Command::Get, None), Err(Refused::Full));
+    assert_eq!(script.read("$-1\r\n"), ["1: TIMEOUT", "2: TIMEOUT"]);
+    script.get(3);
+    assert_eq!(script.write(), get("3"));
+}
+
+#[test]
+fn too_much_that_waits_to_be_written_is_a_full_queue() {
+    let mut script = Script::redis();
+    let value = vec![b'v'; 1024 * 1024];
+    let set = Command::Set { value: &value, expiry: Expiry { ttl: 9, at: 0 } };
+    let taken = (0..QUEUE).take_while(|_| script.try_ask(None, set, None).is_ok()).count();
+    assert_eq!(taken, 4);
+    assert_eq!(script.try_ask(Some(1), Command::Get, None), Err(Refused::Full));
+    // What was written does not count.
+    assert_eq!(script.write_some(1024 * 1024).len(), 1024 * 1024);
+    script.get(1);
+    assert!(script.write().ends_with(&get("1")));
+}
+
+#[test]
+fn a_failed_request_leaves_nothing_to_be_written() {
+    let mut script = Script::redis();
+    let failed = script.conversation.query(0, |_| Err(session_core::codec::OutOfMemory));
+    assert_eq!(failed, Err(Refused::OutOfMemory));
+    assert_eq!(script.write(), "");
+    assert_eq!(script.conversation.unanswered(), 0);
+}
+
+// Deadlines.
+
+#[test]
+fn a_late_request_is_told_once_and_its_late_answer_is_discarded_in_its_turn() {
+    let mut script = Script::redis();
+    script.get(1);
+    script.write();
+    script.at(30).get(2);
+    script.write();
+    script.at(40).get(3);
+    script.write();
+    assert_eq!(script.next(), Some(FETCH));
+    assert_eq!(script.at(45).read("$-1\r\n"), ["1: missing"]);
+    assert_eq!(script.next(), Some(80));
+    assert_eq!(script.at(79).tick(), NONE);
+    assert_eq!(script.at(80).tick(), ["2: TIMEOUT"]);
+    assert_eq!(script.tick(), NONE, "once");
+    assert_eq!(script.conversation.unanswered(), 2, "it keeps its place");
+    assert_eq!(script.conversation.front(), Some(Kind::Fetch(2)));
+    let answers = [value("two"), value("three")].concat();
+    assert_eq!(script.at(85).read(answers), ["3: three"]);
+    assert_eq!(script.counts(), (1, 0));
+    assert_eq!(script.next(), None);
+}
+
+#[test]
+fn what_the_server_says_in_a_late_refusal_is_for_the_log_only() {
+    let mut script = Script::redis();
+    (1..=2).for_each(|waiter| script.get(waiter));
+    script.write();
+    script.at(40).read("$-1\r\n");
+    assert_eq!(script.at(50).tick(), ["2: TIMEOUT"]);
+    assert_eq!(script.at(60).read("-BUSY script\r\n"), ["2: - [BUSY script]"]);
+    assert_eq!(script.counts(), (1, 1));
+}
+
+#[test]
+fn a_deadline_counts_from_when_a_request_is_written_and_not_from_when_it_is_made() {
+    let mut script = Script::redis();
+    script.get(1);
+    script.at(30).get(2);
+    script.at(35).submit();
+    assert_eq!(script.next(), Some(35 + FETCH));
+    script.get(3);
+    script.at(40).write();
+    assert_eq!(script.at(84).tick(), NONE);
+    assert_eq!(script.at(85).tick(), ["1: TIMEOUT", "2: TIMEOUT"]);
+    assert_eq!(script.next(), Some(90));
+}
+
+#[test]
+fn a_turn_that_takes_longer_than_the_timeout_harms_nobody() {
+    let mut script = Script::redis();
+    script.get(1);
+    // Other clients of the same turn take their time; then what there is to write is written, and
+    // then the deadlines are looked at.
+    script.at(10 * FETCH).write();
+    assert_eq!(script.tick(), NONE);
+    assert_eq!(script.next(), Some(11 * FETCH));
+    // The answer comes while others take their time: it is read before the deadline is looked at.
+    script.at(13 * FETCH);
+    assert_eq!(script.read(value("one")), ["1: one"]);
+    assert_eq!(script.tick(), NONE);
+}
+
+#[test]
+fn nobody_waits_longer_for_connection_and_answer_than_for_an_answer() {
+    let mut script = Script::new(Redis::default(), LIMITS, false);
+    script.get(1);
+    script.at(20).submit();
+    script.at(60).connect();
+    script.write();
+    assert_eq!(script.next(), Some(20 + FETCH));
+    assert_eq!(script.at(70).tick(), ["1: TIMEOUT"]);
+    // The server was asked ten milliseconds ago.
+    assert_eq!(script.next(), Some(60 + FETCH));
+    assert_eq!(script.at(75).read(value("one")), NONE);
+    assert_eq!(script.at(110).tick(), NONE);
+}
+
+#[test]
+fn who_waits_for_the_greeting_is_told_in_time() {
+    let mut script = Script::greeting();
+    script.get(1);
+    script.write();
+    script.submit();
+    assert_eq!(script.at(FETCH).tick(), ["1: TIMEOUT"]);
+    assert_eq!(script.conversation.unanswered(), 4);
+    // It is asked all the same, and its answer is nobody's.
+    script.at(60).read(["+OK\r\n+OK\r\n", MASTER].concat());
+    script.get(2);
+    assert_eq!(script.write(), [get("1"), get("2")].concat());
+    assert_eq!(script.read([value("one"), value("two")].concat()), ["2: two"]);
+}
+
+#[test]
+fn lookups_and_changes_have_timeouts_of_their_own() {
+    let mut script = Script::redis();
+    script.get(1);
+    script.ask(2, Command::Delete);
+    script.get(3);
+    script.delete();
+    script.query();
+    script.write();
+    assert_eq!(script.at(10).read("$-1\r\n"), ["1: missing"]);
+    assert_eq!(script.at(FETCH).tick(), ["3: TIMEOUT", "query: TIMEOUT"]);
+    assert_eq!(script.next(), Some(STORE));
+    assert_eq!(script.at(STORE - 1).tick(), NONE);
+    assert_eq!(script.at(STORE).tick(), ["2: TIMEOUT"]);
+    assert_eq!(script.counts(), (4, 0));
+}
+
+#[test]
+fn a_lookup_that_is_sent_on_keeps_the_deadline_that_it_had() {
+    let mut script = Script::redis();
+    script.at(100).get_by(1, 120);
+    script.get(2);
+    script.at(110).write();
+    assert_eq!(script.next(), Some(120));
+    assert_eq!(script.at(120).tick(), ["1: TIMEOUT"]);
+    assert_eq!(script.at(130).read([value("one"), value("two")].concat()), ["2: two"]);
+}
+
+#[test]
+fn ends_tell_the_deadline_that_a_request_had() {
+    let mut script = Script::redis();
+    script.at(10).get(1);
+    script.at(20).write();
+    script.get_by(2, 33);
+    script.write();
+    script.receive("-ASK 7 :1\r\n-ASK 7 :1\r\n").unwrap();
+    let ends = script.conversation.take_ends().unwrap();
+    let deadlines: Vec<_> = ends.iter().map(|end| end.deadline).collect();
+    assert_eq!(deadlines, [20 + FETCH, 33]);
+}
+
+// Silence.
+
+#[test]
+fn a_server_that_answers_nothing_in_the_whole_timeout_of_a_request_is_silent() {
+    let mut script = Script::redis();
+    script.at(10).get(1);
+    script.write();
+    let failure = script.at(60).try_tick().unwrap_err();
+    assert_eq!(failure, Failure::Silent(FETCH));
+    assert_eq!(failure.to_string(), "no answer within 50 ms");
+    assert_eq!(failure.outcome(), Outcome::Timeout);
+    assert_eq!(script.fail(failure.outcome()), (0, vec!["1: TIMEOUT".into()]));
+}
+
+#[test]
+fn bytes_that_drip_are_no_sign_of_life() {
+    let mut script = Script::redis();
+    script.at(10).get(1);
+    script.write();
+    for (n, byte) in value("one").bytes().take(8).enumerate() {
+        assert_eq!(script.at(15 + 5 * n as u64).read([byte]), NONE);
+    }
+    assert_eq!(script.at(60).try_tick(), Err(Failure::Silent(FETCH)));
+}
+
+#[test]
+fn an_answer_to_another_request_is_a_sign_of_life() {
+    let mut script = Script::redis();
+    script.at(10).get(1);
+    script.write();
+    script.at(20).get(2);
+    script.write();
+    assert_eq!(script.at(69).read("$-1\r\n"), ["1: missing"]);
+    assert_eq!(script.at(70).tick(), ["2: TIMEOUT"]);
+    assert_eq!(script.next(), None);
+    assert_eq!(script.at(75).read("$-1\r\n"), NONE);
+}
+
+#[test]
+fn late_answers_keep_the_connection() {
+    let mut script = Script::redis();
+    // A lookup every 20 ms, each of which the server answers a little later than the one before: in
+    // the end after 80 ms.
+    let asked = |n: u32| 100 + 20 * u64::from(n);
+    let answered = |n: u32| asked(n) + 80.min(10 + 10 * u64::from(n));
+    let (mut in_time, mut late) = (vec![], vec![]);
+    for now in (100..1000).step_by(10) {
+        script.at(now);
+        for _ in (0..40).filter(|&n| answered(n) == now) {
+            in_time.extend(script.read(value("it")));
+        }
+        for n in (0..40).filter(|&n| asked(n) == now) {
+            script.get(n);
+            script.write();
+        }
+        late.extend(script.tick());
+    }
+    assert_eq!(in_time, (0..5).map(|n| format!("{n}: it")).collect::<Vec<_>>());
+    assert_eq!(late, (5..40).map(|n| format!("{n}: TIMEOUT")).collect::<Vec<_>>());
+    assert_eq!(script.conversation.unanswered(), 0);
+}
+
+#[test]
+fn a_server_that_was_asked_late_has_its_whole_timeout() {
+    let mut script = Script::greeting();
+    script.get(1);
+    script.write();
+    script.at(5).submit();
+    script.at(49).read(["+OK\r\n+OK\r\n", MASTER].concat());
+    script.at(50).write();
+    assert_eq!(script.at(55).tick(), ["1: TIMEOUT"]);
+    assert_eq!(script.next(), Some(100));
+    assert_eq!(script.at(99).tick(), NONE);
+    assert_eq!(script.at(100).try_tick(), Err(Failure::Silent(FETCH)));
+}
+
+#[test]
+fn a_push_is_no_sign_of_life() {
+    let mut script = Script::redis();
+    script.at(10).get(1);
+    script.write();
+    assert_eq!(script.at(30).read(">1\r\n+hello\r\n"), NONE);
+    assert_eq!(script.at(60).try_tick(), Err(Failure::Silent(FETCH)));
+}
+
+#[test]
+fn a_value_that_is_skipped_is_a_sign_of_life_when_all_of_it_has_come() {
+    for (at, whole) in [(55, true), (65, false)] {
+        let mut script = Script::redis();
+        script.at(10).get(1);
+        script.get(2);
+        script.write();
+        assert_eq!(script.at(20).read("$21\r\n01234567"), ["1: CORRUPT"]);
+        if whole {
+            assert_eq!(script.at(at).read("8901234567890\r\n"), NONE);
+        }
+        script.at(60);
+        assert_eq!(script.try_tick(), if whole { Ok(()) } else { Err(Failure::Silent(FETCH)) });
+        assert_eq!(script.told(), ["2: TIMEOUT"]);
+    }
+}
+
+#[test]
+fn a_server_that_nobody_asks_may_be_silent() {
+    let mut script = Script::redis();
+    script.get(1);
+    script.write();
+    script.read("$-1\r\n");
+    assert_eq!(script.next(), None);
+    assert_eq!(script.at(1_000_000).tick(), NONE);
+    script.get(2);
+    script.write();
+    assert_eq!(script.read(value("two")), ["2: two"]);
+}
+
+// What is discarded.
+
+#[test]
+fn a_value_over_the_limit_is_skipped_and_the_next_answer_is_found() {
+    let mut script = Script::redis();
+    (1..=3).for_each(|waiter| script.get(waiter));
+    script.write();
+    let longest = "x".repeat(MAX_VALUE);
+    assert_eq!(script.read(value(&longest)), [format!("1: {longest}")]);
+    assert_eq!(script.read(value(&"x".repeat(500)) + &value("ok")), ["2: CORRUPT", "3: ok"]);
+    assert!(script.conversation.is_proven());
+}
+
+#[test]
+fn a_value_over_the_limit_does_not_pile_up() {
+    let mut script = Script::redis();
+    (1..=2).for_each(|waiter| script.get(waiter));
+    script.write();
+    assert_eq!(script.read(format!("${}\r\n", 1024 * 1024)), ["1: CORRUPT"]);
+    for _ in 0..1024 {
+        assert_eq!(script.read([b'x'; 1024]), NONE);
+        assert!(script.conversation.input().is_empty());
+        assert!(script.conversation.input().capacity() <= KEPT);
+    }
+    assert_eq!(script.read("\r\n".to_owned() + &value("ok")), ["2: ok"]);
+}
+
+#[test]
+fn a_value_over_the_limit_that_is_late_is_skipped_too() {
+    let mut script = Script::redis();
+    (1..=2).for_each(|waiter| script.get(waiter));
+    script.write();
+    script.at(1).read("$-1\r\n");
+    assert_eq!(script.at(FETCH).tick(), ["2: TIMEOUT"]);
+    assert_eq!(script.read(value(&"x".repeat(MAX_VALUE + 1))), NONE);
+    assert_eq!(script.conversation.unanswered(), 0);
+    script.get(3);
+    script.write();
+    assert_eq!(script.read(value("three")), ["3: three"]);
+}
+
+#[test]
+fn a_push_comes_at_any_time_and_answers_nothing() {
+    let mut script = Script::redis();
+    assert_eq!(script.read(">1\r\n+hello\r\n"), NONE);
+    script.get(1);
+    script.write();
+    let push = ">2\r\n+invalidate\r\n*1\r\n$1\r\nk\r\n";
+    assert_eq!(script.read([push, push, &value("one"), push].concat()), ["1: one"]);
+    assert!(script.conversation.input().is_empty());
+}
+
+#[test]
+fn pushes_without_end_are_the_end() {
+    let mut script = Script::redis();
+    script.get(1);
+    script.write();
+    let push = format!(">1\r\n{}", value(&"x".repeat(1000)));
+    let fit = 64 * 1024 / push.len();
+    assert_eq!(script.read(push.repeat(fit)), NONE);
+    // An answer begins a new account.
+    assert_eq!(script.read(value("one")), ["1: one"]);
+    assert_eq!(script.read(push.repeat(fit)), NONE);
+    let failure = script.receive(push).unwrap_err();
+    assert_eq!(failure, Failure::Unasked);
+    assert_eq!(failure.to_string(), "too many messages that answer no request");
+}
+
+// Redirections.
+
+#[test]
+fn a_redirection_is_for_its_waiter_to_follow() {
+    let mut script = Script::redis();
+    script.get(1);
+    script.ask(2, Command::Delete);
+    script.write();
+    assert_eq!(
+        script.read("-MOVED 7 10.0.0.1:6379\r\n-ASK 16383 :7000\r\n"),
+        [
+            "1: Node { ask: false, slot: 7, host: \"10.0.0.1\", port: 6379 }",
+            "2: Node { ask: true, slot: 16383, host: \"\", port: 7000 }",
+        ]
+    );
+    assert_eq!(script.counts(), (0, 0));
+    assert!(script.conversation.is_proven());
+}
+
+#[test]
+fn a_redirection_that_nobody_follows_is_a_refusal() {
+    let mut script = Script::connected(Redis::default(), Limits { redirects: false, ..LIMITS });
+    script.get(1);
+    script.delete();
+    script.write();
+    assert_eq!(
+        script.read("-MOVED 7 a:1\r\n-ASK 8 b:2\r\n"),
+        ["1: ERROR [MOVED 7 a:1]", "nobody: - [ASK 8 b:2]"]
+    );
+    assert!(!script.conversation.is_proven());
+
+    // Nor has a change that nobody waits for anybody to follow it, nor a question.
+    let mut script = Script::redis();
+    script.delete();
+    script.query();
+    script.write();
+    assert_eq!(
+        script.read("-MOVED 7 a:1\r\n-MOVED 8 b:2\r\n"),
+        ["nobody: - [MOVED 7 a:1]", "query: ERROR [MOVED 8 b:2]"]
+    );
+}
+
+#[test]
+fn a_request_that_follows_an_ask_says_so_and_has_two_answers() {
+    let mut script = Script::redis();
+    let request = Request { key: b"1", command: Command::Get, asking: true };
+    script.conversation.request(0, &request, Some(1), Some(30)).unwrap();
+    script.get(2);
+    assert_eq!(script.write(), ["*1\r\n$6\r\nASKING\r\n", &get("1"), &get("2")].concat());
+    assert_eq!(script.conversation.unanswered(), 3);
+    assert_eq!(script.read("+OK\r\n"), NONE);
+    assert_eq!(script.read([value("one"), value("two")].concat()), ["1: one", "2: two"]);
+}
+
+// Suspect replies.
+
+#[test]
+fn two_suspect_replies_in_a_row_end_the_connection() {
+    let mut script = Script::redis();
+    assert!(!script.conversation.is_doubtful());
+    script.conversation.suspect();
+    assert!(script.conversation.is_doubtful() && !script.conversation.is_suspect());
+    script.conversation.suspect();
+    assert!(script.conversation.is_suspect());
+    // Too much speaks against it by now.
+    script.conversation.trust();
+    assert!(script.conversation.is_suspect());
+    assert_eq!(Failure::Suspect.to_string(), "reply with another session");
+    assert_eq!(Failure::Suspect.outcome(), Outcome::Error);
+}
+
+#[test]
+fn a_good_reply_makes_up_for_a_suspect_one() {
+    let mut script = Script::redis();
+    script.conversation.suspect();
+    script.conversation.trust();
+    assert!(!script.conversation.is_doubtful());
+    script.conversation.suspect();
+    assert!(!script.conversation.is_suspect());
+}
+
+// A take in two steps.
+
+#[test]
+fn a_take_from_memcached_is_a_claim_with_the_deadline_that_the_lookup_had() {
+    let mut script = Script::memcached();
+    script.at(10).ask(1, Command::Take);
+    assert_eq!(script.write(), "mg 1 v c\r\n");
+    assert_eq!(script.at(40).read("VA 3 c17\r\none\r\n"), ["1: one by claim 17"]);
+    script.try_ask(Some(1), Command::Claim(17), Some(60)).unwrap();
+    assert_eq!(script.conversation.front(), Some(Kind::Claim(1)));
+    assert_eq!(script.write(), "md 1 C17\r\n");
+    assert_eq!(script.next(), Some(60));
+    assert_eq!(script.at(59).read("HD\r\n"), ["1: done"]);
+}
+
+#[test]
+fn a_claim_that_another_was_first_with_takes_nothing() {
+    for lost in ["EX\r\n", "NF\r\n"] {
+        let mut script = Script::memcached();
+        script.try_ask(Some(1), Command::Claim(17), Some(60)).unwrap();
+        script.write();
+        assert_eq!(script.read(lost), ["1: missing"]);
+    }
+}
+
+#[test]
+fn a_claim_whose_answer_is_late_takes_nothing() {
+    let mut script = Script::memcached();
+    script.at(10).try_ask(Some(1), Command::Claim(17), Some(15)).unwrap();
+    script.write();
+    assert_eq!(script.at(15).tick(), ["1: TIMEOUT"]);
+    assert_eq!(script.at(16).read("HD\r\n"), NONE);
+    // The server has answered in its own time.
+    assert_eq!(script.at(60).tick(), NONE);
+}
+
+// The end.
+
+#[test]
+fn a_connection_that_is_lost_tells_each_waiter_once() {
+    let mut script = Script::redis();
+    (1..=3).for_each(|waiter| script.get(waiter));
+    script.ask(4, Command::Delete);
+    script.delete();
+    script.query();
+    script.write();
+    script.receive(value("one")).unwrap();
+    let (lost, told) = script.fail(Outcome::Error);
+    assert_eq!(told, ["1: one", "2: ERROR", "3: ERROR", "4: ERROR", "query: ERROR"]);
+    assert_eq!(lost, 5);
+}
+
+#[test]
+fn who_was_told_of_a_timeout_is_not_told_of_the_loss() {
+    let mut script = Script::redis();
+    (1..=2).for_each(|waiter| script.get(waiter));
+    script.write();
+    script.at(30).get(3);
+    script.write();
+    script.at(45).read("$-1\r\n");
+    assert_eq!(script.at(50).tick(), ["2: TIMEOUT"]);
+    assert_eq!(script.fail(Outcome::Error), (1, vec!["3: ERROR".into()]));
+}
+
+#[test]
+fn a_change_is_lost_with_the_connection_whoever_waits_for_it() {
+    let mut script = Script::redis();
+    script.delete();
+    script.write();
+    script.at(10).get(1);
+    script.write();
+    script.at(20).read(":1\r\n");
+    script.delete();
+    script.write();
+    script.at(60).tick();
+    // 60 is the deadline of the lookup; that of the change has not come.
+    assert_eq!(script.fail(Outcome::Error), (1, vec![]));
+}
+
+#[test]
+fn a_connection_that_never_was_tells_its_waiters_too() {
+    let mut script = Script::new(secured(), LIMITS, false);
+    script.get(1);
+    script.delete();
+    assert_eq!(script.fail(Outcome::Down), (2, vec!["1: DOWN".into()]));
+}
+
+#[test]
+fn a_greeting_is_not_among_what_is_lost() {
+    let mut script = Script::greeting();
+    script.write();
+    assert_eq!(script.fail(Outcome::Error), (0, vec![]));
+}
+
+// Memory.
+
+#[test]
+fn what_was_read_is_used_again_and_what_has_grown_is_freed() {
+    let limits = Limits { max_value: 10 * KEPT, ..LIMITS };
+    let mut script = Script::connected(Redis::default(), limits);
+    script.get(1);
+    script.write();
+    assert_eq!(script.read(value("one")), ["1: one"]);
+    let capacity = script.conversation.input().capacity();
+    assert!(capacity > 0 && script.conversation.input().is_empty());
+
+    script.get(2);
+    script.write();
+    assert_eq!(script.read(value(&"x".repeat(2 * KEPT))).len(), 1);
+    assert!(script.conversation.input().capacity() <= KEPT);
+}
+
+#[test]
+fn what_follows_an_answer_stays_while_its_waiter_is_told() {
+    let mut script = Script::redis();
+    (1..=3).for_each(|waiter| script.get(waiter));
+    script.write();
+    script.receive(value("one") + "$3\r\ntw").unwrap();
+    let ends = script.conversation.take_ends().unwrap();
+    assert_eq!(show_all(&ends), ["1: one"]);
+    assert!(!script.conversation.has_ends() && script.conversation.take_ends().is_none());
+    // Whoever is told may make a request.
+    script.get(4);
+    script.conversation.put_back(ends);
+    assert_eq!(script.read("o\r\n$5\r\nthree\r\n"), ["2: two", "3: three"]);
+    assert_eq!(script.write(), get("4"));
+}
