@@ -235,8 +235,6 @@ pub struct Conversation<W> {
     skip: usize,
     /// How many bytes have answered nothing since the last answer.
     aside: usize,
-    /// When the last answer was complete.
-    heard: u64,
     doubt: Option<Doubt>,
     /// How many answers in a row may have belonged to another request.
     suspect: u32,
@@ -260,8 +258,8 @@ enum Stage {
     Open,
 }
 
-/// Whether the server says anything at all: what was written at `since` has to be answered, by
-/// whatever answer, at `until`.
+/// Whether the server says anything at all: it has answered nothing since `since`, when a request
+/// was written whose deadline has passed, and has to answer something, whatever it is, by `until`.
 struct Doubt {
     since: u64,
     until: u64,
@@ -379,7 +377,6 @@ impl<W: Copy> Conversation<W> {
             place: Place::default(),
             skip: 0,
             aside: 0,
-            heard: 0,
             doubt: None,
             suspect: 0,
             proven: false,
@@ -524,15 +521,15 @@ impl<W: Copy> Conversation<W> {
     /// [`Conversation::take_ends`], with an error as without.
     ///
     /// A request stays in the line until its answer is accepted, so that a failure finds it there.
-    pub fn received(&mut self, now: u64) -> Result<(), Failure> {
-        let result = self.decode(now);
+    pub fn received(&mut self) -> Result<(), Failure> {
+        let result = self.decode();
         if self.ends.is_empty() {
             self.forget_decoded();
         }
         result
     }
 
-    fn decode(&mut self, now: u64) -> Result<(), Failure> {
+    fn decode(&mut self) -> Result<(), Failure> {
         loop {
             let at = self.decoded;
             let rest = self.input.get(at..).unwrap_or_default();
@@ -544,7 +541,7 @@ impl<W: Copy> Conversation<W> {
                 self.skip = self.skip.saturating_sub(skipped);
                 self.decoded = at.saturating_add(skipped);
                 if self.skip == 0 {
-                    self.heard = now;
+                    self.heard();
                 }
                 continue;
             }
@@ -602,7 +599,7 @@ impl<W: Copy> Conversation<W> {
             self.skip = skip;
             self.aside = 0;
             if skip == 0 {
-                self.heard = now;
+                self.heard();
             }
             // A server that greets and then says nothing is no good. A probe is a greeting.
             let counts = !matches!(request.kind, Kind::Greeting(_)) || self.probe;
@@ -618,6 +615,12 @@ impl<W: Copy> Conversation<W> {
                 self.ends.push(End { kind, deadline, answer, told, refused });
             }
         }
+    }
+
+    /// An answer was complete.
+    fn heard(&mut self) {
+        self.inflight.heard();
+        self.doubt = None;
     }
 
     /// Whether a redirection is for the waiter to follow.
@@ -686,11 +689,13 @@ impl<W: Copy> Conversation<W> {
     pub fn tick(&mut self, now: u64) -> Result<(), Failure> {
         while let Some(expired) = self.inflight.expire(now) {
             self.counts.late = self.counts.late.saturating_add(1);
-            self.give_up(&expired, Outcome::Timeout);
+            self.give_up(&expired.request, Outcome::Timeout);
             // The server has the whole timeout from when it was asked.
-            if let (Some(since), None) = (expired.written, &self.doubt) {
-                let until = since.saturating_add(expired.timeout);
-                self.doubt = Some(Doubt { since, until });
+            if let Some(since) = expired.unheard {
+                let until = since.saturating_add(expired.request.timeout);
+                if self.doubt.as_ref().is_none_or(|doubt| until < doubt.until) {
+                    self.doubt = Some(Doubt { since, until });
+                }
             }
         }
         if let Stage::Greeting { since, by } = self.stage {
@@ -698,12 +703,10 @@ impl<W: Copy> Conversation<W> {
                 return Err(Failure::Silent(now.saturating_sub(since)));
             }
         }
-        if let Some(doubt) = self.doubt.take_if(|doubt| doubt.until <= now) {
-            if self.heard < doubt.since {
-                return Err(Failure::Silent(now.saturating_sub(doubt.since)));
-            }
+        match self.doubt.take_if(|doubt| doubt.until <= now) {
+            Some(doubt) => Err(Failure::Silent(now.saturating_sub(doubt.since))),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// When [`Conversation::tick`] is to be called.

@@ -89,6 +89,15 @@ impl<W> Request<W> {
     }
 }
 
+/// A request whose deadline has passed.
+#[derive(Clone, Copy, Debug)]
+pub struct Expired<W> {
+    /// The request.
+    pub request: Request<W>,
+    /// When it was written, if the server has answered nothing at all since then.
+    pub unheard: Option<u64>,
+}
+
 /// The requests of one connection that have not been answered, oldest first.
 ///
 /// Requests are numbered in the order in which they are made.
@@ -101,6 +110,8 @@ pub struct InFlight<W> {
     /// written.
     unsubmitted: u64,
     unwritten: u64,
+    /// The number of the first request that was written after the last answer, or is not written.
+    unheard: u64,
     /// For each class the number of a request before which no deadline of the class is left.
     lookups: u64,
     updates: u64,
@@ -116,6 +127,7 @@ impl<W: Copy> InFlight<W> {
             front: 0,
             unsubmitted: 0,
             unwritten: 0,
+            unheard: 0,
             lookups: 0,
             updates: 0,
             fixed: VecDeque::new(),
@@ -178,6 +190,11 @@ impl<W: Copy> InFlight<W> {
         self.unwritten = end;
     }
 
+    /// An answer was complete, whichever request it was for.
+    pub fn heard(&mut self) {
+        self.unheard = self.unwritten;
+    }
+
     /// The number of the next request.
     fn end(&self) -> u64 {
         self.front.saturating_add(self.queue.len() as u64)
@@ -200,12 +217,11 @@ impl<W: Copy> InFlight<W> {
 
     /// The next request whose deadline has passed at `now`, which is marked as expired. To be
     /// called until there is none.
-    pub fn expire(&mut self, now: u64) -> Option<Request<W>> {
-        let request = match self.fixed.iter().position(|(_, deadline)| *deadline <= now) {
+    pub fn expire(&mut self, now: u64) -> Option<Expired<W>> {
+        let number = match self.fixed.iter().position(|(_, deadline)| *deadline <= now) {
             Some(at) => {
                 let (number, _) = self.fixed.remove(at)?;
-                let place = self.place(number);
-                self.queue.get_mut(place)?
+                number
             }
             None => {
                 let due = |class, this: &mut Self| {
@@ -218,13 +234,14 @@ impl<W: Copy> InFlight<W> {
                 };
                 let next = self.next_of(class);
                 *next = next.saturating_add(1);
-                let number = next.saturating_sub(1);
-                let place = self.place(number);
-                self.queue.get_mut(place)?
+                next.saturating_sub(1)
             }
         };
+        let place = self.place(number);
+        let request = self.queue.get_mut(place)?;
         request.expired = true;
-        Some(*request)
+        let unheard = request.written.filter(|_| number >= self.unheard);
+        Some(Expired { request: *request, unheard })
     }
 
     /// When the next deadline passes.
@@ -275,7 +292,7 @@ mod tests {
     use std::vec::Vec;
 
     fn expire(inflight: &mut InFlight<u32>, now: u64) -> Vec<Kind<u32>> {
-        std::iter::from_fn(|| inflight.expire(now)).map(|expired| expired.kind).collect()
+        std::iter::from_fn(|| inflight.expire(now)).map(|expired| expired.request.kind).collect()
     }
 
     #[test]
@@ -306,7 +323,7 @@ mod tests {
         // Writing it later does not make the waiter wait longer.
         inflight.written(340);
         assert_eq!(inflight.next_deadline(), Some(350));
-        let request = inflight.expire(350).unwrap();
+        let request = inflight.expire(350).unwrap().request;
         assert_eq!((request.since, request.written), (300, Some(340)));
     }
 
@@ -382,6 +399,24 @@ mod tests {
         inflight.push(Kind::Fetch(3), 100, 50, None);
         assert_eq!(inflight.next_deadline(), Some(150));
         assert_eq!(expire(&mut inflight, 150), [Kind::Fetch(3)]);
+    }
+
+    #[test]
+    fn a_request_is_unheard_if_no_answer_has_come_since_it_was_written() {
+        let mut inflight = InFlight::new();
+        inflight.push(Kind::Fetch(1), 0, 50, None);
+        inflight.push(Kind::Fetch(2), 0, 50, None);
+        inflight.written(0);
+        inflight.heard();
+        inflight.pop();
+        inflight.push(Kind::Fetch(3), 0, 50, None);
+        inflight.written(0);
+        inflight.push(Kind::Fetch(4), 0, 50, None);
+        let unheard: Vec<_> = std::iter::from_fn(|| inflight.expire(50))
+            .map(|expired| (expired.request.kind, expired.unheard))
+            .collect();
+        let expected = [(Kind::Fetch(2), None), (Kind::Fetch(3), Some(0)), (Kind::Fetch(4), None)];
+        assert_eq!(unheard, expected);
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl Script {
 
     fn receive(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
         self.conversation.input().extend_from_slice(bytes.as_ref());
-        self.conversation.received(self.now)
+        self.conversation.received()
     }
 
     fn told(&mut self) -> Vec<String> {
@@ -820,6 +820,44 @@ fn a_server_that_was_asked_late_has_its_whole_timeout() {
     assert_eq!(script.next(), Some(100));
     assert_eq!(script.at(99).tick(), NONE);
     assert_eq!(script.at(100).try_tick(), Err(Failure::Silent(FETCH)));
+}
+
+#[test]
+fn what_was_heard_before_a_request_is_no_answer_to_it_however_short_before() {
+    let mut script = Script::redis();
+    script.at(10).get(1);
+    script.write();
+    assert_eq!(script.at(20).read("$-1\r\n"), ["1: missing"]);
+    script.get(2);
+    script.write();
+    assert_eq!(script.at(70).try_tick(), Err(Failure::Silent(FETCH)));
+}
+
+#[test]
+fn each_request_that_is_late_is_one_to_be_silent_about() {
+    let mut script = Script::redis();
+    script.at(10).get(1);
+    script.get_by(2, 30);
+    script.write();
+    assert_eq!(script.at(15).read("$-1\r\n"), ["1: missing"]);
+    script.at(20).get_by(3, 40);
+    script.write();
+    // The server has said something since the second one was written, and nothing since the third.
+    assert_eq!(script.at(40).tick(), ["2: TIMEOUT", "3: TIMEOUT"]);
+    assert_eq!(script.next(), Some(20 + FETCH));
+    assert_eq!(script.at(70).try_tick(), Err(Failure::Silent(FETCH)));
+}
+
+#[test]
+fn who_has_waited_longest_for_any_answer_says_that_the_server_is_silent() {
+    let mut script = Script::redis();
+    script.at(10).try_ask(Some(1), Command::Delete, Some(20)).unwrap();
+    script.write();
+    assert_eq!(script.at(20).tick(), ["1: TIMEOUT"]);
+    assert_eq!(script.next(), Some(10 + STORE));
+    script.get(2);
+    script.write();
+    assert_eq!(script.at(70).try_tick(), Err(Failure::Silent(FETCH)));
 }
 
 #[test]

@@ -110,7 +110,7 @@ impl Peer {
             }
             let more = link.has_more();
             let was_open = conversation.is_open();
-            let result = conversation.received(clock::now_ms());
+            let result = conversation.received();
             let (open, ends) = (conversation.is_open(), conversation.has_ends());
             self.judge(state);
             self.keep_session(line);
