@@ -564,7 +564,11 @@ impl<W: Copy> Conversation<W> {
                 self.decoded = at.saturating_add(used);
                 continue;
             }
-            let Some(request) = front else { return Err(Failure::OutOfStep) };
+            // What was not asked cannot be answered, though it may wait to be asked.
+            let asked = |request: &inflight::Request<W>| {
+                request.written.is_some() || matches!(request.kind, Kind::Greeting(_))
+            };
+            let Some(request) = front.filter(asked) else { return Err(Failure::OutOfStep) };
             let mut skip = 0;
             let end = match (answer, request.kind) {
                 (answer, Kind::Greeting(step)) => {

@@ -516,6 +516,24 @@ fn a_reply_that_no_request_leads_to_ends_the_connection() {
 }
 
 #[test]
+fn a_reply_is_none_to_a_request_that_is_not_written() {
+    let mut script = Script::greeting();
+    script.get(1);
+    script.write();
+    let twice = ["+OK\r\n+OK\r\n", MASTER, &value("one")].concat();
+    assert_eq!(script.receive(twice), Err(Failure::OutOfStep));
+
+    // A reply that comes twice is noticed, whether or not there is a next request.
+    let mut script = Script::redis();
+    script.get(1);
+    script.write();
+    assert_eq!(script.read(value("one")), ["1: one"]);
+    script.get(2);
+    assert_eq!(script.receive(value("one")), Err(Failure::OutOfStep));
+    assert_eq!(script.fail(Outcome::Error), (1, vec!["2: ERROR".into()]));
+}
+
+#[test]
 fn what_is_no_reply_ends_the_connection_and_what_came_before_it_counts() {
     let mut script = Script::redis();
     (1..=3).for_each(|waiter| script.get(waiter));
