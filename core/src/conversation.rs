@@ -217,7 +217,8 @@ pub struct Conversation<W> {
     limits: Limits,
     stage: Stage,
     inflight: InFlight<W>,
-    /// Requests that have still to be written, and how much of them has been.
+    /// Requests that have still to be written, and how much of them, or of the greeting before it
+    /// is accepted, has been.
     out: Vec<u8>,
     sent: usize,
     /// The greeting while it has to be written, in a buffer of its own, which does not grow and
@@ -425,8 +426,7 @@ impl<W: Copy> Conversation<W> {
         deadline: Option<u64>,
         encode: impl FnOnce(&dyn Codec, &mut Vec<u8>) -> Result<(), OutOfMemory>,
     ) -> Result<u64, Refused> {
-        let unsent = self.out.len().saturating_sub(self.sent);
-        if self.inflight.len() >= self.limits.queue || unsent >= MAX_UNSENT {
+        if self.inflight.len() >= self.limits.queue || self.waiting() >= MAX_UNSENT {
             return Err(Refused::Full);
         }
         // Room for the end of each, so that none can be forgotten for want of memory.
@@ -504,7 +504,8 @@ impl<W: Copy> Conversation<W> {
 
     /// How many bytes of requests have not been written.
     pub fn waiting(&self) -> usize {
-        self.out.len()
+        let sent = if self.is_open() { self.sent } else { 0 };
+        self.out.len().saturating_sub(sent)
     }
 
     /// Whether requests are written.

@@ -262,6 +262,7 @@ fn an_answer_to_half_a_greeting_does_not_let_requests_out() {
     let mut script = Script::greeting();
     script.get(1);
     let mut written = script.write_some(10);
+    assert_eq!(script.conversation.waiting(), get("1").len(), "of requests");
     assert_eq!(script.read(["+OK\r\n+OK\r\n", MASTER].concat()), NONE);
     written += &script.write();
     assert_eq!(written, [AUTH, SETNAME, ROLE].concat());
@@ -426,7 +427,7 @@ fn a_server_that_is_always_a_little_behind_gets_all_of_it() {
         script.get(n);
         wanted += &get(&n.to_string());
         written += &script.write_some(24);
-        assert!(script.conversation.waiting() < 2 * KEPT + wanted.len() - written.len());
+        assert_eq!(script.conversation.waiting(), wanted.len() - written.len());
     }
     written += &script.write();
     assert_eq!(written, wanted);
@@ -614,7 +615,9 @@ fn too_much_that_waits_to_be_written_is_a_full_queue() {
     assert_eq!(taken, 4);
     assert_eq!(script.try_ask(Some(1), Command::Get, None), Err(Refused::Full));
     // What was written does not count.
+    let waiting = script.conversation.waiting();
     assert_eq!(script.write_some(1024 * 1024).len(), 1024 * 1024);
+    assert_eq!(script.conversation.waiting(), waiting - 1024 * 1024);
     script.get(1);
     assert!(script.write().ends_with(&get("1")));
 }
