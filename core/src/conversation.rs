@@ -595,7 +595,7 @@ impl<W: Copy> Conversation<W> {
                 Ok(Answer::Redirect(_)) => !self.follows(request.kind),
                 _ => false,
             };
-            if let Ok(Answer::Refused(_)) = end {
+            if refused {
                 self.has_refused = true;
                 self.counts.refused = self.counts.refused.saturating_add(1);
             }

@@ -1018,6 +1018,8 @@ fn a_redirection_that_nobody_follows_is_a_refusal() {
         ["1: ERROR [MOVED 7 a:1]", "nobody: - [ASK 8 b:2]"]
     );
     assert!(!script.conversation.is_proven());
+    assert!(script.conversation.has_refused());
+    assert_eq!(script.counts(), (0, 2));
 
     // Nor has a change that nobody waits for anybody to follow it, nor a question.
     let mut script = Script::redis();
