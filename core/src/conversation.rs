@@ -440,11 +440,12 @@ impl<W: Copy> Conversation<W> {
             return Err(Refused::OutOfMemory);
         }
         if asking {
-            self.inflight.push(Kind::Update(None), now, self.limits.store_timeout, None);
+            self.inflight.push(Kind::Asking, now, 0, None);
         }
         let timeout = match kind {
-            Kind::Greeting(_) | Kind::Update(_) => self.limits.store_timeout,
+            Kind::Update(_) => self.limits.store_timeout,
             Kind::Fetch(_) | Kind::Claim(_) | Kind::Query => self.limits.fetch_timeout,
+            Kind::Greeting(_) | Kind::Asking => 0,
         };
         self.inflight.push(kind, now, timeout, deadline);
         Ok(deadline.unwrap_or(now.saturating_add(timeout)))
@@ -585,7 +586,7 @@ impl<W: Copy> Conversation<W> {
                 }
                 (answer @ Answer::Missing, _)
                 | (answer @ (Answer::Value(_) | Answer::Claim(..)), Kind::Fetch(_))
-                | (answer @ Answer::Done, Kind::Claim(_) | Kind::Update(_))
+                | (answer @ Answer::Done, Kind::Claim(_) | Kind::Update(_) | Kind::Asking)
                 | (answer @ Answer::Array(_), Kind::Query)
                 | (answer @ (Answer::Refused(_) | Answer::Redirect(_)), _) => Ok(answer),
                 _ => return Err(Failure::OutOfStep),

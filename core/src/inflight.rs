@@ -25,6 +25,9 @@ pub enum Kind<W> {
     /// Something is changed. A waiter, if there is one, wants to know whether another server has to
     /// be asked.
     Update(Option<W>),
+    /// What goes before a request that follows an `ASK`. It ends with that one as far as anybody is
+    /// concerned, and has no deadline of its own.
+    Asking,
     /// The servers are asked about themselves.
     Query,
 }
@@ -42,7 +45,7 @@ impl<W: Copy> Kind<W> {
         match self {
             Kind::Fetch(waiter) | Kind::Claim(waiter) => Some(waiter),
             Kind::Update(waiter) => waiter,
-            Kind::Greeting(_) | Kind::Query => None,
+            Kind::Greeting(_) | Kind::Asking | Kind::Query => None,
         }
     }
 
@@ -53,7 +56,7 @@ impl<W: Copy> Kind<W> {
 
     fn class(self) -> Option<Class> {
         match self {
-            Kind::Greeting(_) => None,
+            Kind::Greeting(_) | Kind::Asking => None,
             Kind::Fetch(_) | Kind::Claim(_) | Kind::Query => Some(Class::Lookups),
             Kind::Update(_) => Some(Class::Updates),
         }
@@ -377,9 +380,10 @@ mod tests {
     }
 
     #[test]
-    fn steps_of_a_greeting_have_no_deadline() {
+    fn what_goes_before_requests_has_no_deadline() {
         let mut inflight: InFlight<u32> = InFlight::new();
         inflight.push(Kind::Greeting(0), 0, 0, None);
+        inflight.push(Kind::Asking, 0, 0, None);
         assert_eq!(inflight.next_deadline(), None);
         assert_eq!(expire(&mut inflight, 1000), []);
     }

@@ -1044,6 +1044,24 @@ fn a_request_that_follows_an_ask_says_so_and_has_two_answers() {
     assert_eq!(script.read([value("one"), value("two")].concat()), ["1: one", "2: two"]);
 }
 
+#[test]
+fn a_request_that_follows_an_ask_is_late_and_lost_once() {
+    for lost in [true, false] {
+        let mut script = Script::redis();
+        let request = Request { key: b"1", command: Command::Delete, asking: true };
+        script.get(2);
+        script.at(5).conversation.request(5, &request, Some(1), None).unwrap();
+        script.write();
+        script.at(10).read("$-1\r\n");
+        if lost {
+            assert_eq!(script.fail(Outcome::Error), (1, vec!["1: ERROR".into()]));
+        } else {
+            assert_eq!(script.at(5 + STORE).tick(), ["1: TIMEOUT"]);
+            assert_eq!(script.counts(), (1, 0));
+        }
+    }
+}
+
 // Suspect replies.
 
 #[test]

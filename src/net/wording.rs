@@ -14,6 +14,7 @@ pub fn action<W>(kind: Kind<W>) -> &'static str {
         Kind::Greeting(_) => "greeting backend",
         Kind::Fetch(_) | Kind::Claim(_) => "fetching SSL session",
         Kind::Update(_) => "storing SSL session",
+        Kind::Asking => "following redirection",
         Kind::Query => QUERYING,
     }
 }
