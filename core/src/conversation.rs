@@ -426,7 +426,8 @@ impl<W: Copy> Conversation<W> {
         deadline: Option<u64>,
         encode: impl FnOnce(&dyn Codec, &mut Vec<u8>) -> Result<(), OutOfMemory>,
     ) -> Result<u64, Refused> {
-        if self.inflight.len() >= self.limits.queue || self.waiting() >= MAX_UNSENT {
+        let unanswered = self.inflight.len().saturating_sub(self.steps);
+        if unanswered >= self.limits.queue || self.waiting() >= MAX_UNSENT {
             return Err(Refused::Full);
         }
         // Room for the end of each, so that none can be forgotten for want of memory.

@@ -607,6 +607,14 @@ fn a_queue_that_is_full_takes_no_request() {
 }
 
 #[test]
+fn the_greeting_takes_no_place_in_the_queue() {
+    let mut script = Script::new(secured(), Limits { queue: 1, ..LIMITS }, false);
+    assert_eq!(script.conversation.unanswered(), 3);
+    script.get(1);
+    assert_eq!(script.try_ask(Some(2), Command::Get, None), Err(Refused::Full));
+}
+
+#[test]
 fn too_much_that_waits_to_be_written_is_a_full_queue() {
     let mut script = Script::redis();
     let value = vec![b'v'; 1024 * 1024];
