@@ -41,8 +41,8 @@ use crate::said::Said;
 const MAX_UNSENT: usize = 4 * 1024 * 1024;
 /// The most that may come between two answers and answer nothing, in bytes.
 const MAX_ASIDE: usize = 64 * 1024;
-/// So many suspect replies in a row end a connection, before the last of those entries is removed:
-/// it may be good.
+/// So many suspect replies in a row end a connection, before any more entries are removed for it: they
+/// may be good.
 const MAX_SUSPECT: u32 = 2;
 
 /// Limits of a conversation. Times in milliseconds.
@@ -469,7 +469,13 @@ impl<W: Copy> Conversation<W> {
 
     /// What is to be written at `now`; empty if there is nothing. Requests that are made since the
     /// last call, and are in it, have their whole timeout from now on.
+    ///
+    /// Nothing is written once [`Conversation::is_suspect`], whoever is first to write or to end the
+    /// connection: what waits are removals of entries that may be good.
     pub fn unsent(&mut self, now: u64) -> &[u8] {
+        if self.is_suspect() {
+            return &[];
+        }
         let bytes = match self.stage {
             Stage::Opening => return &[],
             Stage::Greeting { .. } => &self.greeting,

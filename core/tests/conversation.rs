@@ -1088,6 +1088,29 @@ fn two_suspect_replies_in_a_row_end_the_connection() {
 }
 
 #[test]
+fn replies_that_changed_places_cost_no_entry_whenever_there_is_room_to_write() {
+    let mut script = Script::redis();
+    (1..=4).for_each(|waiter| script.get(waiter));
+    script.write();
+    let swapped = [value("two"), value("one")].concat();
+    assert_eq!(script.read(swapped), ["1: two", "2: one"]);
+    // Each of the two has the other's session, and removes its own entry.
+    for waiter in [1, 2] {
+        script.ask(waiter, Command::Delete);
+        script.conversation.suspect();
+    }
+    // The next answers come, and with them the news that there is room to write, before the
+    // connection is ended.
+    let others = [value("three"), value("four")].concat();
+    assert_eq!(script.read(others), ["3: three", "4: four"]);
+    assert_eq!(script.write(), "");
+    script.conversation.trust();
+    assert_eq!(script.write(), "");
+    let told = ["1: ERROR", "2: ERROR"].map(String::from).to_vec();
+    assert_eq!(script.fail(Failure::Suspect.outcome()), (2, told));
+}
+
+#[test]
 fn a_good_reply_makes_up_for_a_suspect_one() {
     let mut script = Script::redis();
     script.conversation.suspect();

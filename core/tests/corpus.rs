@@ -21,6 +21,11 @@ fn replay(target: &str, run: fn(&[u8])) {
 }
 
 #[test]
+fn conversation() {
+    replay("conversation", fuzz::conversation::run);
+}
+
+#[test]
 fn envelope() {
     replay("envelope", fuzz::envelope::run);
 }
