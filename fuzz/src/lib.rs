@@ -8,6 +8,7 @@
 mod rust_crypto;
 
 mod arrivals;
+pub mod conversation;
 pub mod envelope;
 pub mod hello;
 pub mod memcached;
