@@ -87,7 +87,7 @@ impl Script {
     ) -> Result<(), Refused> {
         let key = waiter.map_or("k".to_owned(), |waiter| waiter.to_string());
         let request = Request { key: key.as_bytes(), command, asking: false };
-        self.conversation.request(self.now, &request, waiter, deadline)
+        self.conversation.request(self.now, &request, waiter, deadline).map(|_| ())
     }
 
     fn ask(&mut self, waiter: u32, command: Command<'_>) {
