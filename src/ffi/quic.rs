@@ -52,12 +52,12 @@ impl Wake {
 }
 
 impl Handle<Wake> for Wake {
-    fn fired(&self, _: &mut Turn) {
+    fn fired(&self, turn: &mut Turn) {
         let nginx = Nginx::get();
         let goes_on = match nginx.handshake {
             // SAFETY: the connection is valid, see new(), and nothing of OpenSSL's is under way.
             Some(handshake) => unsafe { handshake(self.c.as_ptr()) == NGX_OK as ngx_int_t },
-            None => self.handshake(),
+            None => self.handshake(turn),
         };
         // Where nginx does not show how it closes, the next packet finds the error.
         if let Some(close) = nginx.close.filter(|_| !goes_on) {
@@ -72,7 +72,7 @@ impl Wake {
     /// What nginx does when a packet comes, as far as that can be done from here. What OpenSSL has to
     /// send it queues, and sends at the end of this turn. Since 1.29 it keeps some errors to itself,
     /// and a handshake that has one ends by its timeout.
-    fn handshake(&self) -> bool {
+    fn handshake(&self, _: &mut Turn) -> bool {
         let ssl = self.ssl.as_ptr();
         // SAFETY: both are valid, see new(), and nothing of OpenSSL's is under way.
         let (n, error) = unsafe {
