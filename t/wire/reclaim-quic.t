@@ -158,8 +158,10 @@ for my $call (sort keys %call) {
             if ($zone) {
                 # A worker that has not asked the store yet finds them in the zone.
                 @sessions = sessions($port, 2);
+                my $own = connections($nginx);
                 $nginx->reload(conf($port, $server, $zone, "$zone store"));
-                wait_until { !$nginx->old_workers } 10, 'the end of the old worker';
+                # At first it also has the old one's channel.
+                wait_until { !$nginx->old_workers && connections($nginx) == $own } 10, 'the end of the old worker';
             }
             my ($worker) = $nginx->workers;
             $store{$store}{is}->($relay, $nginx, sub { tls_client(port => $port)->request });
