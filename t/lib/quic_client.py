@@ -4,7 +4,7 @@
 
 Offers the session of FILE, and saves the last one that it is given. --early: the request is early
 data. --no-alpn: no protocol is asked for, which servers have to refuse (RFC 9001, section 8.1).
---bad-finished: the handshake is broken off by the server at the last moment (RFC 8446, section 4.4.4).
+--bad-finished: the Finished is wrong, which ends the handshake (RFC 8446, section 4.4.4).
 Prints a line of JSON; "error" is there if there was no answer, and "ms" how long it took.
 """
 

@@ -1,6 +1,5 @@
-# As reclaim.t, over QUIC: there nginx may end a client from its first packet on, all through the
-# handshake. So whatever OpenSSL asks for in it ("get", "new", "remove") can end the client that it is
-# about.
+# As reclaim.t, over QUIC. There nginx may close a client from its first packet on, so each callback
+# of OpenSSL's in a handshake ("get", "new", "remove") may run for a client that nginx closes.
 
 use strict;
 use warnings;
@@ -18,17 +17,18 @@ my $python = `@{[ root() ]}/tools/quic-client 2>/dev/null`;
 plan skip_all => 'no client of HTTP/3 (tools/quic-client)' if $?;
 chomp $python;
 
-# A worker with so many of them looks for idle ones when no more than a sixteenth is free: each stream
-# of a client's takes one of those.
+# nginx closes idle clients when a sixteenth of the connections, or less, is free. That is enough
+# for the streams of one client, each of which is a connection.
 use constant { CONNECTIONS => 256, RESERVE => 256 / 16 };
 
-# See quic.t: where handshakes cannot wait, nothing is looked up or stored elsewhere, only removed.
+# See quic.t. Where handshakes cannot wait, the store is not asked for sessions and gets none, but
+# sessions are removed from it.
 my ($openssl) = $said =~ /running with OpenSSL (\d+\.\d+)/ ? $1 : $said =~ /built with OpenSSL (\d+\.\d+)/;
 my $waits = nginx_version() < 1_029_000 || $openssl < 3.5 || $ENV{TEST_NGINX_PATCHED};
 
 my $certs = certs();
 my $redis = redis();
-# It never answers, and need not: what a name stands for is known from the start.
+# A name server that never answers: nginx knows the address of "localhost" from its configuration.
 my $dns   = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => 0, Proto => 'udp') or die $@;
 
 sub conf {
@@ -52,7 +52,7 @@ sub conf {
 CONF
 }
 
-# The answer that a client gets, or why it gets none.
+# The answer to a client, or the error.
 sub visit {
     my ($port, @args) = @_;
     my $out = new_dir('quic') . '/out';
@@ -64,7 +64,7 @@ sub visit {
     return $seen->{body} // $seen->{error};
 }
 
-# Files with sessions that a server has given.
+# Files with sessions of that server.
 my $files = 0;
 
 sub sessions {
@@ -77,21 +77,15 @@ sub sessions {
     } 1 .. $n;
 }
 
-# How many connections the worker has but for those over QUIC: each is a socket.
-sub connections {
-    my ($nginx) = @_;
-    my ($worker) = $nginx->workers;
-    return scalar grep { /^socket:/ } map { readlink // '' } glob "/proc/$worker/fd/*";
-}
-
-# Whether there is something that nginx has not read of what was sent to a port.
+# Whether something that was sent to that port is not read yet.
 sub unread {
     my $port = sprintf ':%04X', @_;
     return grep { $_->[1] =~ /$port$/ && $_->[4] !~ /:0+$/ } map { [ split ] } split /\n/, slurp('/proc/net/tcp');
 }
 
-# Takes what the worker has left, but for the reserve and one more, by handshakes that have begun:
-# they are not idle.
+# Leaves the worker with the reserve and one connection more, for the client: the next one closes
+# idle clients. Those that are made here are not idle, as their handshakes have begun. Each is a
+# socket, as are those that nginx listens on and its channel to the master.
 sub fill {
     my ($nginx, $port) = @_;
     my $wanted = CONNECTIONS - RESERVE - 1;
@@ -99,23 +93,24 @@ sub fill {
         my $sock = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port) // die $@;
         syswrite $sock, "\x16";
         $sock;
-    } 1 .. $wanted - connections($nginx);
-    wait_until { connections($nginx) == $wanted && !unread($port) } 5, 'a worker with one free connection';
+    } 1 .. $wanted - $nginx->sockets;
+    wait_until { $nginx->sockets == $wanted && !unread($port) } 5, 'a worker with one free connection';
     return @fill;
 }
 
-# How the way to the store is: each is given a relay to it, and what makes the worker ask there.
+# Why there is no connection to the store. Each gets the relay to the store, nginx, and a function
+# that makes nginx store sessions.
 my %store = (
     'not connected yet' => { is => sub { } },
     'not connected yet, and its name is to be resolved' => { host => 'localhost', is => sub { } },
     'whose connection was closed' => { is => sub {
         my ($relay, $nginx, $ask) = @_;
-        my $before = connections($nginx);
+        my $before = $nginx->sockets;
         my $keys   = $redis->keys;
         $ask->();
-        wait_until { $redis->keys >= $keys + 2 && connections($nginx) == $before + 1 } 5, 'its sessions in the store';
+        wait_until { $redis->keys >= $keys + 2 && $nginx->sockets == $before + 1 } 5, 'its sessions in the store';
         $redis->cmd(qw(CLIENT KILL TYPE normal));
-        wait_until { connections($nginx) == $before } 5, 'the end of the connection to the store';
+        wait_until { $nginx->sockets == $before } 5, 'the end of the connection to the store';
     } },
     'that is down, and a probe is due' => { is => sub {
         my ($relay, $nginx, $ask) = @_;
@@ -127,14 +122,15 @@ my %store = (
     } },
 );
 
-# When OpenSSL calls: what its client does then, given a session, and has to see. nginx may end the
-# client as soon as OpenSSL has returned, and says so.
+# For each callback: a client that makes OpenSSL call it, given a session, and what the client sees.
+# nginx may close the client as soon as OpenSSL has returned, with an error of its own.
 my $answered = qr/^r HIT$|^\. \w*$|^ConnectionError 0x0 graceful shutdown$/;
 my %call = (
-    # There is no early data, but aioquic tells what ends a handshake only to who does not wait for one.
+    # Without early data in the session, --early only makes aioquic tell the error of a handshake.
     get => { visit => sub { visit($_[0], '--session', $_[1], '--early') }, sees => $answered },
     new => { visit => sub { visit($_[0]) }, sees => $answered },
-    # decrypt_error (RFC 9001, section 4.8). The session comes from a zone, as it does everywhere.
+    # decrypt_error (RFC 9001, section 4.8). Handshakes that cannot wait resume sessions of a zone
+    # only.
     remove => { visit => sub { visit($_[0], '--session', $_[1], '--bad-finished') }, sees => qr/^ConnectionError 0x133 /,
         zone => 'shared:near:1m' },
 );
@@ -156,12 +152,12 @@ for my $call (sort keys %call) {
             my $nginx  = nginx(events => 'worker_connections ' . CONNECTIONS . ';', conf => conf($port, $server, $fetch, $fetch));
             my @sessions = @known;
             if ($zone) {
-                # A worker that has not asked the store yet finds them in the zone.
+                # The next worker finds them in the zone, and is not connected to the store.
                 @sessions = sessions($port, 2);
-                my $own = connections($nginx);
+                my $own = $nginx->sockets;
                 $nginx->reload(conf($port, $server, $zone, "$zone store"));
-                # At first it also has the old one's channel.
-                wait_until { !$nginx->old_workers && connections($nginx) == $own } 10, 'the end of the old worker';
+                # At first it has the channel of the old one, too.
+                wait_until { !$nginx->old_workers && $nginx->sockets == $own } 10, 'the end of the old worker';
             }
             my ($worker) = $nginx->workers;
             $store{$store}{is}->($relay, $nginx, sub { tls_client(port => $port)->request });

@@ -1,6 +1,6 @@
-# A worker that has no free connection left ends idle ones of its clients, wherever it needs one:
-# ngx_get_connection() runs their read handlers (ngx_drain_connections()). The module must not need
-# one while OpenSSL is at work for a client, who may be among them.
+# A worker without a free connection closes idle clients when it needs one: ngx_get_connection()
+# calls their read handlers (ngx_drain_connections()). The module must not need a connection inside
+# a callback of OpenSSL's: nginx may close the client that OpenSSL is working for.
 
 use strict;
 use warnings;
@@ -12,17 +12,17 @@ use IO::Socket::INET;
 use Test::More;
 use Time::HiRes qw(time);
 
-# A worker with so many of them looks for idle ones when no more than a sixteenth is free.
+# nginx closes idle clients when a sixteenth of the connections, or less, is free.
 use constant { CONNECTIONS => 64, RESERVE => 64 / 16 };
 
 my $certs = certs();
 my $redis = redis();
-# It never answers, and need not: what a name stands for is known from the start.
+# A name server that never answers: nginx knows the address of "localhost" from its configuration.
 my $dns   = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => 0, Proto => 'udp') or die $@;
 my @http2 = nginx_version() >= 1_025_001 ? ('', 'http2 on;') : ('http2', '');
 
-# Sessions are looked up in one backend and stored in another, of the same Redis. So a client that
-# resumes leaves the second alone.
+# Sessions are looked up in one backend and stored in another, both of the same Redis: a client that
+# resumes does not make the worker connect to the second.
 sub site {
     my ($fetched, $stored, %arg) = @_;
     my $port   = free_port();
@@ -51,7 +51,7 @@ CONF
 
 sub store { return relay(upstream => '127.0.0.1:' . $redis->port) }
 
-# A session that others have left in the store: of this worker nothing is known there yet.
+# Another nginx, which puts sessions into the store.
 my @stores   = (store(), store());
 my ($others) = site(@stores);
 
@@ -64,39 +64,32 @@ sub session {
     return $session;
 }
 
-# How many connections the worker has, those that it listens on and its channel to the master among
-# them: each is a socket.
-sub connections {
-    my ($nginx) = @_;
-    my ($worker) = $nginx->workers;
-    return scalar grep { /^socket:/ } map { readlink // '' } glob "/proc/$worker/fd/*";
-}
-
-# Takes what the worker has left, but for the reserve: whatever needs one more ends idle ones.
+# Leaves the worker with the reserve only: the next connection closes idle clients. Each connection
+# is a socket, as are those that nginx listens on and its channel to the master.
 sub fill {
     my ($nginx, $port) = @_;
-    my $free = CONNECTIONS - RESERVE - connections($nginx);
+    my $free = CONNECTIONS - RESERVE - $nginx->sockets;
     my @fill = map { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port) // die $@ } 1 .. $free;
-    wait_until { connections($nginx) == CONNECTIONS - RESERVE } 5, 'a worker with no free connection';
+    wait_until { $nginx->sockets == CONNECTIONS - RESERVE } 5, 'a worker with no free connection';
     return @fill;
 }
 
 sub answers { my ($nginx) = @_; return $nginx->access_log =~ tr/\n// }
 
-# --- how the way to the store is ---
+# --- why there is no connection to the store ---
 
-# Each is given where new sessions go, what fails there, and what makes the worker ask for it.
+# Each gets the relay to the store, nginx, and a function that makes nginx store a session.
 my %store = (
     'not connected yet' => { is => sub { } },
     'not connected yet, and its name is to be resolved' => { name => 1, is => sub { } },
     'whose connection was closed' => { is => sub {
         my ($stored, $nginx, $ask) = @_;
-        my ($before, $keys) = (connections($nginx), scalar $redis->keys);
+        my ($before, $keys) = ($nginx->sockets, scalar $redis->keys);
         $ask->();
-        wait_until { $redis->keys > $keys && connections($nginx) == $before + 1 } 5, 'a session stored';
-        # After its answer, and that of lookups, too.
+        wait_until { $redis->keys > $keys && $nginx->sockets == $before + 1 } 5, 'a session stored';
+        # Redis has answered by now. This closes the connection for lookups, too.
         $redis->cmd(qw(CLIENT KILL TYPE normal));
-        wait_until { connections($nginx) == $before - 1 } 5, 'the end of the connections to the store';
+        wait_until { $nginx->sockets == $before - 1 } 5, 'the end of the connections to the store';
     } },
     'that is down, and a probe is due' => { down => 1, is => sub {
         my ($stored, $nginx, $ask) = @_;
@@ -108,31 +101,30 @@ my %store = (
     } },
 );
 
-# --- what the client is for nginx ---
+# --- in which state the client is, and which callback OpenSSL calls ---
 
-# Handshakes over TCP are left out: nginx takes a connection out of those that it may end before it
-# begins one (ngx_http_ssl_handshake()), and in stream{} and mail{} none is ever among them. So what
-# OpenSSL asks for and gives in them ("get", "new") cannot end the client that it is about, except
-# after early data. A lingering close is left out, too: nginx reads no TLS then (ngx_ssl_shutdown()).
+# These cannot happen:
+# - "get", and "new" without early data: nginx does not close a client in its handshake over TCP
+#   (ngx_http_ssl_handshake()), nor any client of stream{} and mail{} (ngx_reusable_connection()).
+# - "remove" in a lingering close: nginx reads no TLS there (ngx_ssl_shutdown()).
 
-# A record that nobody has encrypted: OpenSSL ends the session, sends an alert and has the session
-# removed.
+# A record that is not encrypted. OpenSSL sends an alert and removes the session.
 my $garbage = "\x17\x03\x03\x00\x40" . 'A' x 64;
 
-# Each returns what makes OpenSSL call the module, and what the client has to see then.
+# Each returns two functions: one makes OpenSSL call the callback, one checks what the client sees.
 my %client = (
     'remove: keep-alive' => sub {
         my ($port, $nginx, $session) = @_;
         my $client = keep_alive($port, $session);
         return (sub { $client->send_raw($garbage) }, sub { alerted($client) });
     },
-    # nginx takes it out while it reads. Its neighbours may be ended.
+    # nginx does not close this client while it reads from it, but it does close the next ones.
     'remove: idle HTTP/2' => sub {
         my ($port, $nginx, $session) = @_;
         my $client = http2($port, $session);
         return (sub { $client->send_raw($garbage) }, sub { alerted($client) });
     },
-    # And does not while it waits for the rest of a frame.
+    # While nginx waits for the rest of a frame, it may close the client that it reads from.
     'remove: HTTP/2 within a frame' => sub {
         my ($port, $nginx, $session) = @_;
         my $client = http2($port, $session);
@@ -153,12 +145,12 @@ my %client = (
         wait_until { answers($nginx) > $before } 5, 'an answer';
         return (sub { $client->send_raw($garbage) }, sub {
             is $client->wait_closed, 'eof', 'the connection ends';
-            # A type, level and description, and the tag.
+            # Level, description and type, and the tag.
             like $client->received, qr/\x17\x03\x03\x00\x13.{19}\z/s, 'with an alert';
         });
     },
-    # The handshake ends when the connection has been idle for long: with keep-alive it is one of
-    # those that nginx may end.
+    # The request is answered before the handshake ends, so the handshake ends in an idle
+    # connection.
     'new: early data' => sub {
         my ($port, $nginx, undef, $session13, $fetched) = @_;
         my $front  = relay(upstream => "127.0.0.1:$port");
@@ -187,25 +179,25 @@ sub keep_alive {
     my $client = tls_client(port => $port, protocol => 'TLSv1.2', session => $session, handshake => 1);
     $client->write("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
     my $answer = $client->read // die $client->error;
-    is $answer =~ s/.*\r\n\r\n//sr, 'r HIT ', 'a client that stays' if $answer !~ /\r\nr HIT \z/;
+    $answer =~ /\r\nr HIT \z/ or die $answer;
     return $client;
 }
 
-# It has sent its preface and a frame of settings, and has got one (RFC 9113, section 3.4).
+# A client that has exchanged settings (RFC 9113, section 3.4).
 sub http2 {
     my ($port, $session) = @_;
     my $client = tls_client(port => $port, protocol => 'TLSv1.2', session => $session, alpn => ['h2'], handshake => 1);
     my $settings = "\0\0\0\x04\0\0\0\0\0";
     $client->write("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n$settings");
     my $got = '';
-    # The server's, and its answer to the client's.
+    # The last frame is the acknowledgement of the client's.
     wait_until { $got .= $client->read // die $client->error; $got =~ /\0\0\0\x04\x01\0\0\0\0/ } 5, 'settings';
     return $client;
 }
 
 sub alerted {
     my ($client) = @_;
-    # Over HTTP/2 more may come before it.
+    # HTTP/2 may say more before.
     1 while length($client->read // '');
     like $client->error, qr/bad record mac/, 'the client gets an alert';
 }
@@ -217,7 +209,7 @@ for my $client (sort keys %client) {
             my ($port, $nginx) = site($fetched, $stored, %{ $store{$store} });
             my ($worker) = $nginx->workers;
             my ($session, $session13, $neighbour) = map { session("TLSv1.$_") } 2, 3, 2;
-            # The oldest is ended first.
+            # The oldest is closed first.
             my ($provoke, $seen) = $client{$client}->($port, $nginx, $session, $session13, $fetched);
             my @neighbours = map { keep_alive($port, $neighbour) } 1 .. 2;
             $store{$store}{is}->($stored, $nginx, sub { tls_client(port => $port, protocol => 'TLSv1.2')->request });
@@ -229,14 +221,14 @@ for my $client (sort keys %client) {
             is_deeply [ $nginx->workers ], [$worker], 'the worker lives';
             if (!$store{$store}{down} && "@{[ $nginx->workers ]}" eq $worker) {
                 my $done = $client =~ /^new/ ? sub { $redis->keys > $keys } : sub { !$redis->cmd('EXISTS', cache_key($about)) };
-                ok eval { wait_until { $done->() } 2 }, 'and has told the store';
+                ok eval { wait_until { $done->() } 2 }, 'and the store has it';
             }
             $_->close for @fill, @neighbours;
             my $next = tls_client(port => $port, protocol => 'TLSv1.2', session => $neighbour);
             is $next->request, 'r HIT ', 'another client is resumed' or diag $next->error;
             is_deeply [ $nginx->workers ], [$worker], 'by the same worker';
             $nginx->quit;
-            # OpenSSL's words for a record that cannot be read, which nginx may take for a fault of its own.
+            # Some versions of nginx call a bad record critical.
             is_deeply [ $nginx->errors(except => qr/SSL_read(?:_early_data)?\(\) failed|redis \S+ is down: /) ], [], 'no error in the log';
         };
     }

@@ -324,12 +324,13 @@ sub errors {
         split /\n/, $self->log($arg{from});
 }
 
-# What its workers have used and hold: CPU seconds, resident KB, open files.
+# What its workers have used and hold: CPU seconds, resident KB, open files, sockets among them.
 sub cpu { return _sum($_[0], sub { (split ' ', (slurp("/proc/$_[0]/stat") =~ /\) (.*)/s)[0])[11, 12] })
                  / POSIX::sysconf(POSIX::_SC_CLK_TCK()) }
 # Under a sanitizer, which keeps what was freed, the memory of each is the same.
 sub rss { return $ENV{TEST_NGINX_SANITIZE} ? 1 : _sum($_[0], sub { slurp("/proc/$_[0]/status") =~ /^VmRSS:\s*(\d+)/m }) }
 sub fds { return _sum($_[0], sub { scalar(() = glob "/proc/$_[0]/fd/*") }) }
+sub sockets { return _sum($_[0], sub { scalar grep { /^socket:/ } map { readlink // '' } glob "/proc/$_[0]/fd/*" }) }
 
 sub _sum {
     my ($self, $of) = @_;
