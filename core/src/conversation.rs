@@ -577,7 +577,13 @@ impl<W: Copy> Conversation<W> {
             let asked = |request: &inflight::Request<W>| {
                 request.written.is_some() || matches!(request.kind, Kind::Greeting(_))
             };
-            let Some(request) = front.filter(asked) else { return Err(Failure::OutOfStep) };
+            let Some(request) = front.filter(asked) else {
+                // A server that has too many clients says so before it is asked.
+                return Err(match &answer {
+                    Answer::Refused(_) => unaccepted(Unfit::Refused, &answer, rest),
+                    _ => Failure::OutOfStep,
+                });
+            };
             let mut skip = 0;
             let end = match (answer, request.kind) {
                 (answer, Kind::Greeting(step)) => {

@@ -535,6 +535,19 @@ fn a_reply_is_none_to_a_request_that_is_not_written() {
 }
 
 #[test]
+fn a_server_that_refuses_before_it_is_asked_is_given_up_in_its_words() {
+    let words = "ERR max number of clients reached";
+    let refused = Err(Failure::Greeting(words.into()));
+    let mut script = Script::redis();
+    assert_eq!(script.receive(format!("-{words}\r\n")), refused);
+
+    let mut script = Script::redis();
+    script.get(1);
+    assert_eq!(script.receive(format!("-{words}\r\n")), refused);
+    assert_eq!(script.fail(Outcome::Error), (1, vec!["1: ERROR".into()]));
+}
+
+#[test]
 fn what_is_no_reply_ends_the_connection_and_what_came_before_it_counts() {
     let mut script = Script::redis();
     (1..=3).for_each(|waiter| script.get(waiter));
