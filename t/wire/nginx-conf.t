@@ -133,14 +133,20 @@ for my $file (grep { $case{$_} && $case{$_}{store} } @files) {
         my $from;
         for my $protocol (qw(TLSv1.2 TLSv1.3)) {
             # What comes before the store is ready, or too late for a busy machine, comes again.
-            my $found = wait_until {
+            my @seen;
+            my $found = eval { wait_until {
                 die slurp("$checkout/store-$file") unless $store->alive;
                 my $client = tls_client(port => $port{$file}, sni => 'localhost', protocol => $protocol);
                 my $said   = $client->request // die $client->error;
                 die "a first visit: $said" if $said ne "$protocol, reused: ., lookup:   \n";
                 my $tier = resumed($file, $protocol, { $protocol => $client->session });
+                push @seen, $tier;
                 $tier !~ /reused: \./ && $tier;
-            } 30, 'a resumption';
+            } 30, 'a resumption' };
+            if (!defined $found) {
+                diag "$@after @{[ scalar @seen ]} visits, the last of them: $seen[-1]";
+                diag slurp("$checkout/target/try/error.log"), slurp("$checkout/store-$file");
+            }
             is $found, 'fleet', "$protocol: resumed";
             $from //= -s "$checkout/target/try/error.log";
         }
