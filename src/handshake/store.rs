@@ -1,6 +1,8 @@
 //! What becomes of new sessions, and of those that must not be resumed any more.
 
 use core::ffi::CStr;
+use core::ptr;
+use std::rc::Rc;
 use std::vec::Vec;
 
 use session_core::crypto::Failed;
@@ -10,10 +12,11 @@ use session_core::key_ring::Entry;
 use session_core::stored::Stored;
 
 use super::messages::pass;
-use super::policy::{Policy, tls, wipe};
+use super::policy::{Policy, Rules, tls, wipe};
 use crate::ffi::clock;
 use crate::ffi::log::Log;
 use crate::ffi::tls::{Connection, DerError, SessionRef, Waits};
+use crate::tier::Tier;
 use crate::{debug, log_at};
 
 /// The longest session that is stored or taken from a store, in bytes of DER. nginx's own cache
@@ -114,13 +117,18 @@ impl Policy {
         Ok(entry)
     }
 
-    /// Removes a session from all targets.
+    /// Removes a session from wherever it is stored or may be fetched from: a hit was copied into
+    /// nearer tiers.
     pub(super) fn remove(&self, session: &SessionRef) {
         let Some(id) = SessionId::new(session.id()) else { return };
         let known = self.rules.ring.known(&id, tls(session.is_tls13()));
         let Some(entry) = known else { return };
         debug!(Log::cycle(), "SSL session remove {:08x}", id.short_hash());
-        for tier in &self.rules.store {
+        let Rules { fetch, store, .. } = &self.rules;
+        let is_stored_in = |tier: &Rc<dyn Tier>| {
+            store.iter().any(|other| ptr::addr_eq(Rc::as_ptr(other), Rc::as_ptr(tier)))
+        };
+        for tier in store.iter().chain(fetch.iter().filter(|tier| !is_stored_in(tier))) {
             tier.remove(entry.name());
         }
     }
