@@ -76,6 +76,7 @@ impl Handler for Policy {
             self.count_handshake(connection, state.map(State::report).unwrap_or_default());
         }
         if let (Some(state), false) = (state, paused) {
+            state.reports().set_finished();
             state.release();
         }
     }
@@ -119,8 +120,15 @@ impl Handler for Policy {
         }
     }
 
-    fn session_removed(&self, session: &SessionRef) {
-        self.remove(session);
+    fn connection_failed(
+        &self,
+        connection: &Connection,
+        attached: &Attached<Self>,
+        session: &SessionRef,
+    ) {
+        if attached.state().reports().is_proved(connection.is_resumed()) {
+            self.remove(connection, session);
+        }
     }
 }
 

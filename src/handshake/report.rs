@@ -25,6 +25,7 @@ pub struct Reports {
     fetched: Cell<Report>,
     stored: Cell<Option<Stored>>,
     resumed: Cell<Option<i64>>,
+    finished: Cell<bool>,
 }
 
 impl Reports {
@@ -72,5 +73,22 @@ impl Reports {
     /// Notes when the session was made that is about to be resumed.
     pub fn set_resumed(&self, made: i64) {
         self.resumed.set(Some(made));
+    }
+
+    /// Notes that the handshake is over, with the client's Finished. A pause for early data is not:
+    /// whoever has recorded a first flight can come as far as that.
+    pub fn set_finished(&self) {
+        self.finished.set(true);
+    }
+
+    /// Whether the client has proved that the session of its connection is its own: it has finished a
+    /// handshake in which that was made and stored, or was found by its ID and `resumed`.
+    ///
+    /// A session that was resumed from a stateless ticket is neither: OpenSSL gives it the session ID
+    /// that the client has put beside its ticket, which may be anybody's.
+    pub fn is_proved(&self, resumed: bool) -> bool {
+        // Sessions are made after the client's Finished.
+        let made = matches!(self.stored.get(), Some(Stored::Stored | Stored::Dropped));
+        made || (resumed && self.finished.get() && self.resumed.get().is_some())
     }
 }

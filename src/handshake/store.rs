@@ -14,7 +14,6 @@ use session_core::stored::Stored;
 use super::messages::pass;
 use super::policy::{Policy, Rules, tls, wipe};
 use crate::ffi::clock;
-use crate::ffi::log::Log;
 use crate::ffi::tls::{Connection, DerError, SessionRef, Waits};
 use crate::tier::Tier;
 use crate::{debug, log_at};
@@ -119,11 +118,11 @@ impl Policy {
 
     /// Removes a session from wherever it is stored or may be fetched from: a hit was copied into
     /// nearer tiers.
-    pub(super) fn remove(&self, session: &SessionRef) {
+    pub(super) fn remove(&self, connection: &Connection, session: &SessionRef) {
         let Some(id) = SessionId::new(session.id()) else { return };
         let known = self.rules.ring.known(&id, tls(session.is_tls13()));
         let Some(entry) = known else { return };
-        debug!(Log::cycle(), "SSL session remove {:08x}", id.short_hash());
+        debug!(connection.log(), "SSL session remove {:08x}", id.short_hash());
         let Rules { fetch, store, .. } = &self.rules;
         let is_stored_in = |tier: &Rc<dyn Tier>| {
             store.iter().any(|other| ptr::addr_eq(Rc::as_ptr(other), Rc::as_ptr(tier)))

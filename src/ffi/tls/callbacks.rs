@@ -8,11 +8,9 @@ use std::rc::Rc;
 use foreign_types::ForeignTypeRef;
 use nginx_sys::{
     RAND_bytes, SSL, SSL_AD_CLOSE_NOTIFY, SSL_AD_USER_CANCELLED, SSL_CB_ACCEPT_LOOP, SSL_CB_ALERT,
-    SSL_CB_HANDSHAKE_DONE, SSL_CB_HANDSHAKE_START, SSL_CB_WRITE, SSL_CLIENT_HELLO_ERROR,
-    SSL_CLIENT_HELLO_RETRY, SSL_CLIENT_HELLO_SUCCESS, SSL_CTX, SSL_CTX_get_ex_data,
-    SSL_RECEIVED_SHUTDOWN, SSL_SESSION, SSL_SESSION_free, SSL_SESSION_get_ex_data,
-    SSL_SESSION_set_ex_data, SSL_get_SSL_CTX, SSL_get_session, SSL_get_shutdown, SSL_is_server,
-    SSL3_AL_FATAL, SSL3_AL_WARNING, ngx_connection_t,
+    SSL_CB_HANDSHAKE_DONE, SSL_CB_HANDSHAKE_START, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_RETRY,
+    SSL_CLIENT_HELLO_SUCCESS, SSL_CTX, SSL_CTX_get_ex_data, SSL_SESSION, SSL_SESSION_free,
+    SSL_get_SSL_CTX, SSL_get_session, SSL_is_server, SSL3_AL_FATAL, ngx_connection_t,
 };
 #[cfg(nginx_1_29_2)]
 use nginx_sys::{ngx_ssl_client_hello_arg_index, ngx_ssl_client_hello_callback};
@@ -20,7 +18,7 @@ use nginx_sys::{ngx_ssl_client_hello_arg_index, ngx_ssl_client_hello_callback};
 use super::attached::attached_of;
 use super::connection::{Connection, HelloRef};
 use super::handler::{Found, Handler, Hello};
-use super::index::{Indexes, mark};
+use super::index::Indexes;
 use super::session::SessionRef;
 
 /// What the callbacks of a context find there.
@@ -31,13 +29,10 @@ pub(super) struct Hooks<H: Handler> {
     /// The server offers resumption. If not, only the info callback is ours: a handshake that began
     /// with another server may be handed to this one.
     pub(super) resumes: bool,
-    /// OpenSSL keeps sessions too. What it removes then may only have given way to another.
-    pub(super) keeps_sessions: bool,
     // The callbacks that ours replaced, and call.
     pub(super) info: InfoCallback,
     pub(super) new: NewCallback,
     pub(super) get: GetCallback,
-    pub(super) remove: RemoveCallback,
 }
 
 type InfoCallback = Option<unsafe extern "C" fn(*const SSL, c_int, c_int)>;
@@ -45,7 +40,6 @@ type NewCallback = Option<unsafe extern "C" fn(*mut SSL, *mut SSL_SESSION) -> c_
 type GetCallback =
     Option<unsafe extern "C" fn(*mut SSL, *const c_uchar, c_int, *mut c_int) -> *mut SSL_SESSION>;
 type HelloCallback = Option<unsafe extern "C" fn(*mut SSL, *mut c_int, *mut c_void) -> c_int>;
-type RemoveCallback = Option<unsafe extern "C" fn(*mut SSL_CTX, *mut SSL_SESSION)>;
 
 /// The hooks of a context.
 ///
@@ -81,7 +75,7 @@ pub(super) unsafe extern "C" fn info<H: Handler>(ssl: *const SSL, what: c_int, r
     STEPS.store(steps().wrapping_add(1), Ordering::Relaxed);
     if what as u32 & SSL_CB_ALERT != 0 {
         // SAFETY: the object is valid.
-        unsafe { alert(ssl, what as u32, ret) };
+        unsafe { alert::<H>(ssl.cast_mut(), ret) };
     } else {
         hooks.step(ssl.cast_mut(), what as u32);
     }
@@ -91,30 +85,36 @@ pub(super) unsafe extern "C" fn info<H: Handler>(ssl: *const SSL, what: c_int, r
     }
 }
 
-/// Marks the session of a connection that nginx closes in order. OpenSSL would remove the session
-/// where nginx then waits for the client's close_notify, as in `stream{}`, and the client only closes
-/// its socket: OpenSSL forgets then that it has sent a close_notify itself
-/// (`SSL_OP_IGNORE_UNEXPECTED_EOF`, which nginx sets).
+/// Reports a fatal alert: the session must not be resumed any more (RFC 5246 §7.2.2, RFC 8446 §6).
+///
+/// OpenSSL has a callback for that (SSL_CTX_sess_set_remove_cb(3)), which is left to nginx. It does not
+/// say whose connection it is, so that one who has proved to have the session's secret cannot be told
+/// from one who has shown a session ID; it is also called for what has only expired or given way to
+/// another session, and where a connection has ended in order and OpenSSL has forgotten that.
+/// An alert that cannot be written is not reported.
 ///
 /// # Safety
 /// `ssl` is valid for the current call.
-unsafe fn alert(ssl: *const SSL, what: u32, alert: c_int) {
-    const CLOSE_NOTIFY: c_int = (SSL3_AL_WARNING << 8 | SSL_AD_CLOSE_NOTIFY) as c_int;
-    let Some(Indexes { closed: index, .. }) = Indexes::get() else { return };
-    // SAFETY: the caller's; the data is only compared with null.
+unsafe fn alert<H: Handler>(ssl: *mut SSL, alert: c_int) {
+    const FATAL: c_int = SSL3_AL_FATAL as c_int;
+    const CLOSE_NOTIFY: c_int = SSL_AD_CLOSE_NOTIFY as c_int;
+    const USER_CANCELLED: c_int = SSL_AD_USER_CANCELLED as c_int;
+    let (level, description) = (alert >> 8, alert & 0xff);
+    // SAFETY: the caller's; the session is the SSL object's, which does not change in this call.
     unsafe {
-        let waits = || SSL_get_shutdown(ssl) & SSL_RECEIVED_SHUTDOWN as c_int == 0;
-        let mark = if alert >> 8 == SSL3_AL_FATAL as c_int {
-            ptr::null_mut()
-        } else if what & SSL_CB_WRITE != 0 && alert == CLOSE_NOTIFY && waits() {
-            self::mark()
-        } else {
+        let (Some(connection), Some(attached)) = (Connection::of(ssl), attached_of::<H>(ssl))
+        else {
             return;
         };
+        // TLS 1.3 does not ask for the level (RFC 8446 §6).
+        let is_fatal = match connection.is_tls13() {
+            true => !matches!(description, CLOSE_NOTIFY | USER_CANCELLED),
+            false => level == FATAL,
+        };
         let session = SSL_get_session(ssl);
-        // Without memory it is removed.
-        if !session.is_null() && SSL_SESSION_get_ex_data(session, index) != mark {
-            SSL_SESSION_set_ex_data(session, index, mark);
+        if is_fatal && !session.is_null() {
+            let session = SessionRef::from_ptr(session);
+            attached.handler().connection_failed(&connection, attached, session);
         }
     }
 }
@@ -274,19 +274,5 @@ pub(super) unsafe extern "C" fn new<H: Handler>(ssl: *mut SSL, session: *mut SSL
         let Some(hooks) = session_hooks::<H>(connection.c) else { return 0 };
         hooks.handler.session_made(&connection, SessionRef::from_ptr(session));
         hooks.new.map_or(0, |kept| kept(ssl, session))
-    }
-}
-
-pub(super) unsafe extern "C" fn remove<H: Handler>(ctx: *mut SSL_CTX, session: *mut SSL_SESSION) {
-    // SAFETY: SSL_CTX_sess_set_remove_cb(3): both are lent.
-    unsafe {
-        let Some(hooks) = hooks::<H>(ctx) else { return };
-        let is_closed = |at: Indexes| !SSL_SESSION_get_ex_data(session, at.closed).is_null();
-        if !hooks.keeps_sessions && !Indexes::get().is_some_and(is_closed) {
-            hooks.handler.session_removed(SessionRef::from_ptr(session));
-        }
-        if let Some(kept) = hooks.remove {
-            kept(ctx, session);
-        }
     }
 }

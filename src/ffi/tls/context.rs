@@ -9,11 +9,11 @@ use std::vec::Vec;
 use nginx_sys::{
     SSL_CTRL_GET_SESS_CACHE_MODE, SSL_CTRL_SET_SESS_CACHE_MODE, SSL_CTX, SSL_CTX_ctrl,
     SSL_CTX_free, SSL_CTX_get_ex_data, SSL_CTX_get_info_callback, SSL_CTX_get_options,
-    SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb, SSL_CTX_sess_get_remove_cb,
-    SSL_CTX_sess_set_get_cb, SSL_CTX_sess_set_new_cb, SSL_CTX_sess_set_remove_cb,
-    SSL_CTX_set_allow_early_data_cb, SSL_CTX_set_client_hello_cb, SSL_CTX_set_ex_data,
-    SSL_CTX_set_generate_session_id, SSL_CTX_set_info_callback, SSL_CTX_up_ref,
-    SSL_SESS_CACHE_NO_INTERNAL_LOOKUP, SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER,
+    SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb, SSL_CTX_sess_set_get_cb,
+    SSL_CTX_sess_set_new_cb, SSL_CTX_set_allow_early_data_cb, SSL_CTX_set_client_hello_cb,
+    SSL_CTX_set_ex_data, SSL_CTX_set_generate_session_id, SSL_CTX_set_info_callback,
+    SSL_CTX_up_ref, SSL_SESS_CACHE_NO_INTERNAL_LOOKUP, SSL_SESS_CACHE_NO_INTERNAL_STORE,
+    SSL_SESS_CACHE_SERVER,
 };
 
 use super::callbacks::{self, Hooks};
@@ -103,11 +103,9 @@ impl<H: Handler> Hooked<H> {
                 ctx,
                 handler: Rc::clone(handler),
                 resumes: context.offers_resumption(),
-                keeps_sessions: context.cache_mode() & SSL_SESS_CACHE_NO_INTERNAL_STORE == 0,
                 info: SSL_CTX_get_info_callback(ctx.as_ptr()),
                 new: SSL_CTX_sess_get_new_cb(ctx.as_ptr()),
                 get: SSL_CTX_sess_get_get_cb(ctx.as_ptr()),
-                remove: SSL_CTX_sess_get_remove_cb(ctx.as_ptr()),
             });
             let data = (&raw const *hooks).cast_mut().cast::<c_void>();
             // From here on dropping the hooks counts down.
@@ -131,7 +129,6 @@ impl<H: Handler> Hooked<H> {
                 }
                 SSL_CTX_sess_set_new_cb(ctx.as_ptr(), Some(callbacks::new::<H>));
                 SSL_CTX_sess_set_get_cb(ctx.as_ptr(), Some(callbacks::get::<H>));
-                SSL_CTX_sess_set_remove_cb(ctx.as_ptr(), Some(callbacks::remove::<H>));
             }
             self.0.push(hooks);
         }
@@ -153,7 +150,6 @@ impl<H: Handler> Drop for Hooks<H> {
             SSL_CTX_set_allow_early_data_cb(ctx, None, no_data());
             SSL_CTX_sess_set_new_cb(ctx, self.new);
             SSL_CTX_sess_set_get_cb(ctx, self.get);
-            SSL_CTX_sess_set_remove_cb(ctx, self.remove);
             if let Some(indexes) = Indexes::get() {
                 SSL_CTX_set_ex_data(ctx, indexes.hooks, ptr::null_mut());
             }

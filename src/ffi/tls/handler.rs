@@ -64,8 +64,13 @@ pub trait Handler: Sized + 'static {
     /// A session was made that can be resumed later.
     fn session_made(self: &Rc<Self>, connection: &Connection, session: &SessionRef);
 
-    /// A session must not be resumed any more.
-    fn session_removed(&self, session: &SessionRef);
+    /// A fatal alert ends the connection, whose session is `session`, in its handshake or later.
+    fn connection_failed(
+        &self,
+        connection: &Connection,
+        attached: &Attached<Self>,
+        session: &SessionRef,
+    );
 }
 
 impl<H: Handler> Keeper for H {

@@ -6,15 +6,11 @@ use core::ffi::{c_int, c_void};
 use core::ptr;
 use core::sync::atomic::{AtomicI32, Ordering};
 
-use nginx_sys::{
-    CRYPTO_EX_INDEX_SSL, CRYPTO_EX_INDEX_SSL_CTX, CRYPTO_EX_INDEX_SSL_SESSION,
-    CRYPTO_get_ex_new_index,
-};
+use nginx_sys::{CRYPTO_EX_INDEX_SSL, CRYPTO_EX_INDEX_SSL_CTX, CRYPTO_get_ex_new_index};
 
 static ATTACHED: AtomicI32 = AtomicI32::new(-1);
 static PAUSED: AtomicI32 = AtomicI32::new(-1);
 static HOOKS: AtomicI32 = AtomicI32::new(-1);
-static CLOSED: AtomicI32 = AtomicI32::new(-1);
 
 /// The indexes, of which a process has one set.
 #[derive(Clone, Copy)]
@@ -25,8 +21,6 @@ pub(super) struct Indexes {
     pub(super) paused: c_int,
     /// In a context: its hooks.
     pub(super) hooks: c_int,
-    /// In a session: a [`mark`] once its connection was closed in order.
-    pub(super) closed: c_int,
 }
 
 impl Indexes {
@@ -34,13 +28,12 @@ impl Indexes {
     #[inline]
     pub(super) fn get() -> Option<Self> {
         // The last one that is stored.
-        let closed = CLOSED.load(Ordering::Relaxed);
-        if closed >= 0 {
+        let hooks = HOOKS.load(Ordering::Relaxed);
+        if hooks >= 0 {
             return Some(Indexes {
                 attached: ATTACHED.load(Ordering::Relaxed),
                 paused: PAUSED.load(Ordering::Relaxed),
-                hooks: HOOKS.load(Ordering::Relaxed),
-                closed,
+                hooks,
             });
         }
         Self::register()
@@ -56,21 +49,19 @@ impl Indexes {
             attached: index(CRYPTO_EX_INDEX_SSL),
             paused: index(CRYPTO_EX_INDEX_SSL),
             hooks: index(CRYPTO_EX_INDEX_SSL_CTX),
-            closed: index(CRYPTO_EX_INDEX_SSL_SESSION),
         };
-        let Indexes { attached, paused, hooks, closed } = indexes;
-        if attached < 0 || paused < 0 || hooks < 0 || closed < 0 {
+        let Indexes { attached, paused, hooks } = indexes;
+        if attached < 0 || paused < 0 || hooks < 0 {
             return None;
         }
         ATTACHED.store(attached, Ordering::Relaxed);
         PAUSED.store(paused, Ordering::Relaxed);
         HOOKS.store(hooks, Ordering::Relaxed);
-        CLOSED.store(closed, Ordering::Relaxed);
         Some(indexes)
     }
 }
 
 /// What is stored where only "yes" is to be known: not null, and never dereferenced.
 pub(super) fn mark() -> *mut c_void {
-    ptr::from_ref(&CLOSED).cast_mut().cast()
+    ptr::from_ref(&PAUSED).cast_mut().cast()
 }

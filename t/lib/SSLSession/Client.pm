@@ -253,6 +253,26 @@ sub with_session_id {
     return $der;
 }
 
+# The session with another secret: what an observer has, who has only seen its name on the wire.
+sub without_secret {
+    my ($der) = @_;
+    my %field  = _der_fields((_der($der))[1]);
+    my $secret = $field{0x04}[2];
+    substr $der, index($der, $secret), length $secret, 'x' x length $secret;
+    return $der;
+}
+
+# The session of a stateless ticket of TLS 1.2, with those bytes for the session ID that a client offers
+# beside its ticket (RFC 5077, 3.4).
+sub beside_ticket {
+    my ($der, $id) = @_;
+    my %field = _der_fields((_der($der))[1]);
+    my $own   = $field{0x04}[1];
+    $field{0xaa} && length $own == length $id or croak 'no ticket with a session ID of that length';
+    substr $der, index($der, $own), length $own, $id;
+    return $der;
+}
+
 sub _der {
     my ($der) = @_;
     my ($tag, $length) = unpack 'CC', $der;

@@ -40,8 +40,8 @@ our @EXPORT = qw($doing root tmpdir new_dir free_port wait_until patience slurp 
                  nginx_binary module_path certs nginx nginx_version nginx_patched event_methods conf_test redis
                  redis_cluster redis_sentinel memcached prometheus relay fake_server tls_relay
                  s_server s_client s_client_start tls_client browser refragment session_name
-                 session_id with_session_id has_stream cache_key plain_key session_key new_session_key issue_id
-                 seal unseal);
+                 session_id with_session_id without_secret beside_ticket has_stream cache_key plain_key session_key
+                 new_session_key issue_id seal unseal);
 
 sub nginx          { SSLSession::Nginx->new(@_) }
 sub nginx_version  { SSLSession::Nginx->version }
@@ -68,6 +68,8 @@ sub refragment     { SSLSession::Client::refragment(@_) }
 sub session_name   { SSLSession::Client::session_name(@_) }
 sub session_id     { SSLSession::Client::session_id(@_) }
 sub with_session_id { SSLSession::Client::with_session_id(@_) }
+sub without_secret { SSLSession::Client::without_secret(@_) }
+sub beside_ticket  { SSLSession::Client::beside_ticket(@_) }
 
 # The name of a session's entry: without keys, and with the key of nginx() or of that file.
 sub plain_key { return SSLSession::Sealing::plain_key(session_id($_[0])) }
