@@ -95,7 +95,12 @@ impl Policy {
     /// use.
     fn open(&self, attached: &Attached<Policy>, lookup: &mut Lookup) -> Option<Session> {
         let connection = attached.connection();
-        let outcome = match self.decode(&connection, lookup) {
+        let outcome = match self.decode(lookup) {
+            // Whoever has seen a session ID can offer it in any version of TLS.
+            Ok(session) if session.protocol() != connection.protocol() => {
+                debug!(attached.log(), "SSL session fetch {lookup}: is of another version of TLS");
+                Outcome::Miss
+            }
             Ok(session) if self.standing(&session) == Standing::Unknown => {
                 debug!(attached.log(), "SSL session fetch {lookup}: may be withdrawn");
                 Outcome::Miss
@@ -141,8 +146,9 @@ impl Policy {
         None
     }
 
-    /// Opens and decodes an entry, and checks that it is what was asked for.
-    fn decode(&self, connection: &Connection, lookup: &Lookup) -> Result<Session, Reject> {
+    /// Opens and decodes an entry, and checks that it is what was asked for, and of what the session
+    /// ID was issued for.
+    fn decode(&self, lookup: &Lookup) -> Result<Session, Reject> {
         let mut scratch =
             self.scratch.try_borrow_mut().map_err(|_| Reject::Envelope(OpenError::Failed))?;
         let opened = self.rules.ring.open(lookup.entry(), lookup.value(), &mut scratch);
@@ -152,7 +158,8 @@ impl Policy {
         if SessionId::new(session.id()).as_ref() != Some(lookup.id()) {
             return Err(Reject::OtherSession);
         }
-        if session.protocol() != connection.protocol() {
+        // Without keys it is the client who says what an ID is for.
+        if self.rules.ring.has_keys() && tls(session.is_tls13()) != lookup.entry().tls() {
             return Err(Reject::Protocol);
         }
         let now = clock::unix_time();

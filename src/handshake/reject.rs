@@ -24,7 +24,7 @@ pub enum Reject {
     NotSession,
     /// It is the session of another ID.
     OtherSession,
-    /// It is a session of another version of TLS than the handshake's.
+    /// It is a session of TLS 1.3 for a session ID of the versions before, or the other way round.
     Protocol,
     /// The session has ended.
     Expired,

@@ -323,4 +323,41 @@ subtest 'the same with single_use takes the ticket away, as the documentation sa
     in_peace($nginx);
 };
 
+# The owner's session is there for him, whoever has shown it in a handshake of another version of TLS.
+sub shown_as {
+    my ($port, $nginx, $protocol, $session, $shown, %arg) = @_;
+    my $where = delete $arg{where};
+    my $from  = $nginx->log_pos;
+    my $seen  = visit($port, %arg, session => $shown);
+    is $seen->{reused}, 0, 'not resumed';
+    is $seen->{seen}, 'MISS|', 'a miss';
+    my $owner = visit($port, %arg, protocol => $protocol, session => $session);
+    is $owner->{seen}, "HIT|$where", 'its owner resumes it afterwards';
+    is $nginx->log_count(qr/session fetch [0-9a-f]{8}: is of another version of TLS$/, from => $from), 1, 'the log says why';
+}
+
+subtest 'a session of TLS 1.2 that is shown in a handshake of TLS 1.1' => sub {
+    my ($redis, $relay, $server) = store();
+    my $port  = free_port();
+    my $nginx = nginx(conf => conf($port, backends => { store => $server }, fetch => 'store', store => 'store',
+        more => [ 'ssl_ciphers ALL:@SECLEVEL=0;' ]) =~ s/ssl_protocols .*;/ssl_protocols TLSv1.1 TLSv1.2;/r);
+    my @client  = (ciphers => 'ECDHE-ECDSA-AES128-SHA:@SECLEVEL=0');
+    my $session = stored($port, $redis, @client);
+    (my $shown = $session) =~ s/\x02\x02\x03\x03/\x02\x02\x03\x02/ or die 'no version';
+    shown_as($port, $nginx, 'TLSv1.2', $session, $shown, @client, protocol => 'TLSv1.1', where => 'store');
+    is_deeply [ $relay->requests('DEL') ], [], 'nothing was removed';
+    in_peace($nginx);
+};
+
+subtest 'without a key, a ticket that is shown as a session ID, and the other way round' => sub {
+    my $port  = free_port();
+    my $nginx = nginx(key => 0, conf => conf($port, fetch => 'shared:tls:1m', store => 'shared:tls:1m'));
+    for (['TLSv1.3', 'TLSv1.2'], ['TLSv1.2', 'TLSv1.3']) {
+        my ($of, $as)       = @$_;
+        my ($session, $own) = map { visit($port, protocol => $_)->{session} } $of, $as;
+        shown_as($port, $nginx, $of, $session, with_session_id($own, session_id($session)), protocol => $as, where => 'shared:tls');
+    }
+    in_peace($nginx);
+};
+
 done_testing;
