@@ -28,6 +28,7 @@ pub mod parameter;
 pub mod rendezvous;
 pub mod resp;
 pub mod said;
+pub mod session_der;
 pub mod slots;
 pub mod stats;
 pub mod stored;

@@ -51,6 +51,11 @@ fn resp() {
 }
 
 #[test]
+fn session_der() {
+    replay("session_der", fuzz::session_der::run);
+}
+
+#[test]
 fn session_id() {
     replay("session_id", fuzz::session_id::run);
 }

@@ -15,6 +15,7 @@ pub mod memcached;
 pub mod parameter;
 mod replies;
 pub mod resp;
+pub mod session_der;
 pub mod session_id;
 pub mod target;
 pub mod topology;

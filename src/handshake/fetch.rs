@@ -6,8 +6,10 @@ use session_core::envelope::OpenError;
 use session_core::epoch::Standing;
 use session_core::hello::SessionId;
 use session_core::outcome::Outcome;
+use session_core::session_der::SessionDer;
 
 use super::epoch::Watch;
+use super::fit::Misfit;
 use super::lookup::Lookup;
 use super::policy::{Policy, tls, wipe};
 use super::reject::Reject;
@@ -37,11 +39,17 @@ impl Policy {
         let epoch = self.rules.epoch.as_ref();
         let in_time =
             epoch.is_none_or(|epoch| !epoch.is_due() && epoch.standing(session) == Standing::Good);
-        let allowed = in_time && !is_for_another(connection, session);
-        if let (true, Some(attached)) = (allowed, connection.attached::<Policy>()) {
+        if !in_time {
+            return false;
+        }
+        if let Some(misfit) = Misfit::find(connection, session, || self.der_of(session)) {
+            debug!(connection.log(), "SSL session of another cache: {misfit}");
+            return false;
+        }
+        if let Some(attached) = connection.attached::<Policy>() {
             attached.state().reports().set_resumed(session.made());
         }
-        allowed
+        true
     }
 
     /// Looks for a session that no lookup was made for: the ClientHello could not be read ahead
@@ -95,32 +103,28 @@ impl Policy {
     /// use.
     fn open(&self, attached: &Attached<Policy>, lookup: &mut Lookup) -> Option<Session> {
         let connection = attached.connection();
-        let outcome = match self.decode(lookup) {
+        let outcome = match self.decode(&connection, lookup) {
             // Whoever has seen a session ID can offer it in any version of TLS.
-            Ok(session) if session.protocol() != connection.protocol() => {
+            Ok((session, _)) if session.protocol() != connection.protocol() => {
                 debug!(attached.log(), "SSL session fetch {lookup}: is of another version of TLS");
                 Outcome::Miss
             }
-            Ok(session) if self.standing(&session) == Standing::Unknown => {
+            Ok((session, _)) if self.standing(&session) == Standing::Unknown => {
                 debug!(attached.log(), "SSL session fetch {lookup}: may be withdrawn");
                 Outcome::Miss
             }
-            Ok(session) if self.standing(&session) == Standing::Withdrawn => {
+            Ok((session, _)) if self.standing(&session) == Standing::Withdrawn => {
                 debug!(attached.log(), "SSL session fetch {lookup}: is withdrawn");
                 if let Some(tier) = self.owner(lookup) {
                     tier.remove(lookup.entry().name());
                 }
                 Outcome::Miss
             }
-            Ok(session) if is_for_another(&connection, &session) => {
-                debug!(
-                    attached.log(),
-                    "SSL session fetch {lookup}: is of a client certificate, \
-                     for another server name"
-                );
+            Ok((_, Some(misfit))) => {
+                debug!(attached.log(), "SSL session fetch {lookup}: {misfit}");
                 Outcome::Miss
             }
-            Ok(session) => {
+            Ok((session, None)) => {
                 let age = clock::unix_time().saturating_sub(session.made());
                 debug!(attached.log(), "SSL session fetch {lookup}: is good, made {age} s ago");
                 if let Some(tier) = self.owner(lookup) {
@@ -147,14 +151,19 @@ impl Policy {
     }
 
     /// Opens and decodes an entry, and checks that it is what was asked for, and of what the session
-    /// ID was issued for.
-    fn decode(&self, lookup: &Lookup) -> Result<Session, Reject> {
+    /// ID was issued for. A session that is may not fit this handshake.
+    fn decode(
+        &self,
+        connection: &Connection,
+        lookup: &Lookup,
+    ) -> Result<(Session, Option<Misfit>), Reject> {
         let mut scratch =
             self.scratch.try_borrow_mut().map_err(|_| Reject::Envelope(OpenError::Failed))?;
         let opened = self.rules.ring.open(lookup.entry(), lookup.value(), &mut scratch);
-        let decoded = opened.map(Session::from_der);
+        let decoded = opened.map(|der| (Session::from_der(der), SessionDer::read(der)));
         wipe(&mut scratch);
-        let session = decoded.map_err(Reject::Envelope)?.ok_or(Reject::NotSession)?;
+        let (session, der) = decoded.map_err(Reject::Envelope)?;
+        let session = session.ok_or(Reject::NotSession)?;
         if SessionId::new(session.id()).as_ref() != Some(lookup.id()) {
             return Err(Reject::OtherSession);
         }
@@ -166,7 +175,8 @@ impl Policy {
         if session.expires(now) < now {
             return Err(Reject::Expired);
         }
-        Ok(session)
+        let misfit = Misfit::find(connection, &session, || der);
+        Ok((session, misfit))
     }
 
     fn standing(&self, session: &SessionRef) -> Standing {
@@ -188,14 +198,4 @@ impl Policy {
             }
         }
     }
-}
-
-/// Whether the session has what verifying the client's certificate came to at another server.
-///
-/// OpenSSL compares the session ID context, which nginx makes of the server's certificate and the
-/// names of CAs. Before nginx 1.29.2 it is that of the default server, whatever the name; since then
-/// it still leaves out how deep is verified, by which further certificates and by which CRL. A name
-/// stands for all of that (RFC 6066 §3 asks for this of all sessions below TLS 1.3).
-fn is_for_another(connection: &Connection, session: &SessionRef) -> bool {
-    session.has_certificate() && session.server_name() != connection.server_name()
 }

@@ -20,6 +20,7 @@ mod count;
 mod done;
 mod epoch;
 mod fetch;
+mod fit;
 mod intake;
 mod lookup;
 mod lookups;

@@ -20,7 +20,7 @@ use crate::{debug, log_at};
 
 /// The longest session that is stored or taken from a store, in bytes of DER. nginx's own cache
 /// has 8192; sessions with a client's certificate chain take a few kilobytes.
-const MAX_SESSION: usize = 16 * 1024;
+pub(super) const MAX_SESSION: usize = 16 * 1024;
 /// The longest entry, in bytes.
 pub const MAX_ENTRY: usize = MAX_SESSION + OVERHEAD;
 

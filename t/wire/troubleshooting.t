@@ -111,6 +111,20 @@ my @causes = (
         resumes($A, $B, $redis);
     },
 
+    'No extended master secret on one server' => sub {
+        my $redis = redis();
+        my $none  = 'ssl_conf_command Options -ExtendedMasterSecret;';
+        my ($A, $B) = (node('A', servers => $redis), node('B', servers => $redis, http => $none));
+        seen('TLS 1.2 at B, off at B only', $B, protocol => 'TLSv1.2', session => stored($A, $redis, protocol => 'TLSv1.2'));
+        like commands(A => $A, B => $B), qr/: yes\n.*: no\n/, 'the commands show it';
+        resumes($A, $B, $redis, protocols => ['TLSv1.3']);
+        mend($A, http => $none);
+        mend($B, http => '');
+        seen('TLS 1.2 at B, off at A only', $B, protocol => 'TLSv1.2', session => stored($A, $redis, protocol => 'TLSv1.2'));
+        mend($A, http => '');
+        resumes($A, $B, $redis);
+    },
+
     'The client offers no session' => sub {
         my $redis = redis();
         my ($A, $B) = map { node($_, servers => $redis) } qw(A B);

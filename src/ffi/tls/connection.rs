@@ -18,6 +18,8 @@ use crate::ffi::quic;
 
 /// `SSL_OP_NO_TICKET` (openssl/ssl.h; the header's macro is beyond bindgen).
 pub(super) const SSL_OP_NO_TICKET: u64 = 1 << 14;
+/// `SSL_OP_NO_EXTENDED_MASTER_SECRET`, likewise.
+const SSL_OP_NO_EXTENDED_MASTER_SECRET: u64 = 1;
 /// `SSL_OP_NO_TLSv1_3`, likewise.
 const SSL_OP_NO_TLSV1_3: u64 = 1 << 29;
 
@@ -143,6 +145,11 @@ impl Connection {
     /// Whether stateless tickets are on.
     pub fn has_tickets(&self) -> bool {
         self.options() & SSL_OP_NO_TICKET == 0
+    }
+
+    /// Whether the server is told to do without extended master secrets (RFC 7627).
+    pub fn lacks_extended_master_secret(&self) -> bool {
+        self.options() & SSL_OP_NO_EXTENDED_MASTER_SECRET != 0
     }
 
     fn options(&self) -> u64 {
