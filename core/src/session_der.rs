@@ -8,7 +8,8 @@
 //!     version INTEGER, ssl_version INTEGER, cipher OCTET STRING, session_id OCTET STRING,
 //!     master_key OCTET STRING,
 //!     key_arg [0] IMPLICIT OCTET STRING OPTIONAL,
-//!     [n] EXPLICIT ... OPTIONAL    -- n from 1 on, ascending; [13] is "flags", an INTEGER
+//!     [n] EXPLICIT ... OPTIONAL    -- n from 1 on, ascending
+//!                                  -- [11] is "comp_id", an OCTET STRING; [13] is "flags", an INTEGER
 //! }
 //! ```
 
@@ -24,6 +25,7 @@ const KEY_ARG: u8 = 0x80;
 const EXPLICIT: u8 = 0xa0;
 /// Tags from 31 on take more than one byte. No session has one.
 const LAST_TAG: u8 = EXPLICIT + 30;
+const COMP_ID: u8 = EXPLICIT + 11;
 const FLAGS: u8 = EXPLICIT + 13;
 
 /// `SSL_SESS_FLAG_EXTMS` (ssl/ssl_local.h).
@@ -34,15 +36,14 @@ const FLAG_EXTENDED_MASTER_SECRET: u8 = 1;
 pub struct SessionDer {
     /// Its master secret is an extended one (RFC 7627).
     pub extended_master_secret: bool,
+    /// Its records are compressed (RFC 3749). An OpenSSL that cannot do so drops this when it decodes.
+    pub compressed: bool,
 }
 
 impl SessionDer {
     /// Reads what `i2d_SSL_SESSION()` has written. `None` if it is not that.
     pub fn read(der: &[u8]) -> Option<Self> {
-        let (mut fields, after) = value(SEQUENCE, der)?;
-        if !after.is_empty() {
-            return None;
-        }
+        let mut fields = alone(SEQUENCE, der)?;
         for tag in FIRST_FIELDS {
             (_, fields) = value(tag, fields)?;
         }
@@ -58,17 +59,24 @@ impl SessionDer {
             last = tag;
             let field;
             (field, fields) = value(tag, fields)?;
-            if tag == FLAGS {
-                let (flags, after) = value(INTEGER, field)?;
-                if !after.is_empty() {
-                    return None;
+            match tag {
+                COMP_ID => {
+                    session.compressed = alone(OCTET_STRING, field)?.iter().any(|&byte| byte != 0);
                 }
-                let lowest = flags.last()?;
-                session.extended_master_secret = lowest & FLAG_EXTENDED_MASTER_SECRET != 0;
+                FLAGS => {
+                    let lowest = alone(INTEGER, field)?.last()?;
+                    session.extended_master_secret = lowest & FLAG_EXTENDED_MASTER_SECRET != 0;
+                }
+                _ => {}
             }
         }
         Some(session)
     }
+}
+
+/// The value that is tagged so, which is all there is.
+fn alone(tag: u8, der: &[u8]) -> Option<&[u8]> {
+    value(tag, der).and_then(|(value, after)| after.is_empty().then_some(value))
 }
 
 /// The value that is tagged so at the beginning of `der`, and what comes after it.
@@ -113,6 +121,20 @@ mod tests {
         assert_eq!(extended(&[FLAGS, 3, INTEGER, 1, 2]), Some(false));
         assert_eq!(extended(&[FLAGS, 4, INTEGER, 2, 1, 0]), Some(false));
         assert_eq!(extended(&[FLAGS, 4, INTEGER, 2, 1, 3]), Some(true));
+    }
+
+    #[test]
+    fn a_method_of_compression_is_a_byte() {
+        let compressed = |more: &[u8]| SessionDer::read(&session(more)).map(|read| read.compressed);
+        assert_eq!(compressed(&[]), Some(false));
+        assert_eq!(compressed(&[COMP_ID, 3, OCTET_STRING, 1, 1]), Some(true));
+        assert_eq!(compressed(&[COMP_ID, 3, OCTET_STRING, 1, 0]), Some(false));
+        assert_eq!(
+            compressed(&[COMP_ID, 3, OCTET_STRING, 1, 1, FLAGS, 3, INTEGER, 1, 1]),
+            Some(true)
+        );
+        assert_eq!(compressed(&[COMP_ID, 3, INTEGER, 1, 1]), None);
+        assert_eq!(compressed(&[COMP_ID, 4, OCTET_STRING, 1, 1, 0]), None);
     }
 
     #[test]

@@ -175,7 +175,7 @@ impl Policy {
         if session.expires(now) < now {
             return Err(Reject::Expired);
         }
-        let misfit = Misfit::find(connection, &session, || der);
+        let misfit = Misfit::of_entry(connection, &session, der);
         Ok((session, misfit))
     }
 

@@ -16,7 +16,7 @@ my $redis     = redis();
 my @protocols = qw(TLSv1.2 TLSv1.3);
 my $wait      = 3 * patience() . 's';
 my $no_ems    = 'ssl_conf_command Options -ExtendedMasterSecret;';
-my @nodes;
+my (@nodes, $legacy);
 
 # A server of the fleet: lines of its http{}, and of nginx().
 sub node {
@@ -111,6 +111,81 @@ subtest 'a zone of the machine' => sub {
     is +(visit($node, protocol => 'TLSv1.2', session => $session))[0], '. MISS', 'a full handshake after the reload';
 };
 
+subtest 'ciphers: a client that has lost that of its session' => sub {
+    my @cipher = ('ECDHE-RSA-AES256-SHA384', 'ECDHE-RSA-AES128-SHA256');
+    my $session = stored($A, protocol => 'TLSv1.2', ciphers => $cipher[0]);
+    is +(visit($A, protocol => 'TLSv1.2', session => $session, ciphers => $cipher[1]))[0], '. MISS', 'a full handshake';
+    is +(visit($A, protocol => 'TLSv1.2', session => $session, ciphers => "$cipher[1]:$cipher[0]"))[0], 'r HIT', 'with both it is resumed';
+    $session = stored($A, protocol => 'TLSv1.3');
+    is +(visit($A, protocol => 'TLSv1.3', session => $session, ciphers => $cipher[1]))[0], 'r HIT', 'TLSv1.3 goes by the hash';
+};
+
+subtest 'ciphers: a server that does not offer that of the session' => sub {
+    my $B = node('ssl_ciphers ECDHE-RSA-AES128-GCM-SHA256;');
+    my $session = stored($A, protocol => 'TLSv1.2', ciphers => 'ECDHE-RSA-AES256-GCM-SHA384:ECDHE-RSA-AES128-GCM-SHA256');
+    is +(visit($B, protocol => 'TLSv1.2', session => $session))[0], 'r HIT', 'it resumes';
+};
+
+subtest 'ciphers: a server whose OpenSSL has none of the algorithm' => sub {
+    my $conf = spew(tmpdir() . '/legacy.cnf', <<'CNF');
+openssl_conf = init
+[init]
+providers = providers
+[providers]
+default = on
+legacy  = on
+[on]
+activate = 1
+CNF
+    my $ciphers = 'SEED-SHA:AES128-SHA:@SECLEVEL=0';
+    plan skip_all => 'no legacy provider' if `openssl ciphers -s -provider legacy -provider default '$ciphers' 2>&1` !~ /SEED/;
+    $legacy = 1;
+    my ($old, $B) = (node("ssl_ciphers $ciphers;", nginx => { env => { OPENSSL_CONF => $conf } }), node("ssl_ciphers $ciphers;"));
+    my $file = tmpdir() . '/seed.pem';
+    local $ENV{OPENSSL_CONF} = $conf;
+    my @client = (protocol => 'TLSv1.2', args => [ '-cipher', $ciphers ]);
+    my $client = s_client(port => $old->{port}, @client, sess_out => $file);
+    like $client->output, qr/^New, .* SEED-SHA$/m, 'a session with SEED' or diag $client->output;
+    my $resumed;
+    wait_until { $resumed = s_client(port => $old->{port}, @client, sess_in => $file)->response; $resumed =~ /HIT/ } 10, 'store';
+    is $resumed, 'r HIT', 'resumed where there is SEED';
+    is s_client(port => $B->{port}, @client, sess_in => $file)->response, '. MISS', 'a full handshake where there is none';
+};
+
+for my $protocol (@protocols) {
+    subtest "$protocol: a client that asks for fragments of another length" => sub {
+        my $dir = new_dir('fragments');
+        my @length = ([], [ '-maxfraglen', 512 ], [ '-maxfraglen', 1024 ]);
+        for my $had (@length) {
+            my $file = "$dir/session@$had.pem";
+            for my $wants (@length) {
+                my @visit = (port => $A->{port}, protocol => $protocol);
+                is s_client(@visit, sess_out => $file, args => $had)->response, '. ', 'new';
+                # When a later one is in the store, this one is: they go through one connection.
+                stored($A, protocol => $protocol);
+                is s_client(@visit, sess_in => $file, args => $wants)->response,
+                    "@$had" eq "@$wants" ? 'r HIT' : '. MISS', "had (@$had), wants (@$wants)";
+            }
+        }
+    };
+}
+
+subtest 'compression is not resumed' => sub {
+    # Without a key, so that the entry can be changed.
+    my $B = node('', where => <<"CONF");
+    ssl_session_key     off;
+    ssl_session_backend fleet { server ${\ $redis->address }; key_prefix plain:; connect_timeout $wait; fetch_timeout $wait; }
+    ssl_session_fetch   fleet;
+    ssl_session_store   fleet;
+CONF
+    my (undef, $session) = visit($B, protocol => 'TLSv1.2');
+    my $key = plain_key($session) =~ s/^tls:/plain:/r;
+    wait_until { $redis->cmd('EXISTS', $key) } 10, 'store';
+    is +(visit($B, protocol => 'TLSv1.2', session => $session))[0], 'r HIT', 'resumed';
+    $redis->cmd('SET', $key, compressed($redis->cmd('GET', $key)));
+    is +(visit($B, protocol => 'TLSv1.2', session => $session))[0], '. MISS', 'a full handshake';
+};
+
 # What goes well without any help.
 
 subtest 'other versions' => sub {
@@ -144,9 +219,27 @@ subtest 'early data at a server that takes none' => sub {
     is $client->response, 'r HIT', 'and resumed';
 };
 
+subtest 'the debug log tells' => sub {
+    my $log = join '', map { $_->log } @nodes;
+    plan skip_all => 'nginx has no debug log' if $log !~ /\[debug\]/;
+    like $log, qr/SSL session fetch [0-9a-f]{8}: $_$/m, $_
+        for 'has an extended master secret, which is off at this server', 'has a cipher that the client does not offer',
+            $legacy ? 'has a cipher that this OpenSSL does not have' : (), 'is for fragments of another length', 'is compressed';
+    like $log, qr/SSL session of another cache: has an extended master secret/, 'of another cache, too';
+};
+
 $_->quit for @nodes;
 my @errors = map { $_->errors(except => qr/session of another protocol/) } @nodes;
 is scalar @errors, 1, 'no error in the logs' or diag join "\n", @errors;
 like $errors[0], qr/inconsistent extms/, 'but that of the client that left the extension out';
 
 done_testing;
+
+# A session in DER with the number of a method of compression: [11], before [13] and [19].
+sub compressed {
+    my ($der) = @_;
+    my ($at) = $der =~ /^(?:.*)(\xad\x03\x02\x01\x01\xb3.*)\z/s or die 'no flags at the end';
+    my $body = substr $der, 3, length($der) - 3 - length $at;
+    $body .= "\xab\x03\x04\x01\x01$at";
+    return "\x30\x81" . chr(length $body) . $body;
+}

@@ -125,6 +125,16 @@ my @causes = (
         resumes($A, $B, $redis);
     },
 
+    'A cipher that is gone' => sub {
+        my $redis = redis();
+        my ($A, $B) = map { node($_, servers => $redis) } qw(A B);
+        my ($old, $new) = map { "ECDHE-ECDSA-AES${_}" } '256-GCM-SHA384', '128-GCM-SHA256';
+        my $session = stored($A, $redis, protocol => 'TLSv1.2', ciphers => $old);
+        seen('TLS 1.2 at B, by a client that has lost the cipher', $B, protocol => 'TLSv1.2', session => $session, ciphers => $new);
+        is visit($B, protocol => 'TLSv1.2', session => $session, ciphers => "$new:$old")->{reused}, 'r', 'with both it is resumed';
+        resumes($A, $B, $redis);
+    },
+
     'The client offers no session' => sub {
         my $redis = redis();
         my ($A, $B) = map { node($_, servers => $redis) } qw(A B);

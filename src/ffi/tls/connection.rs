@@ -3,16 +3,22 @@
 use core::ffi::{c_int, c_long};
 use core::ptr::{self, NonNull};
 
+use foreign_types::ForeignTypeRef;
 use nginx_sys::{
-    NGX_USE_LEVEL_EVENT, OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA, SSL,
-    SSL_CTRL_GET_MAX_PROTO_VERSION, SSL_client_hello_get0_ext, SSL_client_hello_get0_session_id,
-    SSL_ctrl, SSL_get_ex_data, SSL_get_options, SSL_get_state, SSL_session_reused, SSL_set_ex_data,
-    SSL_version, TLS1_3_VERSION, TLSEXT_TYPE_server_name, ngx_connection_t, ngx_event_flags,
+    ERR_pop_to_mark, ERR_set_mark, EVP_CIPHER_fetch, EVP_CIPHER_free, EVP_MD_fetch, EVP_MD_free,
+    NGX_USE_LEVEL_EVENT, NID_undef, OBJ_nid2sn, OPENSSL_STACK, OPENSSL_sk_num, OPENSSL_sk_value,
+    OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA, SSL, SSL_CIPHER, SSL_CIPHER_get_cipher_nid,
+    SSL_CIPHER_get_digest_nid, SSL_CIPHER_get_protocol_id, SSL_CTRL_GET_MAX_PROTO_VERSION,
+    SSL_CTRL_GET_RAW_CIPHERLIST, SSL_SESSION_get0_cipher, SSL_client_hello_get0_ext,
+    SSL_client_hello_get0_session_id, SSL_ctrl, SSL_get_ciphers, SSL_get_ex_data, SSL_get_options,
+    SSL_get_state, SSL_session_reused, SSL_set_ex_data, SSL_version, TLS1_3_VERSION,
+    TLSEXT_TYPE_max_fragment_length, TLSEXT_TYPE_server_name, ngx_connection_t, ngx_event_flags,
     ngx_ssl_connection_index,
 };
 use session_core::hello::{ClientHello, server_name};
 
 use super::index::{Indexes, mark};
+use super::session::SessionRef;
 use crate::ffi::log::Log;
 use crate::ffi::quic;
 
@@ -142,6 +148,54 @@ impl Connection {
         server_name(unsafe { extension(self.ssl, TLSEXT_TYPE_server_name) }?)
     }
 
+    /// The fragments that the client asks for, by their number in `max_fragment_length` (RFC 6066 §4); 0
+    /// where it does not. Only while OpenSSL reads the ClientHello, as for all that it says.
+    pub fn max_fragment_length(&self) -> u8 {
+        // SAFETY: the SSL object is valid, and the caller's.
+        let data = unsafe { extension(self.ssl, TLSEXT_TYPE_max_fragment_length) };
+        data.and_then(|data| data.first().copied()).unwrap_or(0)
+    }
+
+    /// Whether the client offers the cipher of a session. Where OpenSSL does not tell, it does.
+    pub fn offers_cipher_of(&self, session: &SessionRef) -> bool {
+        let mut offered: *const u8 = ptr::null();
+        // SAFETY: SSL_get0_raw_cipherlist(), which is this macro, lends what ssl_cache_cipherlist() has
+        // kept of the ClientHello, and says how long it is; ciphers are static. By now OpenSSL has read
+        // over those of SSL_client_hello_get0_ciphers(3).
+        unsafe {
+            let cipher = SSL_SESSION_get0_cipher(session.as_ptr());
+            let len = SSL_ctrl(
+                self.ssl.as_ptr(),
+                SSL_CTRL_GET_RAW_CIPHERLIST as c_int,
+                0,
+                (&raw mut offered).cast(),
+            );
+            let len = usize::try_from(len).unwrap_or(0);
+            if cipher.is_null() || offered.is_null() {
+                return true;
+            }
+            let id = SSL_CIPHER_get_protocol_id(cipher).to_be_bytes();
+            core::slice::from_raw_parts(offered, len).chunks_exact(id.len()).any(|one| one == id)
+        }
+    }
+
+    /// Whether this OpenSSL has the algorithms of a session's cipher.
+    pub fn has_cipher_of(&self, session: &SessionRef) -> bool {
+        // SAFETY: SSL_get_ciphers(3) lends a stack of ciphers, or returns null. They are static: those
+        // of sessions are of the same table (d2i_SSL_SESSION()).
+        unsafe {
+            let cipher = SSL_SESSION_get0_cipher(session.as_ptr());
+            if cipher.is_null() {
+                return false;
+            }
+            // Only what is there gets into a server's list.
+            let list: *const OPENSSL_STACK = SSL_get_ciphers(self.ssl.as_ptr()).cast_const().cast();
+            let len = if list.is_null() { 0 } else { OPENSSL_sk_num(list) };
+            (0..len).any(|n| OPENSSL_sk_value(list, n).cast_const().cast() == cipher)
+                || is_available(cipher)
+        }
+    }
+
     /// Whether stateless tickets are on.
     pub fn has_tickets(&self) -> bool {
         self.options() & SSL_OP_NO_TICKET == 0
@@ -190,6 +244,33 @@ unsafe fn extension<'a>(ssl: NonNull<SSL>, kind: u32) -> Option<&'a [u8]> {
         }
         // An empty one may have no data.
         Some(if data.is_null() { &[] } else { core::slice::from_raw_parts(data, len) })
+    }
+}
+
+/// Whether a provider has the algorithms of a cipher, as OpenSSL looks for them when it makes a context
+/// (`ssl_load_ciphers()`).
+///
+/// # Safety
+/// The cipher is one of OpenSSL's.
+unsafe fn is_available(cipher: *const SSL_CIPHER) -> bool {
+    // SAFETY: the caller's. EVP_CIPHER_fetch(3) and EVP_MD_fetch(3) take a name, which is static, and
+    // return a reference of ours, or null, which their counterparts take, too.
+    unsafe {
+        ERR_set_mark();
+        let nid = SSL_CIPHER_get_cipher_nid(cipher);
+        let encrypts = nid == NID_undef as c_int || {
+            let found = EVP_CIPHER_fetch(ptr::null_mut(), OBJ_nid2sn(nid), ptr::null());
+            EVP_CIPHER_free(found);
+            !found.is_null()
+        };
+        let nid = SSL_CIPHER_get_digest_nid(cipher);
+        let authenticates = nid == NID_undef as c_int || {
+            let found = EVP_MD_fetch(ptr::null_mut(), OBJ_nid2sn(nid), ptr::null());
+            EVP_MD_free(found);
+            !found.is_null()
+        };
+        ERR_pop_to_mark();
+        encrypts && authenticates
     }
 }
 

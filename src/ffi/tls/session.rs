@@ -7,9 +7,10 @@ use std::vec::Vec;
 use foreign_types::{ForeignType, ForeignTypeRef, foreign_type};
 use nginx_sys::{
     ASN1_TIME_diff, ERR_clear_error, ERR_pop_to_mark, ERR_set_mark, SSL_SESSION, SSL_SESSION_free,
-    SSL_SESSION_get_id, SSL_SESSION_get_protocol_version, SSL_SESSION_get_time,
-    SSL_SESSION_get_timeout, SSL_SESSION_get0_hostname, SSL_SESSION_get0_peer, TLS1_3_VERSION,
-    X509_get0_notAfter, d2i_SSL_SESSION, i2d_SSL_SESSION,
+    SSL_SESSION_get_compress_id, SSL_SESSION_get_id, SSL_SESSION_get_max_fragment_length,
+    SSL_SESSION_get_protocol_version, SSL_SESSION_get_time, SSL_SESSION_get_timeout,
+    SSL_SESSION_get0_hostname, SSL_SESSION_get0_peer, TLS1_3_VERSION, X509_get0_notAfter,
+    d2i_SSL_SESSION, i2d_SSL_SESSION,
 };
 
 foreign_type! {
@@ -86,6 +87,19 @@ impl SessionRef {
             let name = SSL_SESSION_get0_hostname(self.as_ptr());
             (!name.is_null()).then(|| CStr::from_ptr(name).to_bytes())
         }
+    }
+
+    /// The fragments that the client has asked for, by their number in `max_fragment_length` (RFC 6066
+    /// §4); 0 if it has not.
+    pub fn max_fragment_length(&self) -> u8 {
+        // SAFETY: the session is valid.
+        unsafe { SSL_SESSION_get_max_fragment_length(self.as_ptr()) }
+    }
+
+    /// Whether its records are compressed, as far as this OpenSSL can do that.
+    pub fn is_compressed(&self) -> bool {
+        // SAFETY: the session is valid.
+        unsafe { SSL_SESSION_get_compress_id(self.as_ptr()) != 0 }
     }
 
     /// How many seconds are left until the client's certificate expires, if there is one. A
