@@ -2645,3 +2645,36 @@ fetch_timeout 10ms;
     ssl_certificate_key $TEST_NGINX_KEY;
     server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; } # here
 --- warn: "ssl_session_cache builtin" is not used, as "ssl_session_epoch" is set
+
+
+
+=== TEST 271: a server where OpenSSL protects early data itself gets a warning, and none about tickets
+--- http_config
+    ssl_session_fetch   shared:tls:1m;
+    ssl_session_store   shared:tls:1m;
+    ssl_certificate     $TEST_NGINX_CRT;
+    ssl_certificate_key $TEST_NGINX_KEY;
+    ssl_early_data      on;
+    server { # here
+        listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl;
+        ssl_conf_command Options AntiReplay;
+    }
+    server {
+        listen 127.0.0.1:$TEST_NGINX_TLS2_PORT ssl;
+        ssl_conf_command    Options AntiReplay;
+        ssl_session_tickets off;
+    }
+--- warn: "ssl_conf_command Options AntiReplay" has OpenSSL resume sessions of TLSv1.3 of its own cache only, so that none is fetched or stored: use "ssl_session_fetch ... single_use" in its place, for the server and 1 other servers
+
+
+
+=== TEST 272: no warning where there is no early data, no resumption, or no such option
+--- http_config
+    ssl_session_fetch   shared:tls:1m;
+    ssl_session_store   shared:tls:1m;
+    ssl_session_tickets off;
+    ssl_certificate     $TEST_NGINX_CRT;
+    ssl_certificate_key $TEST_NGINX_KEY;
+    server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; ssl_conf_command Options AntiReplay; }
+    server { listen 127.0.0.1:$TEST_NGINX_TLS2_PORT ssl; ssl_early_data on; ssl_conf_command Options AntiReplay; ssl_session_cache off; }
+    server { listen 127.0.0.1:$TEST_NGINX_TLS3_PORT ssl; ssl_early_data on; }

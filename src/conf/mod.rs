@@ -17,7 +17,7 @@ use session_core::stats::Record;
 use session_core::target::{Redacted, Target, TargetError};
 
 use crate::SslSession;
-use crate::ffi::block::Block;
+use crate::ffi::block::{Block, Server};
 use crate::ffi::conf::{Conf, DUPLICATE, Directive, Place, Refusal, directive};
 use crate::ffi::content;
 use crate::ffi::counters::Counters;
@@ -469,22 +469,28 @@ impl module::MainConf for MainConf {
                 return Err(cf.refuse(format_args!("no memory for the SSL sessions of a server")));
             }
         }
-        let mut with_tickets = servers.iter().filter(|server| {
-            server.listens_tls && server.context.offers_resumption() && server.context.has_tickets()
-        });
-        if let Some(first) = with_tickets.next() {
-            let others = with_tickets.count();
-            let rest = if others == 0 {
-                String::new()
-            } else {
-                std::format!(" and {others} other servers")
-            };
+        let resumes = |server: &&Server| server.listens_tls && server.context.offers_resumption();
+        let own = |server: &&Server| server.context.has_anti_replay();
+        let with_tickets = servers.iter().filter(resumes).filter(|server| !own(server));
+        if let Some((first, rest)) = first_of(with_tickets.filter(|one| one.context.has_tickets()))
+        {
             cf.say_at(
                 Level::Warn,
                 &first.place,
                 format_args!(
                     "\"ssl_session_tickets\" is on, so that clients keep their sessions and \
                      \"ssl_session_store\" gets none of TLSv1.3, for the server{rest}"
+                ),
+            );
+        }
+        if let Some((first, rest)) = first_of(servers.iter().filter(resumes).filter(own)) {
+            cf.say_at(
+                Level::Warn,
+                &first.place,
+                format_args!(
+                    "\"ssl_conf_command Options AntiReplay\" has OpenSSL resume sessions of TLSv1.3 \
+                     of its own cache only, so that none is fetched or stored: use \
+                     \"ssl_session_fetch ... single_use\" in its place, for the server{rest}"
                 ),
             );
         }
@@ -519,6 +525,15 @@ impl module::MainConf for MainConf {
             policy.close(turn);
         }
     }
+}
+
+/// The first of some servers, and what a message about it says of the others.
+fn first_of<'a>(mut servers: impl Iterator<Item = &'a Server>) -> Option<(&'a Server, String)> {
+    let first = servers.next()?;
+    let others = servers.count();
+    let rest =
+        if others == 0 { String::new() } else { std::format!(" and {others} other servers") };
+    Some((first, rest))
 }
 
 /// The one word after the name of a directive.

@@ -11,7 +11,7 @@ use session_core::session_der::SessionDer;
 use super::epoch::Watch;
 use super::fit::Misfit;
 use super::lookup::Lookup;
-use super::policy::{Policy, tls, wipe};
+use super::policy::{Policy, only_openssl_resumes, tls, wipe};
 use super::reject::Reject;
 use crate::debug;
 use crate::ffi::clock;
@@ -21,6 +21,9 @@ use crate::tier::Tier;
 impl Policy {
     /// The session of `id`, which OpenSSL asks for.
     pub(super) fn fetch(self: &Rc<Self>, connection: &Connection, id: &SessionId) -> Found {
+        if only_openssl_resumes(connection) {
+            return self.not_here(connection);
+        }
         let attached = connection.attached::<Policy>();
         let lookup = attached.and_then(|attached| attached.state().take_lookup(id));
         // What was looked up as a session ID must not pass for a ticket, nor the other way round.

@@ -16,7 +16,7 @@ use super::lookup::Lookup;
 use super::messages::pass;
 use crate::ffi::crypto::Evp;
 use crate::ffi::log::Log;
-use crate::ffi::tls::Waiters;
+use crate::ffi::tls::{Connection, Waiters};
 use crate::ffi::turn::Turn;
 use crate::log_at;
 use crate::tier::Tier;
@@ -122,6 +122,12 @@ impl Policy {
 /// What session IDs are for.
 pub(super) fn tls(is_tls13: bool) -> Tls {
     if is_tls13 { Tls::V13 } else { Tls::UpTo12 }
+}
+
+/// Whether the sessions of a handshake are for OpenSSL's own cache alone: it protects early data in
+/// TLS 1.3 by taking them out of there, and resumes no others.
+pub(super) fn only_openssl_resumes(connection: &Connection) -> bool {
+    connection.is_tls13() && connection.has_anti_replay()
 }
 
 /// Wipes what was in a buffer, and not its whole capacity, which one large session would make

@@ -12,7 +12,7 @@ use session_core::key_ring::Entry;
 use session_core::stored::Stored;
 
 use super::messages::pass;
-use super::policy::{Policy, Rules, tls, wipe};
+use super::policy::{Policy, Rules, only_openssl_resumes, tls, wipe};
 use crate::ffi::clock;
 use crate::ffi::tls::{Connection, DerError, SessionRef, Waits};
 use crate::tier::Tier;
@@ -30,13 +30,18 @@ const STORING: &CStr = c"storing SSL session";
 impl Policy {
     /// Whether a new session is one to store: that of a stateless ticket is with the client.
     pub(super) fn stores(&self, connection: &Connection) -> bool {
-        let stateless = || connection.is_tls13() && connection.has_tickets();
+        let stateless = || {
+            connection.is_tls13() && connection.has_tickets() && !only_openssl_resumes(connection)
+        };
         !self.rules.store.is_empty() && !stateless()
     }
 
     /// Stores a session in all targets.
     pub(super) fn store(&self, connection: &Connection, session: &SessionRef) -> Stored {
         if !self.rules.client_certificates && session.has_certificate() {
+            return Stored::Skipped;
+        }
+        if only_openssl_resumes(connection) {
             return Stored::Skipped;
         }
         // A ticket of a resumption must not outlive the withdrawal of what was resumed.

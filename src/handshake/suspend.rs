@@ -327,11 +327,19 @@ impl Handshake {
         attached: &Attached<Policy>,
         hello: &ClientHello,
     ) {
-        let server = server_policy(&attached.connection());
+        let connection = attached.connection();
+        let server = server_policy(&connection);
         let ids = wanted_ids(hello, &server);
         let tls = tls(hello.offers_tls13 && server.tls13);
-        // OpenSSL uses one ticket; to take another would waste it.
-        let most = if policy.takes(tls) { 1 } else { ids.as_slice().len() };
+        let most = if tls == Tls::V13 && connection.has_anti_replay() {
+            // OpenSSL would resume none of them.
+            0
+        } else if policy.takes(tls) {
+            // OpenSSL uses one ticket; to take another would waste it.
+            1
+        } else {
+            ids.as_slice().len()
+        };
         self.look_up(policy, attached, ids.as_slice().get(..most).unwrap_or_default(), tls);
     }
 

@@ -46,6 +46,19 @@ my @causes = (
         resumes($A, $B, $redis);
     },
 
+    'OpenSSL protects early data itself' => sub {
+        my $redis = redis();
+        my $early = 'ssl_early_data on;';
+        my $A = node('A', servers => $redis, http => $early);
+        my $B = node('B', servers => $redis, http => "$early ssl_conf_command Options AntiReplay;");
+        my $session = seen('TLS 1.3 at B', $B, protocol => 'TLSv1.3', session => stored($A, $redis, protocol => 'TLSv1.3'));
+        seen('TLS 1.3 at B again', $B, protocol => 'TLSv1.3', session => $session);
+        resumes($A, $B, $redis, protocols => ['TLSv1.2']);
+        like commands(nginx => $B), qr/ssl_early_data on;.*AntiReplay/s, 'the commands show it';
+        mend($B, http => $early);
+        resumes($A, $B, $redis);
+    },
+
     'Another certificate' => sub {
         my $redis = redis();
         my ($A, $B) = (node('A', servers => $redis), node('B', servers => $redis, certs => ['ec2']));

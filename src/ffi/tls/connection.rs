@@ -10,10 +10,10 @@ use nginx_sys::{
     OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA, SSL, SSL_CIPHER, SSL_CIPHER_get_cipher_nid,
     SSL_CIPHER_get_digest_nid, SSL_CIPHER_get_protocol_id, SSL_CTRL_GET_MAX_PROTO_VERSION,
     SSL_CTRL_GET_RAW_CIPHERLIST, SSL_SESSION_get0_cipher, SSL_client_hello_get0_ext,
-    SSL_client_hello_get0_session_id, SSL_ctrl, SSL_get_ciphers, SSL_get_ex_data, SSL_get_options,
-    SSL_get_state, SSL_session_reused, SSL_set_ex_data, SSL_version, TLS1_3_VERSION,
-    TLSEXT_TYPE_max_fragment_length, TLSEXT_TYPE_server_name, ngx_connection_t, ngx_event_flags,
-    ngx_ssl_connection_index,
+    SSL_client_hello_get0_session_id, SSL_ctrl, SSL_get_ciphers, SSL_get_ex_data,
+    SSL_get_max_early_data, SSL_get_options, SSL_get_state, SSL_session_reused, SSL_set_ex_data,
+    SSL_version, TLS1_3_VERSION, TLSEXT_TYPE_max_fragment_length, TLSEXT_TYPE_server_name,
+    ngx_connection_t, ngx_event_flags, ngx_ssl_connection_index,
 };
 use session_core::hello::{ClientHello, server_name};
 
@@ -26,6 +26,8 @@ use crate::ffi::quic;
 pub(super) const SSL_OP_NO_TICKET: u64 = 1 << 14;
 /// `SSL_OP_NO_EXTENDED_MASTER_SECRET`, likewise.
 const SSL_OP_NO_EXTENDED_MASTER_SECRET: u64 = 1;
+/// `SSL_OP_NO_ANTI_REPLAY`, likewise.
+const SSL_OP_NO_ANTI_REPLAY: u64 = 1 << 24;
 /// `SSL_OP_NO_TLSv1_3`, likewise.
 const SSL_OP_NO_TLSV1_3: u64 = 1 << 29;
 
@@ -206,6 +208,12 @@ impl Connection {
         self.options() & SSL_OP_NO_EXTENDED_MASTER_SECRET != 0
     }
 
+    /// Whether OpenSSL itself protects early data, see [`has_anti_replay`].
+    pub fn has_anti_replay(&self) -> bool {
+        // SAFETY: the SSL object is valid.
+        has_anti_replay(self.options(), unsafe { SSL_get_max_early_data(self.ssl.as_ptr()) })
+    }
+
     fn options(&self) -> u64 {
         // SAFETY: the SSL object is valid.
         unsafe { SSL_get_options(self.ssl.as_ptr()) }
@@ -227,6 +235,13 @@ impl Connection {
             (paused, first)
         }
     }
+}
+
+/// Whether OpenSSL itself sees to it that early data is not replayed (`tls_parse_ctos_psk()`). It then
+/// resumes a session of TLS 1.3 only if it can take it out of its own cache, and gives no stateless
+/// tickets, whatever `SSL_OP_NO_TICKET` says.
+pub(super) fn has_anti_replay(options: u64, max_early_data: u32) -> bool {
+    max_early_data > 0 && options & SSL_OP_NO_ANTI_REPLAY == 0
 }
 
 /// The data of an extension of the ClientHello.

@@ -8,8 +8,8 @@ use std::vec::Vec;
 
 use nginx_sys::{
     SSL_CTRL_GET_SESS_CACHE_MODE, SSL_CTRL_SET_SESS_CACHE_MODE, SSL_CTX, SSL_CTX_ctrl,
-    SSL_CTX_free, SSL_CTX_get_ex_data, SSL_CTX_get_info_callback, SSL_CTX_get_options,
-    SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb, SSL_CTX_sess_set_get_cb,
+    SSL_CTX_free, SSL_CTX_get_ex_data, SSL_CTX_get_info_callback, SSL_CTX_get_max_early_data,
+    SSL_CTX_get_options, SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb, SSL_CTX_sess_set_get_cb,
     SSL_CTX_sess_set_new_cb, SSL_CTX_set_allow_early_data_cb, SSL_CTX_set_client_hello_cb,
     SSL_CTX_set_ex_data, SSL_CTX_set_generate_session_id, SSL_CTX_set_info_callback,
     SSL_CTX_up_ref, SSL_SESS_CACHE_NO_INTERNAL_LOOKUP, SSL_SESS_CACHE_NO_INTERNAL_STORE,
@@ -17,7 +17,7 @@ use nginx_sys::{
 };
 
 use super::callbacks::{self, Hooks};
-use super::connection::{LETS_CALLBACK_WAIT, SSL_OP_NO_TICKET};
+use super::connection::{LETS_CALLBACK_WAIT, SSL_OP_NO_TICKET, has_anti_replay};
 use super::filter;
 use super::handler::Handler;
 use super::index::Indexes;
@@ -41,6 +41,14 @@ impl Context {
     pub fn has_tickets(&self) -> bool {
         // SAFETY: the context is valid.
         unsafe { SSL_CTX_get_options(self.0.as_ptr()) & SSL_OP_NO_TICKET == 0 }
+    }
+
+    /// Whether OpenSSL itself protects early data (`SSL_OP_NO_ANTI_REPLAY` was taken away). It then
+    /// resumes sessions of TLS 1.3 that its own cache has, and no others.
+    pub fn has_anti_replay(&self) -> bool {
+        let ctx = self.0.as_ptr();
+        // SAFETY: the context is valid.
+        unsafe { has_anti_replay(SSL_CTX_get_options(ctx), SSL_CTX_get_max_early_data(ctx)) }
     }
 
     /// Puts OpenSSL's own cache of the context out of use, and says whether it was in use.
