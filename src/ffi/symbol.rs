@@ -1,10 +1,10 @@
-//! What nginx has in some builds only, or in modules that may not be loaded.
+//! What nginx and OpenSSL have in some builds only, or is in modules that may not be loaded.
 
 use core::ffi::{CStr, c_void};
 use core::ptr::{self, NonNull};
 use std::sync::OnceLock;
 
-/// A function or a static of nginx's, or of a module that is loaded.
+/// A function or a static of nginx's, of a library's, or of a module that is loaded.
 pub fn find(name: &CStr) -> Option<NonNull<c_void>> {
     static PROGRAM: OnceLock<usize> = OnceLock::new();
     // SAFETY: dlopen(3) without a name gives a handle for the program and for all that was loaded

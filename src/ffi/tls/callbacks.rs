@@ -1,6 +1,7 @@
 //! The callbacks of a context.
 
 use core::ffi::{c_int, c_uchar, c_uint, c_void};
+use core::mem;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::rc::Rc;
@@ -20,6 +21,7 @@ use super::connection::{Connection, HelloRef};
 use super::handler::{Found, Handler, Hello};
 use super::index::Indexes;
 use super::session::SessionRef;
+use crate::ffi::symbol;
 
 /// What the callbacks of a context find there.
 pub(super) struct Hooks<H: Handler> {
@@ -33,6 +35,8 @@ pub(super) struct Hooks<H: Handler> {
     pub(super) info: InfoCallback,
     pub(super) new: NewCallback,
     pub(super) get: GetCallback,
+    /// What the replaced `get` may return that is no session, or null.
+    pub(super) pending: *mut SSL_SESSION,
 }
 
 type InfoCallback = Option<unsafe extern "C" fn(*const SSL, c_int, c_int)>;
@@ -40,6 +44,16 @@ type NewCallback = Option<unsafe extern "C" fn(*mut SSL, *mut SSL_SESSION) -> c_
 type GetCallback =
     Option<unsafe extern "C" fn(*mut SSL, *const c_uchar, c_int, *mut c_int) -> *mut SSL_SESSION>;
 type HelloCallback = Option<unsafe extern "C" fn(*mut SSL, *mut c_int, *mut c_void) -> c_int>;
+
+/// What a callback returns that is to be asked again later, on an OpenSSL that knows it (OpenResty's
+/// patch, for `ssl_session_fetch_by_lua`): an address that is no session's. Null on any other.
+pub(super) fn pending_session() -> *mut SSL_SESSION {
+    type Pending = unsafe extern "C" fn() -> *mut SSL_SESSION;
+    symbol::find(c"SSL_magic_pending_session_ptr").map_or(ptr::null_mut(), |at| {
+        // SAFETY: the function of that name takes nothing, and returns the address of a static.
+        unsafe { mem::transmute::<NonNull<c_void>, Pending>(at)() }
+    })
+}
 
 /// The hooks of a context.
 ///
@@ -220,6 +234,7 @@ pub(super) unsafe extern "C" fn get<H: Handler>(
             (Found::NotHere, Some(kept)) => {
                 let session = kept(ssl, id, len, copy);
                 if session.is_null()
+                    || session == hooks.pending
                     || hooks.handler.allows(&connection, SessionRef::from_ptr(session))
                 {
                     return session;

@@ -114,6 +114,7 @@ impl<H: Handler> Hooked<H> {
                 info: SSL_CTX_get_info_callback(ctx.as_ptr()),
                 new: SSL_CTX_sess_get_new_cb(ctx.as_ptr()),
                 get: SSL_CTX_sess_get_get_cb(ctx.as_ptr()),
+                pending: callbacks::pending_session(),
             });
             let data = (&raw const *hooks).cast_mut().cast::<c_void>();
             // From here on dropping the hooks counts down.
