@@ -28,7 +28,7 @@ pub enum Handshake {
     /// It is through, and what was to be verified is. The owner is told in the next turn of the
     /// event loop that it may read.
     Done,
-    /// [`LinkOwner::handshaken`] tells when to go on.
+    /// [`LinkOwner::handshaken`](super::LinkOwner::handshaken) tells when to go on.
     Again,
     /// It failed. The link is of no more use.
     Failed(TlsError),
@@ -39,7 +39,7 @@ impl Link {
     /// has given earlier under the same `tls` and name; at once if it has been done.
     ///
     /// The first call only prepares: one connection's handshake must not run within a callback of
-    /// OpenSSL about another's. Later ones come from [`LinkOwner::handshaken`].
+    /// OpenSSL about another's. Later ones come from [`LinkOwner::handshaken`](super::LinkOwner::handshaken).
     pub fn handshake(
         &self,
         _: &Turn,
