@@ -10,11 +10,13 @@ use std::{env, fs};
 const OLDEST_NGINX: u32 = 1_022_000;
 
 /// What is different from which nginx on.
-const VERSIONS: [(&str, u32); 3] = [
+const VERSIONS: [(&str, u32); 4] = [
     // It has QUIC.
     ("nginx_1_25_0", 1_025_000),
     // stream{} has virtual servers.
     ("nginx_1_25_5", 1_025_005),
+    // stream{} has ssl_ocsp.
+    ("nginx_1_27_2", 1_027_002),
     // SNI is dispatched before the session lookup.
     ("nginx_1_29_2", 1_029_002),
 ];

@@ -2678,3 +2678,67 @@ fetch_timeout 10ms;
     server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; ssl_conf_command Options AntiReplay; }
     server { listen 127.0.0.1:$TEST_NGINX_TLS2_PORT ssl; ssl_early_data on; ssl_conf_command Options AntiReplay; ssl_session_cache off; }
     server { listen 127.0.0.1:$TEST_NGINX_TLS3_PORT ssl; ssl_early_data on; }
+
+
+
+=== TEST 273: a cache of OpenSSL's, which nobody checks, gets a warning
+--- http_config
+    ssl_session_fetch   redis://127.0.0.1;
+    ssl_session_tickets off;
+    ssl_session_cache   builtin;
+    ssl_certificate     $TEST_NGINX_CRT;
+    ssl_certificate_key $TEST_NGINX_KEY;
+    server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; } # here
+--- warn: "ssl_session_cache builtin" is not used: OpenSSL resumes from it without checking how the client was verified, use "shared:name:size"
+
+
+
+=== TEST 274: the shortest lifetime
+--- http_config
+    ssl_session_lifetime 1s;
+    ssl_session_fetch    shared:tls:1m;
+
+
+
+=== TEST 275: the longest lifetime
+--- http_config
+    ssl_session_lifetime 1w;
+    ssl_session_fetch    shared:tls:1m;
+
+
+
+=== TEST 276: no lifetime
+--- http_config
+    ssl_session_lifetime 0; # here
+--- emerg: invalid time "0" in "ssl_session_lifetime": it must be 1 second to 7 days
+
+
+
+=== TEST 277: a lifetime that is too long
+--- http_config
+    ssl_session_lifetime 8d; # here
+--- emerg: invalid time "8d" in "ssl_session_lifetime": it must be 1 second to 7 days
+
+
+
+=== TEST 278: a lifetime in milliseconds
+--- http_config
+    ssl_session_lifetime 1500ms; # here
+--- emerg: invalid time "1500ms" in "ssl_session_lifetime": it must be 1 second to 7 days
+
+
+
+=== TEST 279: two lifetimes
+--- http_config
+    ssl_session_lifetime 1h;
+    ssl_session_lifetime 2h; # here
+--- emerg: "ssl_session_lifetime" directive is duplicate
+
+
+
+=== TEST 280: a lifetime in server{}
+--- http_config
+    server {
+        ssl_session_lifetime 1h; # here
+    }
+--- emerg: "ssl_session_lifetime" directive is not allowed here

@@ -23,6 +23,7 @@ pub mod inflight;
 pub mod key_ring;
 mod line;
 pub mod memcached;
+pub mod origin;
 pub mod outcome;
 pub mod parameter;
 pub mod rendezvous;

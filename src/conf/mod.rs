@@ -46,6 +46,11 @@ const SINGLE_USE: &str = "single_use";
 /// The parameter of `ssl_session_store` that leaves out sessions of clients with certificates.
 const NO_CLIENT_CERT: &str = "no_client_cert";
 
+/// Default of `ssl_session_lifetime`, in seconds.
+const LIFETIME: i64 = 24 * 60 * 60;
+/// The longest one, in seconds: that of a ticket (RFC 8446, section 4.6.1).
+const MAX_LIFETIME: i64 = 7 * 24 * 60 * 60;
+
 /// The zone of the counters.
 const COUNTERS: &str = "SSL session counters";
 /// Its size in bytes: hundreds of listening addresses with a dozen workers. What is not used is not
@@ -54,27 +59,28 @@ const COUNTERS_LEN: usize = 4 * 1024 * 1024;
 
 /// The directives of both blocks. nginx has the same numbers for `http{}` and `stream{}`, and keeps
 /// them apart by the module's type.
-const MAIN_COMMANDS: [ngx_command_t; 5] = [
+const MAIN_COMMANDS: [ngx_command_t; 6] = [
     directive::<SslSessionFetch>(NGX_HTTP_MAIN_CONF | NGX_CONF_1MORE),
     directive::<SslSessionStore>(NGX_HTTP_MAIN_CONF | NGX_CONF_1MORE),
     directive::<SslSessionBackend>(NGX_HTTP_MAIN_CONF | NGX_CONF_BLOCK | NGX_CONF_TAKE1),
     directive::<SslSessionKey>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
     directive::<SslSessionEpoch>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
+    directive::<SslSessionLifetime>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
 ];
 
 /// The directives of `http{}`.
-pub static COMMANDS: Commands<[ngx_command_t; 7]> = {
-    let [fetch, store, backend, key, epoch] = MAIN_COMMANDS;
+pub static COMMANDS: Commands<[ngx_command_t; 8]> = {
+    let [fetch, store, backend, key, epoch, lifetime] = MAIN_COMMANDS;
     let status = directive::<SslSessionStatus>(NGX_HTTP_LOC_CONF | NGX_CONF_NOARGS);
-    Commands::new([fetch, store, backend, key, epoch, status, ngx_command_t::empty()])
+    Commands::new([fetch, store, backend, key, epoch, lifetime, status, ngx_command_t::empty()])
 };
 
 /// The directives of `stream{}`.
 #[cfg(ngx_feature = "stream_ssl")]
-pub static STREAM_COMMANDS: Commands<[ngx_command_t; 6]> = {
+pub static STREAM_COMMANDS: Commands<[ngx_command_t; 7]> = {
     const _: () = assert!(NGX_STREAM_MAIN_CONF == NGX_HTTP_MAIN_CONF);
-    let [fetch, store, backend, key, epoch] = MAIN_COMMANDS;
-    Commands::new([fetch, store, backend, key, epoch, ngx_command_t::empty()])
+    let [fetch, store, backend, key, epoch, lifetime] = MAIN_COMMANDS;
+    Commands::new([fetch, store, backend, key, epoch, lifetime, ngx_command_t::empty()])
 };
 
 /// What the directives have said.
@@ -93,6 +99,8 @@ pub struct MainConf {
     epoch: Option<(String, Place)>,
     /// Whether a ticket of TLS 1.3 is good for one handshake only.
     single_use: bool,
+    /// How long after its full handshake a session is good, in seconds.
+    lifetime: Option<i64>,
     /// Whether sessions of clients that have shown a certificate are left out.
     no_client_cert: bool,
     /// Tiers by the text of their targets; one that is both fetched from and stored in is one.
@@ -173,6 +181,30 @@ impl Directive for SslSessionEpoch {
             )));
         }
         conf.epoch = Some((name, cf.place()));
+        Ok(())
+    }
+}
+
+struct SslSessionLifetime;
+
+impl Directive for SslSessionLifetime {
+    type Conf = MainConf;
+    const NAME: &'static CStr = c"ssl_session_lifetime";
+
+    fn set(cf: &mut Conf, conf: &mut MainConf) -> Result<(), Refusal> {
+        if conf.lifetime.is_some() {
+            return Err(DUPLICATE);
+        }
+        let text = word(cf);
+        let seconds = cf.seconds(&text).and_then(|seconds| i64::try_from(seconds).ok());
+        match seconds.filter(|seconds| (1..=MAX_LIFETIME).contains(seconds)) {
+            Some(seconds) => conf.lifetime = Some(seconds),
+            None => {
+                return Err(cf.refuse(format_args!(
+                    "invalid time \"{text}\" in \"ssl_session_lifetime\": it must be 1 second to 7 days"
+                )));
+            }
+        }
         Ok(())
     }
 }
@@ -440,6 +472,7 @@ impl module::MainConf for MainConf {
             client_certificates: !self.no_client_cert,
             ring: mem::take(&mut self.keys).into_ring(cf)?,
             epoch,
+            lifetime: self.lifetime.unwrap_or(LIFETIME),
         }));
         let answers: Weak<dyn Answers> = Rc::downgrade(&(Rc::clone(&policy) as Rc<dyn Answers>));
         let resolver = M::Block::resolver(cf);
@@ -450,22 +483,27 @@ impl module::MainConf for MainConf {
             servers.set_answers(answers.clone());
         }
         let servers = M::Block::servers(cf);
-        if let Some(fresh) = fresh {
-            // OpenSSL would look there first, and find what was taken or withdrawn.
-            let caches: Vec<bool> =
-                servers.iter().map(|server| server.context.forget_own_cache()).collect();
-            if let Some((_, first)) = caches.iter().zip(&servers).find(|(had, _)| **had) {
-                cf.say_at(
-                    Level::Warn,
-                    &first.place,
-                    format_args!(
-                        "\"ssl_session_cache builtin\" is not used, as \"{fresh}\" is set"
-                    ),
-                );
-            }
+        // OpenSSL would look there first, and ask nobody whether what it finds was taken or withdrawn, or
+        // whether its client would be verified alike here.
+        let caches: Vec<bool> =
+            servers.iter().map(|server| server.context.forget_own_cache()).collect();
+        if let Some((_, first)) = caches.iter().zip(&servers).find(|(had, _)| **had) {
+            let why = match fresh {
+                Some(fresh) => std::format!(", as \"{fresh}\" is set"),
+                None => ": OpenSSL resumes from it without checking how the client was verified, \
+                         use \"shared:name:size\""
+                    .to_string(),
+            };
+            cf.say_at(
+                Level::Warn,
+                &first.place,
+                format_args!("\"ssl_session_cache builtin\" is not used{why}"),
+            );
         }
         for server in &servers {
-            if self.hooked.hook(&server.context, &policy).is_err() {
+            let Server { context, verification, .. } = server;
+            let find = M::Block::find_servers;
+            if self.hooked.hook(context, verification, find, &policy).is_err() {
                 return Err(cf.refuse(format_args!("no memory for the SSL sessions of a server")));
             }
         }

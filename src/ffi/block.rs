@@ -1,13 +1,17 @@
 //! The blocks of nginx's configuration whose servers speak TLS.
 
 use core::ffi::c_void;
+use core::ptr::NonNull;
 use std::vec::Vec;
 
-use nginx_sys::ngx_module_t;
+use nginx_sys::{SSL_CTX, ngx_connection_t, ngx_module_t};
+use session_core::origin::Verification;
 
 use super::conf::{Conf, Place, Refusal};
 use super::resolver::Resolver;
 use super::tls::Context;
+#[allow(unused_imports, reason = "for the documentation")]
+use super::tls::FindServers;
 use super::variable::Variable;
 
 /// `http{}` or `stream{}`.
@@ -25,6 +29,16 @@ pub trait Block: 'static {
     /// block has been read.
     fn servers(cf: &Conf) -> Vec<Server>;
 
+    /// Shows the contexts of the servers that a client may come to.
+    ///
+    /// # Safety
+    /// As [`FindServers`] has it.
+    unsafe fn find_servers(
+        c: NonNull<ngx_connection_t>,
+        name: Option<&[u8]>,
+        found: &mut dyn FnMut(*mut SSL_CTX),
+    );
+
     /// The `resolver` of the block, if there is one. To be called when it has been read.
     fn resolver(cf: &mut Conf) -> Option<Resolver>;
 
@@ -36,6 +50,8 @@ pub trait Block: 'static {
 pub struct Server {
     /// Its context.
     pub context: Context,
+    /// How it verifies clients.
+    pub verification: Verification,
     /// Where its block begins.
     pub place: Place,
     /// Whether any of its listening sockets has `ssl`.

@@ -1,14 +1,18 @@
 //! `http{}`.
 
 use core::ffi::{CStr, c_void};
+use core::ptr::NonNull;
 use std::vec::Vec;
 
 use nginx_sys::{
-    ngx_http_add_variable, ngx_http_conf_addr_t, ngx_http_conf_ctx_t, ngx_http_conf_port_t,
+    SSL_CTX, ngx_connection_t, ngx_hash_find_combined, ngx_hash_key, ngx_http_add_variable,
+    ngx_http_conf_addr_t, ngx_http_conf_ctx_t, ngx_http_conf_port_t, ngx_http_connection_t,
     ngx_http_core_loc_conf_t, ngx_http_core_main_conf_t, ngx_http_core_module,
     ngx_http_core_srv_conf_t, ngx_http_module, ngx_http_request_t, ngx_http_ssl_module,
     ngx_http_ssl_srv_conf_t, ngx_http_variable_value_t, ngx_int_t, ngx_module_t,
 };
+
+use session_core::origin::Verification;
 
 use super::block::{Block, Server};
 use super::conf::{Conf, Place, Refusal};
@@ -47,6 +51,13 @@ impl Block for Http {
                         .cast::<ngx_http_ssl_srv_conf_t>();
                     Some(Server {
                         context: Context::from_ptr((*ssl).ssl.ctx)?,
+                        verification: Verification {
+                            verify: (*ssl).verify as u64,
+                            depth: (*ssl).verify_depth as u64,
+                            ocsp: (*ssl).ocsp as u64,
+                            by_name: !(*ssl).certificate_values.is_null(),
+                            ..Verification::default()
+                        },
                         place: Place::new(
                             CStr::from_ptr((*server).file_name.cast()),
                             (*server).line,
@@ -56,6 +67,43 @@ impl Block for Http {
                     })
                 })
                 .collect()
+        }
+    }
+
+    unsafe fn find_servers(
+        c: NonNull<ngx_connection_t>,
+        name: Option<&[u8]>,
+        found: &mut dyn FnMut(*mut SSL_CTX),
+    ) {
+        // SAFETY: the caller's: until a request begins, or a session of HTTP/3, data is an
+        // ngx_http_connection_t, as ngx_http_ssl_servername() has it, and its address one of the
+        // configuration's. A name's server is never null.
+        unsafe {
+            let http = (*c.as_ptr()).data.cast::<ngx_http_connection_t>();
+            let Some(address) = (*http).addr_conf.as_ref() else { return };
+            let default = context_of(address.default_server);
+            // A server without certificates leaves the connection to the default one.
+            let mut or_default = |context: *mut SSL_CTX| {
+                found(if context.is_null() { default } else { context });
+            };
+            let (Some(names), Some(name)) = (address.virtual_names.as_ref(), name) else {
+                return or_default(default);
+            };
+            let named = ngx_hash_find_combined(
+                (&raw const names.names).cast_mut(),
+                ngx_hash_key(name.as_ptr().cast_mut(), name.len()),
+                name.as_ptr().cast_mut(),
+                name.len(),
+            )
+            .cast::<ngx_http_core_srv_conf_t>();
+            if !named.is_null() {
+                return or_default(context_of(named));
+            }
+            // Any of the regular expressions may match, or none.
+            or_default(default);
+            for n in 0..names.nregex {
+                or_default(context_of((*names.regex.add(n)).server));
+            }
         }
     }
 
@@ -87,6 +135,19 @@ unsafe extern "C" fn get<V: Variable>(
 ) -> ngx_int_t {
     // SAFETY: a request has a connection, a pool and a place for the value.
     unsafe { variable::get::<V>((*request).connection, (*request).pool, to) }
+}
+
+/// The context of a server, if it has one.
+///
+/// # Safety
+/// `server` is one of a configuration that was read.
+unsafe fn context_of(server: *mut ngx_http_core_srv_conf_t) -> *mut SSL_CTX {
+    // SAFETY: the caller's.
+    unsafe {
+        let srv_conf = (*(*server).ctx).srv_conf;
+        let ssl = *srv_conf.add(ngx_http_ssl_module.ctx_index);
+        (*ssl.cast::<ngx_http_ssl_srv_conf_t>()).ssl.ctx
+    }
 }
 
 /// Whether a server has a listening socket of that kind.

@@ -11,12 +11,17 @@ use nginx_sys::ngx_stream_listen_t;
 #[cfg(not(nginx_1_25_5))]
 use nginx_sys::ngx_stream_ssl_conf_t as ngx_stream_ssl_srv_conf_t;
 use nginx_sys::{
-    ngx_conf_t, ngx_int_t, ngx_module_t, ngx_str_t, ngx_stream_conf_ctx_t,
-    ngx_stream_core_main_conf_t, ngx_stream_core_srv_conf_t, ngx_stream_session_t,
-    ngx_stream_variable_t, ngx_stream_variable_value_t, ngx_uint_t,
+    SSL_CTX, ngx_conf_t, ngx_connection_t, ngx_int_t, ngx_module_t, ngx_str_t,
+    ngx_stream_conf_ctx_t, ngx_stream_core_main_conf_t, ngx_stream_core_srv_conf_t,
+    ngx_stream_session_t, ngx_stream_variable_t, ngx_stream_variable_value_t, ngx_uint_t,
 };
 #[cfg(nginx_1_25_5)]
-use nginx_sys::{ngx_stream_conf_addr_t, ngx_stream_conf_port_t, ngx_stream_ssl_srv_conf_t};
+use nginx_sys::{
+    ngx_hash_find_combined, ngx_hash_key, ngx_stream_conf_addr_t, ngx_stream_conf_port_t,
+    ngx_stream_ssl_srv_conf_t,
+};
+
+use session_core::origin::Verification;
 
 use super::block::{Block, Server};
 use super::conf::{Conf, Place, Refusal};
@@ -58,6 +63,16 @@ impl Block for Stream {
                     let ssl = (*srv_conf.add(ssl.ctx_index)).cast::<ngx_stream_ssl_srv_conf_t>();
                     Some(Server {
                         context: Context::from_ptr((*ssl).ssl.ctx)?,
+                        verification: Verification {
+                            verify: (*ssl).verify as u64,
+                            depth: (*ssl).verify_depth as u64,
+                            #[cfg(nginx_1_27_2)]
+                            ocsp: (*ssl).ocsp as u64,
+                            #[cfg(not(nginx_1_27_2))]
+                            ocsp: 0,
+                            by_name: !(*ssl).certificate_values.is_null(),
+                            ..Verification::default()
+                        },
                         place: Place::new(
                             CStr::from_ptr((*server).file_name.cast()),
                             (*server).line,
@@ -67,6 +82,56 @@ impl Block for Stream {
                     })
                 })
                 .collect()
+        }
+    }
+
+    /// Before virtual servers came a socket has one server, whose context the connection has.
+    #[cfg(not(nginx_1_25_5))]
+    unsafe fn find_servers(
+        c: NonNull<ngx_connection_t>,
+        _: Option<&[u8]>,
+        found: &mut dyn FnMut(*mut SSL_CTX),
+    ) {
+        // SAFETY: the caller's; a connection in its handshake has the TLS part.
+        if let Some(ssl) = unsafe { (*c.as_ptr()).ssl.as_ref() } {
+            found(ssl.session_ctx);
+        }
+    }
+
+    #[cfg(nginx_1_25_5)]
+    unsafe fn find_servers(
+        c: NonNull<ngx_connection_t>,
+        name: Option<&[u8]>,
+        found: &mut dyn FnMut(*mut SSL_CTX),
+    ) {
+        // SAFETY: the caller's: data is an ngx_stream_session_t, as ngx_stream_ssl_servername() has
+        // it, and its configuration that of the default server before the name was dispatched. A
+        // name's server is never null.
+        unsafe {
+            let session = (*c.as_ptr()).data.cast::<ngx_stream_session_t>();
+            let default = context_of((*session).srv_conf);
+            // A server without certificates leaves the connection to the default one.
+            let mut or_default = |context: *mut SSL_CTX| {
+                found(if context.is_null() { default } else { context });
+            };
+            let (Some(names), Some(name)) = ((*session).virtual_names.as_ref(), name) else {
+                return or_default(default);
+            };
+            let named = ngx_hash_find_combined(
+                (&raw const names.names).cast_mut(),
+                ngx_hash_key(name.as_ptr().cast_mut(), name.len()),
+                name.as_ptr().cast_mut(),
+                name.len(),
+            )
+            .cast::<ngx_stream_core_srv_conf_t>();
+            if !named.is_null() {
+                return or_default(context_of((*(*named).ctx).srv_conf));
+            }
+            // Any of the regular expressions may match, or none.
+            or_default(default);
+            for n in 0..names.nregex {
+                or_default(context_of((*(*(*names.regex.add(n)).server).ctx).srv_conf));
+            }
         }
     }
 
@@ -175,5 +240,18 @@ unsafe fn listens_tls(
     unsafe {
         let listens = main.listen.as_slice::<ngx_stream_listen_t>();
         listens.iter().any(|listen| listen.ssl() != 0 && listen.ctx == (*server).ctx)
+    }
+}
+
+/// The context of a server, if it has one.
+///
+/// # Safety
+/// `srv_conf` is that of a server, in the order of `ctx_index`.
+#[cfg(nginx_1_25_5)]
+unsafe fn context_of(srv_conf: *mut *mut c_void) -> *mut SSL_CTX {
+    // SAFETY: the caller's; servers that speak TLS are of a stream{} with its TLS module.
+    unsafe {
+        let Some(ssl) = ssl().as_ref() else { return ptr::null_mut() };
+        (*(*srv_conf.add(ssl.ctx_index)).cast::<ngx_stream_ssl_srv_conf_t>()).ssl.ctx
     }
 }

@@ -49,8 +49,29 @@ impl Policy {
             debug!(connection.log(), "SSL session of another cache: {misfit}");
             return false;
         }
+        if let Err(refusal) = self.judge(connection, session) {
+            debug!(connection.log(), "SSL session of another cache: {}", refusal.as_str());
+            return false;
+        }
         if let Some(attached) = connection.attached::<Policy>() {
             attached.state().reports().set_resumed(session.made());
+        }
+        true
+    }
+
+    /// Whether a session may be resumed that a stateless ticket has in it.
+    pub(super) fn allows_stateless(&self, connection: &Connection, session: &SessionRef) -> bool {
+        if self.standing(session) == Standing::Withdrawn {
+            debug!(connection.log(), "SSL session of a ticket: is withdrawn");
+            return false;
+        }
+        if let Some(misfit) = Misfit::find(connection, session, || self.der_of(session)) {
+            debug!(connection.log(), "SSL session of a ticket: {misfit}");
+            return false;
+        }
+        if let Err(refusal) = self.judge(connection, session) {
+            debug!(connection.log(), "SSL session of a ticket: {}", refusal.as_str());
+            return false;
         }
         true
     }
@@ -127,16 +148,23 @@ impl Policy {
                 debug!(attached.log(), "SSL session fetch {lookup}: {misfit}");
                 Outcome::Miss
             }
-            Ok((session, None)) => {
-                let age = clock::unix_time().saturating_sub(session.made());
-                debug!(attached.log(), "SSL session fetch {lookup}: is good, made {age} s ago");
-                if let Some(tier) = self.owner(lookup) {
-                    tier.trust(lookup.entry().name());
+            Ok((session, None)) => match self.judge(&connection, &session) {
+                Ok(()) => {
+                    let age = clock::unix_time().saturating_sub(session.made());
+                    debug!(attached.log(), "SSL session fetch {lookup}: is good, made {age} s ago");
+                    if let Some(tier) = self.owner(lookup) {
+                        tier.trust(lookup.entry().name());
+                    }
+                    self.refill(lookup, &session);
+                    attached.state().reports().set_resumed(session.made());
+                    return Some(session);
                 }
-                self.refill(lookup, &session);
-                attached.state().reports().set_resumed(session.made());
-                return Some(session);
-            }
+                Err(refusal) => {
+                    let why = refusal.as_str();
+                    debug!(attached.log(), "SSL session fetch {lookup}: {why}");
+                    Outcome::Miss
+                }
+            },
             Err(Reject::Envelope(OpenError::Failed)) => {
                 self.crypto_failed();
                 Outcome::Error
@@ -195,7 +223,7 @@ impl Policy {
     /// Copies a good entry into the tiers that were asked before the one that had it.
     fn refill(&self, lookup: &mut Lookup, session: &SessionRef) {
         if let Some(nearer) = lookup.take_refill().and_then(|n| self.rules.fetch.get(..n)) {
-            let expires = session.expires(clock::unix_time());
+            let expires = self.expires(session, clock::unix_time());
             for tier in nearer {
                 tier.store(lookup.entry().name(), lookup.value(), expires);
             }

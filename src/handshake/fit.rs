@@ -12,13 +12,6 @@ use crate::ffi::tls::{Connection, SessionRef};
 /// fragments.
 #[derive(Clone, Copy, Debug)]
 pub enum Misfit {
-    /// It has what verifying the client's certificate came to at another server.
-    ///
-    /// OpenSSL compares the session ID context, which nginx makes of the server's certificate and the
-    /// names of CAs. Before nginx 1.29.2 it is that of the default server, whatever the name; since
-    /// then it still leaves out how deep is verified, by which further certificates and by which CRL.
-    /// A name stands for all of that (RFC 6066 §3 asks for this of all sessions below TLS 1.3).
-    OtherName,
     /// Its master secret is an extended one, and the server is told to do without. OpenSSL then takes
     /// no notice of the client's extension, and ends the handshake as if the client had left it out
     /// (`ssl_get_prev_session()`). A client that does leave it out has to be refused (RFC 7627 §5.3):
@@ -59,9 +52,6 @@ impl Misfit {
         session: &SessionRef,
         der: impl FnOnce() -> Option<SessionDer>,
     ) -> Option<Self> {
-        if session.has_certificate() && session.server_name() != connection.server_name() {
-            return Some(Misfit::OtherName);
-        }
         if session.max_fragment_length() != connection.max_fragment_length() {
             return Some(Misfit::Fragments);
         }
@@ -89,7 +79,6 @@ impl Misfit {
 impl fmt::Display for Misfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Misfit::OtherName => "is of a client certificate, for another server name",
             Misfit::ExtendedMasterSecret => {
                 "has an extended master secret, which is off at this server"
             }

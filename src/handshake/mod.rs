@@ -25,6 +25,7 @@ mod intake;
 mod lookup;
 mod lookups;
 mod messages;
+mod origin;
 mod policy;
 mod reject;
 mod report;
@@ -90,6 +91,14 @@ impl Handler for Policy {
         self.allows_resumption(connection, session)
     }
 
+    fn allows_ticket(&self, connection: &Connection, session: &SessionRef) -> bool {
+        self.allows_stateless(connection, session)
+    }
+
+    fn ticket_made(&self, connection: &Connection, session: &SessionRef) {
+        self.mark(connection, session);
+    }
+
     fn issues_ids(&self) -> bool {
         self.rules.ring.has_keys()
     }
@@ -111,6 +120,7 @@ impl Handler for Policy {
     }
 
     fn session_made(self: &Rc<Self>, connection: &Connection, session: &SessionRef) {
+        self.mark(connection, session);
         if !self.stores(connection) {
             return;
         }

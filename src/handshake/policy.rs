@@ -36,6 +36,8 @@ pub struct Rules {
     pub ring: KeyRing<Evp>,
     /// Which are withdrawn.
     pub epoch: Option<Watch>,
+    /// How long after its full handshake a session may be resumed, in seconds.
+    pub lifetime: i64,
 }
 
 /// What is done about sessions, for all servers of a configuration.

@@ -41,7 +41,8 @@ impl Policy {
         if !self.rules.client_certificates && session.has_certificate() {
             return Stored::Skipped;
         }
-        if only_openssl_resumes(connection) {
+        if only_openssl_resumes(connection) || session.origin().is_some_and(|origin| !origin.usable)
+        {
             return Stored::Skipped;
         }
         // A ticket of a resumption must not outlive the withdrawal of what was resumed.
@@ -61,7 +62,7 @@ impl Policy {
         }
         let Some(id) = SessionId::new(session.id()) else { return Stored::Skipped };
         let now = clock::unix_time();
-        let expires = session.expires(now);
+        let expires = self.expires(session, now);
         if expires <= now {
             return Stored::Skipped;
         }

@@ -1,5 +1,6 @@
 //! The callbacks of a context.
 
+use core::cell::Cell;
 use core::ffi::{c_int, c_uchar, c_uint, c_void};
 use core::mem;
 use core::ptr::{self, NonNull};
@@ -11,6 +12,8 @@ use nginx_sys::{
     RAND_bytes, SSL, SSL_AD_CLOSE_NOTIFY, SSL_AD_USER_CANCELLED, SSL_CB_ACCEPT_LOOP, SSL_CB_ALERT,
     SSL_CB_HANDSHAKE_DONE, SSL_CB_HANDSHAKE_START, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_RETRY,
     SSL_CLIENT_HELLO_SUCCESS, SSL_CTX, SSL_CTX_get_ex_data, SSL_SESSION, SSL_SESSION_free,
+    SSL_TICKET_RETURN, SSL_TICKET_RETURN_IGNORE_RENEW, SSL_TICKET_RETURN_USE,
+    SSL_TICKET_RETURN_USE_RENEW, SSL_TICKET_STATUS, SSL_TICKET_SUCCESS, SSL_TICKET_SUCCESS_RENEW,
     SSL_get_SSL_CTX, SSL_get_session, SSL_is_server, SSL3_AL_FATAL, ngx_connection_t,
 };
 #[cfg(nginx_1_29_2)]
@@ -20,6 +23,7 @@ use super::attached::attached_of;
 use super::connection::{Connection, HelloRef};
 use super::handler::{Found, Handler, Hello};
 use super::index::Indexes;
+use super::origin::{Common, FindServers, Judge};
 use super::session::SessionRef;
 use crate::ffi::symbol;
 
@@ -28,9 +32,14 @@ pub(super) struct Hooks<H: Handler> {
     /// Counted up.
     pub(super) ctx: NonNull<SSL_CTX>,
     pub(super) handler: Rc<H>,
-    /// The server offers resumption. If not, only the info callback is ours: a handshake that began
-    /// with another server may be handed to this one.
+    /// The server offers resumption. If not, only the info callback and those for stateless tickets
+    /// are ours: a handshake that began with another server may be handed to this one.
     pub(super) resumes: bool,
+    /// How the server judges clients.
+    pub(super) judge: Judge,
+    /// How all servers of the configuration judge clients.
+    pub(super) common: Rc<Cell<Common>>,
+    pub(super) find: FindServers,
     // The callbacks that ours replaced, and call.
     pub(super) info: InfoCallback,
     pub(super) new: NewCallback,
@@ -59,7 +68,7 @@ pub(super) fn pending_session() -> *mut SSL_SESSION {
 ///
 /// # Safety
 /// `ctx` is valid, and so is the result for the current callback.
-unsafe fn hooks<'a, H: Handler>(ctx: *mut SSL_CTX) -> Option<&'a Hooks<H>> {
+pub(super) unsafe fn hooks<'a, H: Handler>(ctx: *mut SSL_CTX) -> Option<&'a Hooks<H>> {
     let indexes = Indexes::get()?;
     // SAFETY: the caller's; what is there was set by Hooked::hook() and is taken out before it is
     // freed.
@@ -70,7 +79,9 @@ unsafe fn hooks<'a, H: Handler>(ctx: *mut SSL_CTX) -> Option<&'a Hooks<H>> {
 ///
 /// # Safety
 /// `c` is a TLS connection of nginx.
-unsafe fn session_hooks<'a, H: Handler>(c: NonNull<ngx_connection_t>) -> Option<&'a Hooks<H>> {
+pub(super) unsafe fn session_hooks<'a, H: Handler>(
+    c: NonNull<ngx_connection_t>,
+) -> Option<&'a Hooks<H>> {
     // SAFETY: the caller's; nginx keeps the context in session_ctx (ngx_ssl_create_connection()).
     unsafe { hooks((*c.as_ptr()).ssl.as_ref()?.session_ctx) }
 }
@@ -290,4 +301,46 @@ pub(super) unsafe extern "C" fn new<H: Handler>(ssl: *mut SSL, session: *mut SSL
         hooks.handler.session_made(&connection, SessionRef::from_ptr(session));
         hooks.new.map_or(0, |kept| kept(ssl, session))
     }
+}
+
+/// A ticket is about to be made of the connection's session.
+pub(super) unsafe extern "C" fn make_ticket<H: Handler>(ssl: *mut SSL, _: *mut c_void) -> c_int {
+    // SAFETY: SSL_CTX_set_session_ticket_cb(3); the session is the connection's.
+    unsafe {
+        let session = SSL_get_session(ssl);
+        if let (Some(connection), false) = (Connection::of(ssl), session.is_null()) {
+            if let Some(hooks) = session_hooks::<H>(connection.c) {
+                hooks.handler.ticket_made(&connection, SessionRef::from_ptr(session));
+            }
+        }
+    }
+    // The handshake goes on in any case.
+    1
+}
+
+/// A stateless ticket was looked at, with that result.
+pub(super) unsafe extern "C" fn read_ticket<H: Handler>(
+    ssl: *mut SSL,
+    session: *mut SSL_SESSION,
+    _: *const c_uchar,
+    _: usize,
+    status: SSL_TICKET_STATUS,
+    _: *mut c_void,
+) -> SSL_TICKET_RETURN {
+    let good = match status as u32 {
+        SSL_TICKET_SUCCESS => SSL_TICKET_RETURN_USE,
+        SSL_TICKET_SUCCESS_RENEW => SSL_TICKET_RETURN_USE_RENEW,
+        // What OpenSSL does without this callback.
+        _ => return SSL_TICKET_RETURN_IGNORE_RENEW as SSL_TICKET_RETURN,
+    };
+    // SAFETY: SSL_CTX_set_session_ticket_cb(3): there is a session where the ticket was good.
+    let allowed = unsafe {
+        Connection::of(ssl).is_some_and(|connection| {
+            session_hooks::<H>(connection.c).is_none_or(|hooks| {
+                hooks.handler.allows_ticket(&connection, SessionRef::from_ptr(session))
+            })
+        })
+    };
+    let result = if allowed { good } else { SSL_TICKET_RETURN_IGNORE_RENEW };
+    result as SSL_TICKET_RETURN
 }

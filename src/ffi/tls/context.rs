@@ -1,5 +1,6 @@
 //! The contexts of configured servers, and the module's callbacks in them.
 
+use core::cell::Cell;
 use core::ffi::{c_int, c_void};
 use core::ptr::{self, NonNull};
 use std::boxed::Box;
@@ -12,15 +13,18 @@ use nginx_sys::{
     SSL_CTX_get_options, SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb, SSL_CTX_sess_set_get_cb,
     SSL_CTX_sess_set_new_cb, SSL_CTX_set_allow_early_data_cb, SSL_CTX_set_client_hello_cb,
     SSL_CTX_set_ex_data, SSL_CTX_set_generate_session_id, SSL_CTX_set_info_callback,
-    SSL_CTX_up_ref, SSL_SESS_CACHE_NO_INTERNAL_LOOKUP, SSL_SESS_CACHE_NO_INTERNAL_STORE,
-    SSL_SESS_CACHE_SERVER,
+    SSL_CTX_set_session_ticket_cb, SSL_CTX_up_ref, SSL_SESS_CACHE_NO_INTERNAL_LOOKUP,
+    SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER,
 };
+
+use session_core::origin::Verification;
 
 use super::callbacks::{self, Hooks};
 use super::connection::{LETS_CALLBACK_WAIT, SSL_OP_NO_TICKET, has_anti_replay};
 use super::filter;
 use super::handler::Handler;
 use super::index::Indexes;
+use super::origin::{Common, FindServers, Judge};
 
 /// A context of a configured server.
 pub struct Context(NonNull<SSL_CTX>);
@@ -78,9 +82,12 @@ impl Context {
 
 /// Contexts with our callbacks in place of those they had, which ours call. Dropping it puts the
 /// old ones back.
-pub struct Hooked<H: Handler>(
-    #[allow(clippy::vec_box, reason = "OpenSSL knows them by their addresses")] Vec<Box<Hooks<H>>>,
-);
+pub struct Hooked<H: Handler> {
+    #[allow(clippy::vec_box, reason = "OpenSSL knows them by their addresses")]
+    hooks: Vec<Box<Hooks<H>>>,
+    /// How all of them judge clients.
+    common: Rc<Cell<Common>>,
+}
 
 /// OpenSSL has no memory left.
 #[derive(Debug)]
@@ -88,13 +95,20 @@ pub struct HookError;
 
 impl<H: Handler> Default for Hooked<H> {
     fn default() -> Self {
-        Hooked(Vec::new())
+        Hooked { hooks: Vec::new(), common: Rc::default() }
     }
 }
 
 impl<H: Handler> Hooked<H> {
     /// Puts our callbacks into a context, unless it has them already.
-    pub fn hook(&mut self, context: &Context, handler: &Rc<H>) -> Result<(), HookError> {
+    /// `verification` is how its server verifies clients, and `find` finds servers of its block.
+    pub fn hook(
+        &mut self,
+        context: &Context,
+        verification: &Verification,
+        find: FindServers,
+        handler: &Rc<H>,
+    ) -> Result<(), HookError> {
         let indexes = Indexes::get().ok_or(HookError)?;
         filter::method::<H>().ok_or(HookError)?;
         let ctx = context.0;
@@ -104,13 +118,18 @@ impl<H: Handler> Hooked<H> {
             if !SSL_CTX_get_ex_data(ctx.as_ptr(), indexes.hooks).is_null() {
                 return Ok(());
             }
+            let judge = Judge::new(ctx.as_ptr(), verification).ok_or(HookError)?;
             if SSL_CTX_up_ref(ctx.as_ptr()) != 1 {
                 return Err(HookError);
             }
+            judge.add_to(&self.common);
             let hooks = Box::new(Hooks {
                 ctx,
                 handler: Rc::clone(handler),
                 resumes: context.offers_resumption(),
+                judge,
+                common: Rc::clone(&self.common),
+                find,
                 info: SSL_CTX_get_info_callback(ctx.as_ptr()),
                 new: SSL_CTX_sess_get_new_cb(ctx.as_ptr()),
                 get: SSL_CTX_sess_get_get_cb(ctx.as_ptr()),
@@ -132,6 +151,13 @@ impl<H: Handler> Hooked<H> {
                     no_data(),
                 );
             }
+            // Stateless tickets resume with "ssl_session_cache off", too.
+            SSL_CTX_set_session_ticket_cb(
+                ctx.as_ptr(),
+                Some(callbacks::make_ticket::<H>),
+                Some(callbacks::read_ticket::<H>),
+                no_data(),
+            );
             if hooks.resumes {
                 if handler.issues_ids() {
                     SSL_CTX_set_generate_session_id(ctx.as_ptr(), Some(callbacks::generate::<H>));
@@ -139,7 +165,7 @@ impl<H: Handler> Hooked<H> {
                 SSL_CTX_sess_set_new_cb(ctx.as_ptr(), Some(callbacks::new::<H>));
                 SSL_CTX_sess_set_get_cb(ctx.as_ptr(), Some(callbacks::get::<H>));
             }
-            self.0.push(hooks);
+            self.hooks.push(hooks);
         }
         Ok(())
     }
@@ -157,6 +183,7 @@ impl<H: Handler> Drop for Hooks<H> {
             // OpenSSL does not tell which callbacks were there before; nginx sets neither.
             SSL_CTX_set_generate_session_id(ctx, None);
             SSL_CTX_set_allow_early_data_cb(ctx, None, no_data());
+            SSL_CTX_set_session_ticket_cb(ctx, None, None, no_data());
             SSL_CTX_sess_set_new_cb(ctx, self.new);
             SSL_CTX_sess_set_get_cb(ctx, self.get);
             if let Some(indexes) = Indexes::get() {

@@ -49,6 +49,12 @@ pub trait Handler: Sized + 'static {
     /// Whether a session that the replaced callback has found may be resumed.
     fn allows(&self, connection: &Connection, session: &SessionRef) -> bool;
 
+    /// Whether a session may be resumed that a stateless ticket has in it.
+    fn allows_ticket(&self, connection: &Connection, session: &SessionRef) -> bool;
+
+    /// A ticket is about to be made of a session, stateless or not.
+    fn ticket_made(&self, connection: &Connection, session: &SessionRef);
+
     /// Whether [`Handler::issue_id`] is asked for the IDs of new sessions.
     fn issues_ids(&self) -> bool;
 

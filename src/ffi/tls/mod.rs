@@ -18,6 +18,7 @@ mod context;
 mod filter;
 mod handler;
 mod index;
+mod origin;
 mod session;
 mod socket;
 
@@ -26,5 +27,6 @@ pub use callbacks::steps;
 pub use connection::{Connection, HelloRef, Waits, quic_waits};
 pub use context::{Context, Hooked};
 pub use handler::{Found, Handler, Hello, Read};
+pub use origin::FindServers;
 pub use session::{DerError, Session, SessionRef};
 pub use socket::{Ending, Sink, Socket, SocketRead};
