@@ -155,6 +155,27 @@ subtest 'every link leads somewhere' => sub {
     cmp_ok $links, '>', 10, 'there are some';
 };
 
+subtest 'the tests of each guarantee are there' => sub {
+    my $names = 0;
+    for my $tests ($text{'guarantees.md'} =~ /^\*Tests:\* (.*?)(?=\n\n|\z)/msg) {
+        my $source;
+        while ($tests =~ /`([\w.\/-]+)`|"([^"]+)"/g) {
+            if (defined $1) {
+                my $file = root() . "/$1";
+                ok -f $file, $1;
+                $source = -f $file ? slurp($file) : '';
+                next;
+            }
+            # Some are made of parts; those of Rust are names of functions.
+            my $name  = $2 =~ s/\s+/ /gr;
+            my @parts = grep { /\w/ } split /, |…/, $name;
+            $names++;
+            ok !grep({ my $part = $_ =~ s/^\s+|\s+$//gr; index($source, $part) < 0 && $source !~ /\bfn \w*\Q@{[ $part =~ tr{ }{_}r ]}\E/ } @parts), $name;
+        }
+    }
+    cmp_ok $names, '>', 15, 'there are some';
+};
+
 subtest 'the rights of a user are what is needed' => sub {
     my ($section) = $text{'operation.md'} =~ /^## The user at the Redis\n(.*?)^## /ms;
     my ($base)    = $section =~ /^    user nginx on >password (.+)$/m;

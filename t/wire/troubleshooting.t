@@ -75,7 +75,7 @@ my @causes = (
         seen('at B', $B, protocol => $_, session => stored($A, $redis, protocol => $_)) for @protocols;
     },
 
-    'Other client CAs' => sub {
+    'Other rules for clients' => sub {
         my $redis = redis();
         my $asks  = sub { join '', 'ssl_verify_client optional;', map { "ssl_client_certificate $certs->{$_};" } @_ };
         my $A = node('A', servers => $redis, server => $asks->('ca_crt'));
@@ -86,8 +86,12 @@ my @causes = (
             my @names = map { join ',', sort /CN ?= ?([\w ]+)/g } split /(?=^Acceptable|^No client)/m, $said;
             is scalar @names, 2, 'two lists' or diag $said;
             isnt $names[0], $names[1], 'which differ';
-            mend($B, server => $asks->('ca_crt') . "ssl_trusted_certificate $certs->{other_ca_crt};");
+            mend($B, server => $asks->('ca_crt'));
             resumes($A, $B, $redis);
+        }
+        for my $more ("ssl_trusted_certificate $certs->{other_ca_crt};", "ssl_crl $certs->{crl_pem};", 'ssl_verify_depth 2;') {
+            my $B = node('B', servers => $redis, server => $asks->('ca_crt') . $more);
+            seen('at B', $B, protocol => $_, session => stored($A, $redis, protocol => $_)) for @protocols;
         }
     },
 
