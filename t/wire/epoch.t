@@ -178,6 +178,25 @@ subtest 'a store that does not answer holds up one handshake a second, and none 
     nothing_else($nginx, 'is down: no answer', 'is not available');
 };
 
+subtest 'stateless tickets, on a machine that has heard' => sub {
+    my $redis = redis();
+    my ($port, $own) = (free_port(), free_port());
+    my $nginx = nginx(log => 'info', conf => conf($port, 'server ' . $redis->address . ';', more => [
+        "server { listen 127.0.0.1:$own ssl; ssl_session_tickets on; location / { return 200 '|'; } }" ]));
+    my $asks = stored($port, $redis);
+    is visit($port, session => $asks)->{reused}, 1, 'a session that makes it ask';
+    my %ticket = map { $_ => visit($own, protocol => $_)->{session} } qw(TLSv1.2 TLSv1.3);
+    is visit($own, protocol => $_, session => $ticket{$_})->{reused}, 1, "$_: resumed before" for sort keys %ticket;
+    withdraw($redis);
+    is visit($port, session => $asks)->{reused}, 0, 'it hears';
+    for my $protocol (sort keys %ticket) {
+        my $seen = visit($own, protocol => $protocol, session => $ticket{$protocol});
+        is $seen->{reused}, 0, "$protocol: not resumed afterwards";
+        is visit($own, protocol => $protocol, session => $seen->{session})->{reused}, 1, 'a new one is';
+    }
+    nothing_else($nginx, '"ssl_session_tickets" is on');
+};
+
 for my $cache ('shared:own:1m', 'builtin:100 shared:own:1m') {
     subtest "nginx's own cache, $cache, does not bring a withdrawn session back" => sub {
         my ($redis, $port) = (redis(), free_port());

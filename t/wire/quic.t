@@ -117,6 +117,31 @@ subtest 'a zone of this machine answers at once' => sub {
     is $relay->requests('GET'), $gets, 'and the store is not asked';
 };
 
+subtest 'a session where its client would be verified otherwise' => sub {
+    my ($here, $there) = (free_port(), free_port());
+    my $server = sub {
+        my ($port, $more) = @_;
+        my $listen = "listen 127.0.0.1:$port quic; listen 127.0.0.1:$port ssl;";
+        return "server { $listen return 444; } server { $listen server_name localhost; $more location / { return 200 \"\$http3 \$ssl_session_reused\"; } }\n";
+    };
+    my $nginx = nginx(log => 'notice', conf => <<"CONF");
+    ssl_session_fetch   shared:tls:1m;
+    ssl_session_store   shared:tls:1m;
+    ssl_session_tickets off;
+    ssl_certificate     $certs->{ec_crt};
+    ssl_certificate_key $certs->{ec_key};
+    ssl_protocols       TLSv1.3;
+    @{[ $server->($here, '') ]}
+    @{[ $server->($there, "ssl_verify_client optional; ssl_client_certificate $certs->{ca_crt};") ]}
+CONF
+    my $file = tmpdir() . '/verified';
+    is visit($here, '--save', $file)->{body}, 'h3 .', 'a full handshake';
+    is visit($here, '--session', $file)->{body}, 'h3 r', 'resumed at its own server';
+    is visit($there, '--session', $file)->{body}, 'h3 .', 'and not at the other one';
+    $nginx->quit;
+    is_deeply [ $nginx->errors ], [], 'no error in the log';
+};
+
 if ($waits) {
     subtest 'a store that is 40 ms away' => sub {
         my ($port) = site('store');
