@@ -15,7 +15,7 @@ use super::policy::{Policy, only_openssl_resumes, tls, wipe};
 use super::reject::Reject;
 use crate::debug;
 use crate::ffi::clock;
-use crate::ffi::tls::{Attached, Connection, Found, Session, SessionRef, Waits};
+use crate::ffi::tls::{Attached, Connection, Found, Session, SessionRef};
 use crate::tier::Tier;
 
 impl Policy {
@@ -32,6 +32,7 @@ impl Policy {
             return self.session_at_hand(connection, id);
         };
         let session = if lookup.is_hit() { self.open(attached, &mut lookup) } else { None };
+        attached.state().reports().add(lookup.outcome(), lookup.tier());
         // OpenSSL asks again after a HelloRetryRequest.
         attached.state().put_lookup(lookup);
         session.map_or_else(|| self.not_here(connection), Found::Session)
@@ -77,8 +78,8 @@ impl Policy {
     }
 
     /// Looks for a session that no lookup was made for: the ClientHello could not be read ahead
-    /// of OpenSSL, or it has changed after a HelloRetryRequest, or all tiers are local, or the ID
-    /// is forged.
+    /// of OpenSSL, or it has changed after a HelloRetryRequest, or OpenSSL was taken to ask for
+    /// another, or all tiers are local, or the ID is forged.
     fn session_at_hand(self: &Rc<Self>, connection: &Connection, id: &SessionId) -> Found {
         if self.rules.fetch.is_empty() {
             return Found::NotHere;
@@ -86,35 +87,38 @@ impl Policy {
         let Some(attached) = self.attached(connection) else { return self.not_here(connection) };
         let Some(mut lookup) = self.lookup(id, tls(connection.is_tls13())) else {
             let outcome = Outcome::Forged;
-            attached.state().reports().add_local(outcome, None);
+            attached.state().reports().add(outcome, None);
             debug!(connection.log(), "SSL session fetch {:08x}: {outcome}", id.short_hash());
             return Found::Nowhere;
         };
         // The epoch was not asked for in this handshake: a client must not get round it.
         if self.rules.epoch.as_ref().is_some_and(Watch::is_due) {
-            attached.state().reports().add_local(Outcome::Miss, None);
+            self.skip(connection, attached);
             return Found::Nowhere;
         }
         let found = lookup.run_local(&self.rules.fetch, connection.log());
-        if !found && self.suspends && connection.waits() == Waits::Not {
-            // The other tiers were not asked: this handshake cannot wait for them.
-            self.tally.skipped(connection);
+        if !found && self.suspends {
+            // The other tiers were not asked: there is no waiting for them any more.
+            self.skip(connection, attached);
             return self.not_here(connection);
         }
-        let outcome = lookup.outcome();
-        let time = attached.state().reports().add_local(outcome, lookup.tier());
-        debug!(
-            connection.log(),
-            "SSL session fetch {:08x}: {outcome} in {} us",
-            id.short_hash(),
-            time.as_micros()
-        );
         let session = if found { self.open(attached, &mut lookup) } else { None };
+        let outcome = lookup.outcome();
+        attached.state().reports().add(outcome, lookup.tier());
+        debug!(connection.log(), "SSL session fetch {:08x}: {outcome}", id.short_hash());
         if lookup.is_take() {
             // The entry is nowhere else now, and OpenSSL asks again after a HelloRetryRequest.
             attached.state().put_lookup(lookup);
         }
         session.map_or_else(|| self.not_here(connection), Found::Session)
+    }
+
+    /// Nobody was asked for a session that OpenSSL has asked for. That is no outcome, and counted once.
+    fn skip(&self, connection: &Connection, attached: &Attached<Policy>) {
+        debug!(connection.log(), "SSL session fetch: nobody was asked in time");
+        if attached.state().reports().skip() {
+            self.tally.skipped(connection);
+        }
     }
 
     /// The answer when no tier has the session. A cache of nginx's own is not asked for a session
@@ -177,7 +181,6 @@ impl Policy {
             }
         };
         lookup.spoil(outcome);
-        attached.state().reports().set_outcome(Some(outcome), lookup.tier());
         None
     }
 

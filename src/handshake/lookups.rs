@@ -1,5 +1,6 @@
 //! The lookups of one handshake.
 
+use core::time::Duration;
 use std::time::Instant;
 use std::vec::Vec;
 
@@ -10,7 +11,6 @@ use session_core::outcome::Outcome;
 use super::lookup::{Lookup, Status};
 use super::policy::Policy;
 use super::reject::Reject;
-use super::report::Report;
 use crate::debug;
 use crate::ffi::log::Log;
 use crate::ffi::tls::HandshakeToken;
@@ -22,8 +22,6 @@ const EPOCH: usize = usize::MAX;
 /// The lookups of the session IDs that a client has offered.
 pub struct Lookups {
     lookups: Vec<Lookup>,
-    /// Whether a session ID was forged, so that there is no lookup of it.
-    forged: bool,
     /// How many answers have not come yet.
     waiting: usize,
     started: Option<Instant>,
@@ -32,7 +30,7 @@ pub struct Lookups {
 impl Lookups {
     /// No lookup yet.
     pub fn new() -> Self {
-        Lookups { lookups: Vec::new(), forged: false, waiting: 0, started: None }
+        Lookups { lookups: Vec::new(), waiting: 0, started: None }
     }
 
     /// Makes room for so many lookups. Whether there is memory for them.
@@ -40,7 +38,8 @@ impl Lookups {
         self.lookups.try_reserve_exact(lookups).is_ok()
     }
 
-    /// Begins to look up the session IDs, for which there is room, and asks for the epoch.
+    /// Begins to look up the session IDs, for which there is room, and asks for the epoch. Those that
+    /// are forged are left out: OpenSSL may not even ask for them.
     pub fn begin(
         &mut self,
         policy: &Policy,
@@ -55,8 +54,7 @@ impl Lookups {
             match policy.lookup(id, tls) {
                 Some(lookup) => self.lookups.push(lookup),
                 None => {
-                    debug!(log, "SSL session fetch {:08x}: forged", id.short_hash());
-                    self.forged = true;
+                    debug!(log, "SSL session fetch {:08x}: not one of ours", id.short_hash());
                 }
             }
         }
@@ -100,16 +98,19 @@ impl Lookups {
         self.waiting = self.waiting.saturating_sub(1);
     }
 
-    /// How the session was looked up.
-    pub fn report(&self, suspended: bool) -> Report {
-        let forged = self.forged.then_some(Outcome::Forged);
-        let outcomes = self.lookups.iter().map(Lookup::outcome);
-        Report {
-            outcome: forged.into_iter().chain(outcomes).reduce(Outcome::or),
-            time: self.started.map(|started| started.elapsed()).unwrap_or_default(),
-            tier: self.lookups.iter().find_map(Lookup::tier),
-            suspended,
-        }
+    /// How the lookups have ended.
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.lookups.iter().map(Lookup::outcome).reduce(Outcome::or)
+    }
+
+    /// The number of the tier that had a session.
+    pub fn tier(&self) -> Option<usize> {
+        self.lookups.iter().find_map(Lookup::tier)
+    }
+
+    /// How long they took.
+    pub fn time(&self) -> Duration {
+        self.started.map(|started| started.elapsed()).unwrap_or_default()
     }
 
     /// Whether a session was taken out of its tier, so that nobody else has it.

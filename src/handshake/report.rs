@@ -23,6 +23,10 @@ pub struct Report {
 #[derive(Default)]
 pub struct Reports {
     fetched: Cell<Report>,
+    /// What lookups came to that were made ahead, for when OpenSSL does not ask: it may have the session
+    /// in a cache of its own.
+    ahead: Cell<(Option<Outcome>, Option<usize>)>,
+    skipped: Cell<bool>,
     stored: Cell<Option<Stored>>,
     resumed: Cell<Option<i64>>,
     finished: Cell<bool>,
@@ -31,27 +35,36 @@ pub struct Reports {
 impl Reports {
     /// How the session was looked up.
     pub fn fetched(&self) -> Report {
-        self.fetched.get()
+        let fetched = self.fetched.get();
+        match (fetched.outcome, self.ahead.get()) {
+            (None, (outcome, tier)) => Report { outcome, tier, ..fetched },
+            (Some(_), _) => fetched,
+        }
     }
 
-    /// Reports the lookups that a handshake has made.
-    pub fn set_fetched(&self, report: Report) {
-        self.fetched.set(report);
+    /// Reports how long lookups took that were made ahead of OpenSSL's question.
+    pub fn set_time(&self, time: Duration, suspended: bool) {
+        self.fetched.set(Report { time, suspended, ..self.fetched.get() });
     }
 
-    /// Changes the outcome of the lookups, and which tier had the session.
-    pub fn set_outcome(&self, outcome: Option<Outcome>, tier: Option<usize>) {
-        self.fetched.set(Report { outcome, tier, ..self.fetched.get() });
+    /// Reports what they came to, as long as OpenSSL does not ask for one.
+    pub fn set_ahead(&self, outcome: Option<Outcome>, tier: Option<usize>) {
+        self.ahead.set((outcome, tier));
     }
 
-    /// Adds a lookup in local tiers, whose time is not worth measuring, to those of the handshake.
-    /// How long all of them took.
-    pub fn add_local(&self, outcome: Outcome, tier: Option<usize>) -> Duration {
+    /// Adds the lookup of a session that OpenSSL has asked for. The time of one in local tiers is not
+    /// worth measuring.
+    pub fn add(&self, outcome: Outcome, tier: Option<usize>) {
         let mut report = self.fetched.get();
         report.outcome = Some(report.outcome.map_or(outcome, |earlier| earlier.or(outcome)));
-        report.tier = report.tier.or(tier);
+        report.tier = if outcome == Outcome::Hit { tier } else { report.tier.or(tier) };
         self.fetched.set(report);
-        report.time
+    }
+
+    /// Notes that nobody was asked for a session that OpenSSL has asked for. Whether this is the first
+    /// one, and nothing has become of the others.
+    pub fn skip(&self) -> bool {
+        !self.skipped.replace(true) && self.fetched().outcome.is_none()
     }
 
     /// What became of the sessions that the handshake has made; nothing if none was to be stored.

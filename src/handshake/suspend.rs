@@ -366,18 +366,16 @@ impl Handshake {
         }
     }
 
-    /// All lookups have ended: the handshake goes on, and how they ended is reported.
+    /// All lookups have ended: the handshake goes on. How they ended is reported once more when
+    /// OpenSSL asks for their sessions: it may ask for others.
     fn lookups_ended(&mut self, attached: &Attached<Policy>, suspended: bool) {
         attached.forget();
         self.phase = Phase::Replay;
-        let report = self.lookups.report(suspended);
-        attached.state().reports.set_fetched(report);
-        if let Some(outcome) = report.outcome {
-            debug!(
-                attached.log(),
-                "SSL session fetch: {outcome} in {} us",
-                report.time.as_micros()
-            );
+        let time = self.lookups.time();
+        attached.state().reports.set_time(time, suspended);
+        attached.state().reports.set_ahead(self.lookups.outcome(), self.lookups.tier());
+        if let Some(outcome) = self.lookups.outcome() {
+            debug!(attached.log(), "SSL session fetch: {outcome} in {} us", time.as_micros());
         }
     }
 
@@ -391,7 +389,9 @@ impl Handshake {
     fn abort(&mut self, attached: &Attached<Policy>, outcome: Option<Outcome>) {
         self.lookups.clear();
         self.lookups_ended(attached, true);
-        attached.state().reports.set_outcome(outcome, None);
+        if let Some(outcome) = outcome {
+            attached.state().reports.add(outcome, None);
+        }
     }
 }
 
