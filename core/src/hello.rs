@@ -10,6 +10,8 @@ use core::fmt;
 
 use subtle::ConstantTimeEq;
 
+use crate::key_ring::Tls;
+
 /// The most `pre_shared_key` identities kept of one ClientHello. Clients offer one or two; OpenSSL
 /// asks its cache for each until one is found.
 pub const MAX_IDENTITIES: usize = 4;
@@ -44,31 +46,76 @@ const EARLY_DATA: u16 = 42;
 const SUPPORTED_VERSIONS: u16 = 43;
 const PSK_KEY_EXCHANGE_MODES: u16 = 45;
 
-/// What the listening server would negotiate.
+/// What the server would negotiate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerPolicy {
     /// TLS 1.3 is enabled.
-    pub tls13: bool,
+    pub tls13: Setting,
     /// Stateless tickets are in use: `SSL_OP_NO_TICKET` is not set.
-    pub tickets: bool,
+    pub tickets: Setting,
 }
 
-/// The session IDs OpenSSL will ask its cache for, in the order it asks; empty if it will not ask.
+/// A setting of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// It is on.
+    On,
+    /// It is off.
+    Off,
+    /// It depends on which of several servers will answer.
+    Differs,
+}
+
+/// The session IDs OpenSSL will ask its cache for, or may ask for where settings differ; none if it
+/// will not ask.
 ///
 /// - TLS 1.3 will be negotiated: the 32-byte identities of `pre_shared_key` (RFC 8446 §4.2.11), if
 ///   tickets are stateful. `legacy_session_id` is never looked up then (RFC 8446 §4.1.2).
 /// - TLS 1.2 and below: the session ID (RFC 5246 §7.4.1.2), unless a ticket that is not empty is
 ///   offered to a server that takes tickets, where the ticket alone counts (RFC 5077 §3.4).
 pub fn wanted_ids(hello: &ClientHello, server: &ServerPolicy) -> WantedIds {
-    if hello.offers_tls13 && server.tls13 {
-        return if server.tickets { WantedIds::new() } else { hello.identities };
+    let tickets = hello.offers_tls13 && server.tls13 != Setting::Off;
+    let session_id = !hello.offers_tls13 || server.tls13 != Setting::On;
+    let ticket_counts = server.tickets == Setting::On && hello.ticket == TicketOffer::Present;
+    let tickets = (tickets && server.tickets != Setting::On).then_some(hello.identities);
+    WantedIds {
+        tickets: tickets.unwrap_or_default(),
+        session_id: hello.session_id.filter(|_| session_id && !ticket_counts),
     }
-    let ticket_counts = server.tickets && hello.ticket == TicketOffer::Present;
-    hello.session_id.filter(|_| !ticket_counts).into_iter().collect()
 }
 
-/// What [`wanted_ids`] answers.
-pub type WantedIds = SessionIds;
+/// What [`wanted_ids`] answers. If no setting differs, one of the two is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WantedIds {
+    /// Tickets of TLS 1.3, in the order in which OpenSSL asks for them.
+    pub tickets: SessionIds,
+    /// The session ID of TLS 1.2 and below.
+    pub session_id: Option<SessionId>,
+}
+
+impl WantedIds {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.tickets.len().saturating_add(self.session_id.iter().len())
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All of them, and what each is for.
+    pub fn iter(&self) -> impl Iterator<Item = (&SessionId, Tls)> {
+        let tickets = self.tickets.as_slice().iter().map(|id| (id, Tls::V13));
+        tickets.chain(self.session_id.iter().map(|id| (id, Tls::UpTo12)))
+    }
+}
+
+impl From<bool> for Setting {
+    fn from(on: bool) -> Self {
+        if on { Setting::On } else { Setting::Off }
+    }
+}
 
 /// Where the reading of one ClientHello stands.
 ///
@@ -628,11 +675,18 @@ impl core::error::Error for Unreadable {}
 
 #[cfg(test)]
 mod tests {
+    use super::Setting::{Differs, Off, On};
     use super::*;
     use std::format;
+    use std::vec::Vec;
 
-    const TICKETS: ServerPolicy = ServerPolicy { tls13: true, tickets: true };
-    const NO_TICKETS: ServerPolicy = ServerPolicy { tls13: true, tickets: false };
+    const TICKETS: ServerPolicy = policy(On, On);
+    const NO_TICKETS: ServerPolicy = policy(On, Off);
+    const SETTINGS: [Setting; 3] = [On, Off, Differs];
+
+    const fn policy(tls13: Setting, tickets: Setting) -> ServerPolicy {
+        ServerPolicy { tls13, tickets }
+    }
 
     fn id(byte: u8) -> SessionId {
         SessionId::new(&[byte; 32]).unwrap()
@@ -651,9 +705,13 @@ mod tests {
         }
     }
 
+    fn wanted(hello: &ClientHello, server: ServerPolicy) -> Vec<(SessionId, Tls)> {
+        wanted_ids(hello, &server).iter().map(|(id, tls)| (*id, tls)).collect()
+    }
+
     #[test]
     fn tls13_wants_the_identities_in_order_where_tickets_are_stateful() {
-        assert_eq!(wanted_ids(&tls13_hello(), &NO_TICKETS).as_slice(), [id(2), id(3)]);
+        assert_eq!(wanted(&tls13_hello(), NO_TICKETS), [(id(2), Tls::V13), (id(3), Tls::V13)]);
     }
 
     #[test]
@@ -664,42 +722,73 @@ mod tests {
     #[test]
     fn tls13_never_wants_the_legacy_session_id() {
         let hello = ClientHello { identities: SessionIds::new(), ..tls13_hello() };
-        assert!(wanted_ids(&hello, &NO_TICKETS).is_empty());
-        assert!(wanted_ids(&hello, &TICKETS).is_empty());
+        for tickets in SETTINGS {
+            assert!(wanted_ids(&hello, &policy(On, tickets)).is_empty());
+        }
     }
 
     #[test]
     fn a_tls13_client_at_a_tls12_server_wants_its_session_id() {
-        for tickets in [false, true] {
-            let server = ServerPolicy { tls13: false, tickets };
-            assert_eq!(wanted_ids(&tls13_hello(), &server).as_slice(), [id(1)]);
+        for tickets in SETTINGS {
+            assert_eq!(wanted(&tls13_hello(), policy(Off, tickets)), [(id(1), Tls::UpTo12)]);
         }
     }
 
     #[test]
     fn a_tls12_client_wants_its_session_id_whatever_the_server_speaks() {
-        for server in [NO_TICKETS, ServerPolicy { tls13: false, tickets: false }] {
+        for tls13 in SETTINGS {
             for ticket in [TicketOffer::Absent, TicketOffer::Empty, TicketOffer::Present] {
-                assert_eq!(wanted_ids(&tls12_hello(ticket), &server).as_slice(), [id(1)]);
+                assert_eq!(
+                    wanted(&tls12_hello(ticket), policy(tls13, Off)),
+                    [(id(1), Tls::UpTo12)]
+                );
             }
         }
     }
 
     #[test]
     fn a_ticket_takes_the_place_of_the_session_id_only_where_tickets_are_taken() {
-        for server in [TICKETS, ServerPolicy { tls13: false, tickets: true }] {
+        for tls13 in SETTINGS {
+            let server = policy(tls13, On);
             assert!(wanted_ids(&tls12_hello(TicketOffer::Present), &server).is_empty());
             for ticket in [TicketOffer::Absent, TicketOffer::Empty] {
-                assert_eq!(wanted_ids(&tls12_hello(ticket), &server).as_slice(), [id(1)]);
+                assert_eq!(wanted(&tls12_hello(ticket), server), [(id(1), Tls::UpTo12)]);
             }
         }
     }
 
     #[test]
+    fn where_settings_differ_all_is_wanted_that_either_server_wants() {
+        let choices = |setting| match setting {
+            Differs => [On, Off],
+            known => [known; 2],
+        };
+        for hello in [
+            tls13_hello(),
+            ClientHello { ticket: TicketOffer::Present, ..tls13_hello() },
+            tls12_hello(TicketOffer::Absent),
+            tls12_hello(TicketOffer::Present),
+        ] {
+            for (tls13, tickets) in [(Differs, On), (Differs, Off), (On, Differs), (Off, Differs)] {
+                let either: Vec<_> = choices(tls13)
+                    .into_iter()
+                    .flat_map(|tls13| choices(tickets).map(|tickets| policy(tls13, tickets)))
+                    .flat_map(|server| wanted(&hello, server))
+                    .collect();
+                let both = wanted(&hello, policy(tls13, tickets));
+                assert!(either.iter().all(|one| both.contains(one)));
+                assert!(both.iter().all(|one| either.contains(one)));
+            }
+        }
+        let all = wanted(&tls13_hello(), policy(Differs, Differs));
+        assert_eq!(all, [(id(2), Tls::V13), (id(3), Tls::V13), (id(1), Tls::UpTo12)]);
+    }
+
+    #[test]
     fn a_hello_without_ids_wants_nothing() {
-        for tls13 in [false, true] {
-            for tickets in [false, true] {
-                let server = ServerPolicy { tls13, tickets };
+        for tls13 in SETTINGS {
+            for tickets in SETTINGS {
+                let server = policy(tls13, tickets);
                 assert!(wanted_ids(&ClientHello::default(), &server).is_empty());
             }
         }

@@ -6,7 +6,7 @@
 
 use session_core::hello::{
     ClientHello, HelloReader, MAX_HELLO, MAX_IDENTITIES, Progress, ServerPolicy, SessionId,
-    TicketOffer, Unreadable, wanted_ids,
+    Setting, TicketOffer, Unreadable, wanted_ids,
 };
 use std::fs;
 use std::path::Path;
@@ -518,8 +518,8 @@ fn an_identity_that_comes_twice_is_reported_once() {
     let identities = [1, 2, 1, 1, 3, 2, 4].map(|byte| vec![byte; 32]);
     let hello = complete(&Hello::tls13().with_identities(&identities));
     assert_eq!(ids_of(&hello), [[1; 32], [2; 32], [3; 32], [4; 32]]);
-    let server = ServerPolicy { tls13: true, tickets: false };
-    assert_eq!(wanted_ids(&hello, &server).as_slice(), hello.identities.as_slice());
+    let server = ServerPolicy { tls13: Setting::On, tickets: Setting::Off };
+    assert_eq!(wanted_ids(&hello, &server).tickets, hello.identities);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use session_core::hello::{
     ClientHello, HelloReader, MAX_HELLO, MAX_IDENTITIES, Progress, ServerPolicy, SessionId,
-    wanted_ids,
+    Setting, wanted_ids,
 };
 
 use super::arrivals::{arrivals, split};
@@ -54,17 +54,25 @@ fn complete(hello: &ClientHello, wire: &[u8], lengths: &[u8]) {
         assert!(message.windows(32).any(|bytes| bytes == identity.as_bytes()));
     }
 
-    for tls13 in [false, true] {
-        for tickets in [false, true] {
-            let ids = wanted_ids(hello, &ServerPolicy { tls13, tickets });
-            assert!(ids.len() <= MAX_IDENTITIES);
-            for (n, id) in ids.as_slice().iter().enumerate() {
-                assert!(!ids.as_slice()[..n].contains(id), "an ID comes once");
-                match tls13 && hello.offers_tls13 {
-                    true => assert!(!tickets && hello.identities.as_slice().contains(id)),
-                    false => assert_eq!(hello.session_id.as_ref(), Some(id)),
-                }
-            }
+    let settings = [Setting::On, Setting::Off, Setting::Differs];
+    for (tls13, tickets) in settings.into_iter().flat_map(|one| settings.map(|two| (one, two))) {
+        let wanted = wanted_ids(hello, &ServerPolicy { tls13, tickets });
+        let ids = wanted.tickets.as_slice();
+        assert!(ids.len() <= MAX_IDENTITIES);
+        assert_eq!(wanted.iter().count(), wanted.len());
+        if !ids.is_empty() {
+            assert!(hello.offers_tls13 && tls13 != Setting::Off && tickets != Setting::On);
+        }
+        for (n, id) in ids.iter().enumerate() {
+            assert!(!ids[..n].contains(id), "an ID comes once");
+            assert!(hello.identities.as_slice().contains(id));
+        }
+        if wanted.session_id.is_some() {
+            assert_eq!(hello.session_id, wanted.session_id);
+            assert!(!hello.offers_tls13 || tls13 != Setting::On);
+        }
+        if tls13 != Setting::Differs {
+            assert!(ids.is_empty() || wanted.session_id.is_none(), "one version is negotiated");
         }
     }
 }

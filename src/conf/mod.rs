@@ -501,9 +501,9 @@ impl module::MainConf for MainConf {
             );
         }
         for server in &servers {
-            let Server { context, verification, .. } = server;
+            let Server { context, verification, differences, .. } = server;
             let find = M::Block::find_servers;
-            if self.hooked.hook(context, verification, find, &policy).is_err() {
+            if self.hooked.hook(context, verification, *differences, find, &policy).is_err() {
                 return Err(cf.refuse(format_args!("no memory for the SSL sessions of a server")));
             }
         }

@@ -9,9 +9,9 @@ use session_core::origin::Verification;
 
 use super::conf::{Conf, Place, Refusal};
 use super::resolver::Resolver;
-use super::tls::Context;
 #[allow(unused_imports, reason = "for the documentation")]
 use super::tls::FindServers;
+use super::tls::{Context, Differences};
 use super::variable::Variable;
 
 /// `http{}` or `stream{}`.
@@ -58,4 +58,6 @@ pub struct Server {
     pub listens_tls: bool,
     /// Whether any of them has `quic`.
     pub listens_quic: bool,
+    /// In what other servers differ from it on the sockets whose default server it is.
+    pub differences: Differences,
 }

@@ -17,7 +17,7 @@ use session_core::origin::Verification;
 use super::block::{Block, Server};
 use super::conf::{Conf, Place, Refusal};
 use super::resolver::Resolver;
-use super::tls::Context;
+use super::tls::{Context, Differences};
 use super::variable::{self, Variable};
 
 /// `http{}`
@@ -46,11 +46,10 @@ impl Block for Http {
                 .as_slice::<*mut ngx_http_core_srv_conf_t>()
                 .iter()
                 .filter_map(|&server| {
-                    let srv_conf = (*(*server).ctx).srv_conf;
-                    let ssl = (*srv_conf.add(ngx_http_ssl_module.ctx_index))
-                        .cast::<ngx_http_ssl_srv_conf_t>();
+                    let ssl = ssl_of(server);
+                    let context = Context::from_ptr((*ssl).ssl.ctx)?;
                     Some(Server {
-                        context: Context::from_ptr((*ssl).ssl.ctx)?,
+                        context,
                         verification: Verification {
                             verify: (*ssl).verify as u64,
                             depth: (*ssl).verify_depth as u64,
@@ -64,6 +63,7 @@ impl Block for Http {
                         ),
                         listens_tls: listens(main, server, |addr| addr.opt.ssl() != 0),
                         listens_quic: listens(main, server, is_quic),
+                        differences: differences(main, server, context),
                     })
                 })
                 .collect()
@@ -137,17 +137,22 @@ unsafe extern "C" fn get<V: Variable>(
     unsafe { variable::get::<V>((*request).connection, (*request).pool, to) }
 }
 
+/// What ngx_http_ssl_module has read for a server.
+///
+/// # Safety
+/// `server` is one of a configuration that was read.
+unsafe fn ssl_of(server: *mut ngx_http_core_srv_conf_t) -> *const ngx_http_ssl_srv_conf_t {
+    // SAFETY: the caller's; a server has a configuration of each module that is loaded.
+    unsafe { (*(*(*server).ctx).srv_conf.add(ngx_http_ssl_module.ctx_index)).cast() }
+}
+
 /// The context of a server, if it has one.
 ///
 /// # Safety
 /// `server` is one of a configuration that was read.
 unsafe fn context_of(server: *mut ngx_http_core_srv_conf_t) -> *mut SSL_CTX {
     // SAFETY: the caller's.
-    unsafe {
-        let srv_conf = (*(*server).ctx).srv_conf;
-        let ssl = *srv_conf.add(ngx_http_ssl_module.ctx_index);
-        (*ssl.cast::<ngx_http_ssl_srv_conf_t>()).ssl.ctx
-    }
+    unsafe { (*ssl_of(server)).ssl.ctx }
 }
 
 /// Whether a server has a listening socket of that kind.
@@ -168,6 +173,29 @@ unsafe fn listens(
             .flat_map(|port| port.addrs.as_slice::<ngx_http_conf_addr_t>())
             .filter(|addr| is_of_kind(addr))
             .any(|addr| addr.servers.as_slice::<*mut ngx_http_core_srv_conf_t>().contains(&server))
+    }
+}
+
+/// In what other servers differ from this one, of the context, where it is the default server.
+///
+/// # Safety
+/// As in [`Block::servers`].
+unsafe fn differences(
+    main: &ngx_http_core_main_conf_t,
+    server: *mut ngx_http_core_srv_conf_t,
+    context: Context,
+) -> Differences {
+    // SAFETY: as in listens().
+    unsafe {
+        let Some(ports) = main.ports.as_ref() else { return Differences::default() };
+        ports
+            .as_slice::<ngx_http_conf_port_t>()
+            .iter()
+            .flat_map(|port| port.addrs.as_slice::<ngx_http_conf_addr_t>())
+            .filter(|addr| addr.default_server == server)
+            .flat_map(|addr| addr.servers.as_slice::<*mut ngx_http_core_srv_conf_t>())
+            .filter_map(|&other| Context::from_ptr(context_of(other)))
+            .fold(Differences::default(), |all, other| all.and(context.differences(other)))
     }
 }
 

@@ -27,7 +27,7 @@ use super::block::{Block, Server};
 use super::conf::{Conf, Place, Refusal};
 use super::resolver::Resolver;
 use super::symbol;
-use super::tls::Context;
+use super::tls::{Context, Differences};
 use super::variable::{self, Variable};
 
 /// `stream{}`
@@ -47,7 +47,7 @@ impl Block for Stream {
         // SAFETY: in postconfiguration the modules of stream{} have merged their configurations, and
         // nginx has yet to free the list of ports.
         unsafe {
-            let (Some(core), Some(ssl)) = (core().as_ref(), ssl().as_ref()) else {
+            let (Some(core), Some(_)) = (core().as_ref(), ssl().as_ref()) else {
                 return Vec::new();
             };
             let Some(ctx) = context(cf).as_ref() else { return Vec::new() };
@@ -59,10 +59,10 @@ impl Block for Stream {
                 .as_slice::<*mut ngx_stream_core_srv_conf_t>()
                 .iter()
                 .filter_map(|&server| {
-                    let srv_conf = (*(*server).ctx).srv_conf;
-                    let ssl = (*srv_conf.add(ssl.ctx_index)).cast::<ngx_stream_ssl_srv_conf_t>();
+                    let ssl = ssl_of((*(*server).ctx).srv_conf);
+                    let context = Context::from_ptr(ssl.as_ref()?.ssl.ctx)?;
                     Some(Server {
-                        context: Context::from_ptr((*ssl).ssl.ctx)?,
+                        context,
                         verification: Verification {
                             verify: (*ssl).verify as u64,
                             depth: (*ssl).verify_depth as u64,
@@ -79,6 +79,7 @@ impl Block for Stream {
                         ),
                         listens_tls: listens_tls(main, server),
                         listens_quic: false,
+                        differences: differences(main, server, context),
                     })
                 })
                 .collect()
@@ -207,6 +208,18 @@ unsafe extern "C" fn get<V: Variable>(
     }
 }
 
+/// What ngx_stream_ssl_module has read for a server.
+///
+/// # Safety
+/// `srv_conf` is that of a server, in the order of `ctx_index`.
+unsafe fn ssl_of(srv_conf: *mut *mut c_void) -> *const ngx_stream_ssl_srv_conf_t {
+    // SAFETY: the caller's; a server has a configuration of each module that is loaded.
+    unsafe {
+        let Some(ssl) = ssl().as_ref() else { return ptr::null() };
+        (*srv_conf.add(ssl.ctx_index)).cast()
+    }
+}
+
 /// Whether a server has a listening socket with `ssl`.
 ///
 /// # Safety
@@ -230,6 +243,43 @@ unsafe fn listens_tls(
     }
 }
 
+/// In what other servers differ from this one, of the context, where it is the default server.
+///
+/// # Safety
+/// As in [`Block::servers`].
+#[cfg(nginx_1_25_5)]
+unsafe fn differences(
+    main: &ngx_stream_core_main_conf_t,
+    server: *mut ngx_stream_core_srv_conf_t,
+    context: Context,
+) -> Differences {
+    // SAFETY: as in listens_tls().
+    unsafe {
+        let Some(ports) = main.ports.as_ref() else { return Differences::default() };
+        ports
+            .as_slice::<ngx_stream_conf_port_t>()
+            .iter()
+            .flat_map(|port| port.addrs.as_slice::<ngx_stream_conf_addr_t>())
+            .filter(|addr| addr.default_server == server)
+            .flat_map(|addr| addr.servers.as_slice::<*mut ngx_stream_core_srv_conf_t>())
+            .filter_map(|&other| Context::from_ptr(context_of((*(*other).ctx).srv_conf)))
+            .fold(Differences::default(), |all, other| all.and(context.differences(other)))
+    }
+}
+
+/// Before virtual servers came each socket has one server.
+///
+/// # Safety
+/// None is needed.
+#[cfg(not(nginx_1_25_5))]
+unsafe fn differences(
+    _: &ngx_stream_core_main_conf_t,
+    _: *mut ngx_stream_core_srv_conf_t,
+    _: Context,
+) -> Differences {
+    Differences::default()
+}
+
 /// The same before virtual servers came: each socket has one server.
 #[cfg(not(nginx_1_25_5))]
 unsafe fn listens_tls(
@@ -249,9 +299,6 @@ unsafe fn listens_tls(
 /// `srv_conf` is that of a server, in the order of `ctx_index`.
 #[cfg(nginx_1_25_5)]
 unsafe fn context_of(srv_conf: *mut *mut c_void) -> *mut SSL_CTX {
-    // SAFETY: the caller's; servers that speak TLS are of a stream{} with its TLS module.
-    unsafe {
-        let Some(ssl) = ssl().as_ref() else { return ptr::null_mut() };
-        (*(*srv_conf.add(ssl.ctx_index)).cast::<ngx_stream_ssl_srv_conf_t>()).ssl.ctx
-    }
+    // SAFETY: the caller's.
+    unsafe { ssl_of(srv_conf).as_ref() }.map_or(ptr::null_mut(), |ssl| ssl.ssl.ctx)
 }

@@ -4,8 +4,7 @@ use core::time::Duration;
 use std::time::Instant;
 use std::vec::Vec;
 
-use session_core::hello::SessionId;
-use session_core::key_ring::Tls;
+use session_core::hello::{SessionId, WantedIds};
 use session_core::outcome::Outcome;
 
 use super::lookup::{Lookup, Status};
@@ -40,19 +39,20 @@ impl Lookups {
 
     /// Begins to look up the session IDs, for which there is room, and asks for the epoch. Those that
     /// are forged are left out: OpenSSL may not even ask for them.
-    pub fn begin(
-        &mut self,
-        policy: &Policy,
-        log: &Log,
-        token: HandshakeToken,
-        ids: &[SessionId],
-        tls: Tls,
-    ) {
+    pub fn begin(&mut self, policy: &Policy, log: &Log, token: HandshakeToken, ids: &WantedIds) {
         self.started = Some(Instant::now());
         self.waiting = 0;
-        for id in ids {
+        let mut takes = false;
+        for (id, tls) in ids.iter() {
+            // OpenSSL uses one ticket; to take another would waste it.
+            if takes && policy.takes(tls) {
+                continue;
+            }
             match policy.lookup(id, tls) {
-                Some(lookup) => self.lookups.push(lookup),
+                Some(lookup) => {
+                    takes |= lookup.is_take();
+                    self.lookups.push(lookup);
+                }
                 None => {
                     debug!(log, "SSL session fetch {:08x}: not one of ours", id.short_hash());
                 }

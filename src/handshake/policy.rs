@@ -98,6 +98,11 @@ impl Policy {
         }
     }
 
+    /// Whether session IDs have tags.
+    pub(super) fn has_keys(&self) -> bool {
+        self.rules.ring.has_keys()
+    }
+
     /// Whether a session is good for one handshake only.
     pub(super) fn takes(&self, tls: Tls) -> bool {
         self.rules.single_use && tls == Tls::V13

@@ -8,8 +8,10 @@
 use core::cell::RefCell;
 use std::rc::Rc;
 
-use session_core::hello::{ClientHello, Progress, ServerPolicy, SessionId, Unreadable, wanted_ids};
-use session_core::key_ring::Tls;
+use session_core::hello::{
+    ClientHello, Progress, ServerPolicy, SessionId, SessionIds, Setting, Unreadable, WantedIds,
+    wanted_ids,
+};
 use session_core::outcome::Outcome;
 use session_core::stored::Stored;
 
@@ -17,7 +19,7 @@ use super::intake::{Intake, MAX_SUSPENDED, READ};
 use super::lookup::Lookup;
 use super::lookups::Lookups;
 use super::messages::FETCHING;
-use super::policy::{Policy, tls};
+use super::policy::Policy;
 use super::report::{Report, Reports};
 use crate::ffi::tls::{
     Attached, Connection, Hello, HelloRef, Read, Sink, Socket, SocketRead, Waits,
@@ -41,6 +43,24 @@ impl Policy {
         if ready.is_err() {
             let log = connection.log().during(FETCHING);
             log_at!(&log, Alert, "no memory to fetch an SSL session");
+        }
+    }
+
+    /// What OpenSSL will ask for, as far as the server's side decides it. Where the server that will
+    /// answer is not known yet, the tag of an ID tells what it is. Without keys nothing does: it is
+    /// taken for an ID of the default server's.
+    fn server(&self, connection: &Connection) -> ServerPolicy {
+        let differences = Some(connection.differences::<Self>()).filter(|_| self.has_keys());
+        let differences = differences.unwrap_or_default();
+        ServerPolicy {
+            tls13: match differences.tls13 && connection.may_allow_tls13() {
+                true => Setting::Differs,
+                false => connection.allows_tls13().into(),
+            },
+            tickets: match differences.tickets {
+                true => Setting::Differs,
+                false => connection.has_tickets().into(),
+            },
         }
     }
 
@@ -328,36 +348,23 @@ impl Handshake {
         hello: &ClientHello,
     ) {
         let connection = attached.connection();
-        let server = server_policy(&connection);
-        let ids = wanted_ids(hello, &server);
-        let tls = tls(hello.offers_tls13 && server.tls13);
-        let most = if tls == Tls::V13 && connection.has_anti_replay() {
+        let mut ids = wanted_ids(hello, &policy.server(&connection));
+        if !ids.tickets.is_empty() && connection.has_anti_replay() {
             // OpenSSL would resume none of them.
-            0
-        } else if policy.takes(tls) {
-            // OpenSSL uses one ticket; to take another would waste it.
-            1
-        } else {
-            ids.as_slice().len()
-        };
-        self.look_up(policy, attached, ids.as_slice().get(..most).unwrap_or_default(), tls);
+            ids.tickets = SessionIds::default();
+        }
+        self.look_up(policy, attached, &ids);
     }
 
     /// Looks the session IDs up, and suspends the handshake if that takes time.
-    fn look_up(
-        &mut self,
-        policy: &Policy,
-        attached: &Attached<Policy>,
-        ids: &[SessionId],
-        tls: Tls,
-    ) {
+    fn look_up(&mut self, policy: &Policy, attached: &Attached<Policy>, ids: &WantedIds) {
         self.phase = Phase::Replay;
         debug!(attached.log(), "SSL session fetch: {} session IDs to look up", ids.len());
         if ids.is_empty() || !self.lookups.reserve(ids.len()) {
             return;
         }
         let Ok(token) = attached.token() else { return };
-        self.lookups.begin(policy, attached.log(), token, ids, tls);
+        self.lookups.begin(policy, attached.log(), token, ids);
         if self.lookups.are_waiting() {
             self.phase = Phase::AwaitAnswers;
             debug!(attached.log(), "SSL session fetch: handshake suspended");
@@ -373,7 +380,10 @@ impl Handshake {
         self.phase = Phase::Replay;
         let time = self.lookups.time();
         attached.state().reports.set_time(time, suspended);
-        attached.state().reports.set_ahead(self.lookups.outcome(), self.lookups.tier());
+        // Where servers differ they may be of sessions that OpenSSL has no use for.
+        if attached.connection().differences::<Policy>().are_none() {
+            attached.state().reports.set_ahead(self.lookups.outcome(), self.lookups.tier());
+        }
         if let Some(outcome) = self.lookups.outcome() {
             debug!(attached.log(), "SSL session fetch: {outcome} in {} us", time.as_micros());
         }
@@ -393,9 +403,4 @@ impl Handshake {
             attached.state().reports.add(outcome, None);
         }
     }
-}
-
-/// What OpenSSL will ask for, as far as the server's side decides it.
-fn server_policy(connection: &Connection) -> ServerPolicy {
-    ServerPolicy { tls13: connection.allows_tls13(), tickets: connection.has_tickets() }
 }

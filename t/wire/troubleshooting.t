@@ -23,7 +23,7 @@ my %guide = read_guide(slurp(root() . '/docs/troubleshooting.md'));
 our $section;
 
 # The counters that tell causes apart: none of them may grow but those that the guide names.
-my $telling = qr/^(?:unusable_hits_total|tier_takes_total|tier_drops_total|server_queue_full_total)\{/;
+my $telling = qr/^(?:unusable_hits_total|skipped_fetches_total|tier_takes_total|tier_drops_total|server_queue_full_total)\{/;
 
 my @causes = (
     'Tickets are on' => sub {
@@ -114,6 +114,24 @@ my @causes = (
         mend($B, protocols => 'TLSv1.2 TLSv1.3');
         resumes($A, $B, $redis);
         resumes($A, $B, $redis, protocols => ['both'], %both);
+    },
+
+    'Servers of one socket differ' => sub {
+        plan skip_all => 'nginx goes by the default server' if nginx_version() < 1_029_002;
+        my $redis = redis();
+        my %differ = (catch_all => 1, tickets => 'on', server => 'ssl_session_tickets off;');
+        my ($A, $B) = map { node($_, servers => $redis, keys => ['off'], %differ) } qw(A B);
+        my $made = sub {
+            my $session = visit($A, protocol => 'TLSv1.3')->{session};
+            wait_until { $redis->cmd('EXISTS', plain_key($session)) } 10, 'the session in the store';
+            return $session;
+        };
+        seen('TLS 1.3 at B, with `ssl_session_key off`', $B, protocol => 'TLSv1.3', session => $made->());
+        like commands(nginx => $B), qr/ssl_session_tickets on;.*ssl_reject_handshake on;.*ssl_session_tickets off;/s, 'the commands show it';
+        mend($_, tickets => 'off', server => '') for $A, $B;
+        is visit($B, protocol => 'TLSv1.3', session => $made->())->{reused}, 'r', 'resumed where they do not differ';
+        mend($_, keys => [ session_key() ], %differ) for $A, $B;
+        resumes($A, $B, $redis);
     },
 
     'Cipher suites with another hash' => sub {

@@ -21,6 +21,7 @@ use nginx_sys::{ngx_ssl_client_hello_arg_index, ngx_ssl_client_hello_callback};
 
 use super::attached::attached_of;
 use super::connection::{Connection, HelloRef};
+use super::context::Differences;
 use super::handler::{Found, Handler, Hello};
 use super::index::Indexes;
 use super::origin::{Common, FindServers, Judge};
@@ -40,6 +41,8 @@ pub(super) struct Hooks<H: Handler> {
     /// How all servers of the configuration judge clients.
     pub(super) common: Rc<Cell<Common>>,
     pub(super) find: FindServers,
+    /// In what other servers may answer in place of this one.
+    pub(super) differences: Differences,
     // The callbacks that ours replaced, and call.
     pub(super) info: InfoCallback,
     pub(super) new: NewCallback,
@@ -141,6 +144,16 @@ unsafe fn alert<H: Handler>(ssl: *mut SSL, alert: c_int) {
             let session = SessionRef::from_ptr(session);
             attached.handler().connection_failed(&connection, attached, session);
         }
+    }
+}
+
+impl Connection {
+    /// In what the server that will answer may differ from the one that the connection began with,
+    /// which is known until OpenSSL asks for a session.
+    pub fn differences<H: Handler>(&self) -> Differences {
+        // SAFETY: it is a TLS connection of nginx.
+        unsafe { session_hooks::<H>(self.c) }
+            .map_or(Differences::default(), |hooks| hooks.differences)
     }
 }
 

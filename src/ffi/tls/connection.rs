@@ -29,7 +29,7 @@ const SSL_OP_NO_EXTENDED_MASTER_SECRET: u64 = 1;
 /// `SSL_OP_NO_ANTI_REPLAY`, likewise.
 const SSL_OP_NO_ANTI_REPLAY: u64 = 1 << 24;
 /// `SSL_OP_NO_TLSv1_3`, likewise.
-const SSL_OP_NO_TLSV1_3: u64 = 1 << 29;
+pub(super) const SSL_OP_NO_TLSV1_3: u64 = 1 << 29;
 
 /// Whether nginx takes `SSL_CLIENT_HELLO_RETRY` for an order to wait (patches/).
 pub(super) const LETS_CALLBACK_WAIT: bool = cfg!(nginx_client_hello_retry);
@@ -118,12 +118,17 @@ impl Connection {
 
     /// Whether TLS 1.3 may be negotiated, as far as the server's side goes.
     pub fn allows_tls13(&self) -> bool {
+        self.options() & SSL_OP_NO_TLSV1_3 == 0 && self.may_allow_tls13()
+    }
+
+    /// Whether TLS 1.3 may be negotiated, whichever server answers: nginx does not take the highest
+    /// version over from the server that the client names, as it does with options.
+    pub fn may_allow_tls13(&self) -> bool {
         // SAFETY: SSL_get_max_proto_version(3), which is this macro; 0 is "no limit".
         let max = unsafe {
             SSL_ctrl(self.ssl.as_ptr(), SSL_CTRL_GET_MAX_PROTO_VERSION as c_int, 0, ptr::null_mut())
         };
-        self.options() & SSL_OP_NO_TLSV1_3 == 0
-            && (max == 0 || max >= c_long::from(TLS1_3_VERSION as i32))
+        max == 0 || max >= c_long::from(TLS1_3_VERSION as i32)
     }
 
     /// Whether TLS 1.3 was negotiated.

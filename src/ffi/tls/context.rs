@@ -20,13 +20,14 @@ use nginx_sys::{
 use session_core::origin::Verification;
 
 use super::callbacks::{self, Hooks};
-use super::connection::{LETS_CALLBACK_WAIT, SSL_OP_NO_TICKET, has_anti_replay};
+use super::connection::{LETS_CALLBACK_WAIT, SSL_OP_NO_TICKET, SSL_OP_NO_TLSV1_3, has_anti_replay};
 use super::filter;
 use super::handler::Handler;
 use super::index::Indexes;
 use super::origin::{Common, FindServers, Judge};
 
 /// A context of a configured server.
+#[derive(Clone, Copy)]
 pub struct Context(NonNull<SSL_CTX>);
 
 impl Context {
@@ -43,8 +44,21 @@ impl Context {
 
     /// Whether stateless tickets are on.
     pub fn has_tickets(&self) -> bool {
+        self.options() & SSL_OP_NO_TICKET == 0
+    }
+
+    /// In what another server differs.
+    pub fn differences(&self, other: Context) -> Differences {
+        let differ = self.options() ^ other.options();
+        Differences {
+            tls13: differ & SSL_OP_NO_TLSV1_3 != 0,
+            tickets: differ & SSL_OP_NO_TICKET != 0,
+        }
+    }
+
+    fn options(&self) -> u64 {
         // SAFETY: the context is valid.
-        unsafe { SSL_CTX_get_options(self.0.as_ptr()) & SSL_OP_NO_TICKET == 0 }
+        unsafe { SSL_CTX_get_options(self.0.as_ptr()) }
     }
 
     /// Whether OpenSSL itself protects early data (`SSL_OP_NO_ANTI_REPLAY` was taken away). It then
@@ -80,6 +94,33 @@ impl Context {
     }
 }
 
+/// In what servers of one socket differ, of that which decides about session IDs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Differences {
+    /// Whether TLS 1.3 is enabled.
+    pub tls13: bool,
+    /// Whether stateless tickets are on.
+    pub tickets: bool,
+}
+
+impl Differences {
+    /// These and others.
+    pub fn and(self, others: Self) -> Self {
+        Differences { tls13: self.tls13 | others.tls13, tickets: self.tickets | others.tickets }
+    }
+
+    /// Whether they agree.
+    pub fn are_none(self) -> bool {
+        !self.tls13 && !self.tickets
+    }
+
+    /// Those that count before OpenSSL has asked for a session. Before 1.29.2 nginx dispatches to
+    /// a virtual server later, so that the default server's settings are those that count.
+    fn that_count(self) -> Self {
+        if cfg!(nginx_1_29_2) { self } else { Differences::default() }
+    }
+}
+
 /// Contexts with our callbacks in place of those they had, which ours call. Dropping it puts the
 /// old ones back.
 pub struct Hooked<H: Handler> {
@@ -101,11 +142,13 @@ impl<H: Handler> Default for Hooked<H> {
 
 impl<H: Handler> Hooked<H> {
     /// Puts our callbacks into a context, unless it has them already.
-    /// `verification` is how its server verifies clients, and `find` finds servers of its block.
+    /// `verification` is how its server verifies clients, and `find` finds servers of its block; in
+    /// the `differences` other servers of its sockets may answer in its place.
     pub fn hook(
         &mut self,
         context: &Context,
         verification: &Verification,
+        differences: Differences,
         find: FindServers,
         handler: &Rc<H>,
     ) -> Result<(), HookError> {
@@ -130,6 +173,7 @@ impl<H: Handler> Hooked<H> {
                 judge,
                 common: Rc::clone(&self.common),
                 find,
+                differences: differences.that_count(),
                 info: SSL_CTX_get_info_callback(ctx.as_ptr()),
                 new: SSL_CTX_sess_get_new_cb(ctx.as_ptr()),
                 get: SSL_CTX_sess_get_get_cb(ctx.as_ptr()),

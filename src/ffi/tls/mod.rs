@@ -25,7 +25,7 @@ mod socket;
 pub use attached::{Attached, HandshakeToken, Waiters};
 pub use callbacks::steps;
 pub use connection::{Connection, HelloRef, Waits, quic_waits};
-pub use context::{Context, Hooked};
+pub use context::{Context, Differences, Hooked};
 pub use handler::{Found, Handler, Hello, Read};
 pub use origin::FindServers;
 pub use session::{DerError, Session, SessionRef};
