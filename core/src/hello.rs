@@ -620,7 +620,8 @@ impl SessionIds {
 
     /// Adds `id` unless it is here already or the list is full.
     fn push(&mut self, id: SessionId) {
-        if self.as_slice().contains(&id) {
+        // A full list needs no comparisons: there may be hundreds more.
+        if self.length == MAX_IDENTITIES || self.as_slice().contains(&id) {
             return;
         }
         if let Some(place) = self.ids.get_mut(self.length) {

@@ -18,6 +18,10 @@ use crate::ffi::clock;
 use crate::ffi::tls::{Attached, Connection, Found, Session, SessionRef};
 use crate::tier::Tier;
 
+/// How many forged session IDs of a connection are looked at. A ClientHello has room for hundreds of
+/// tickets, of which OpenSSL asks for each, and what has the id of a key costs a MAC.
+const MAX_FORGED: u8 = 4;
+
 impl Policy {
     /// The session of `id`, which OpenSSL asks for.
     pub(super) fn fetch(self: &Rc<Self>, connection: &Connection, id: &SessionId) -> Found {
@@ -85,9 +89,13 @@ impl Policy {
             return Found::NotHere;
         }
         let Some(attached) = self.attached(connection) else { return self.not_here(connection) };
+        if attached.state().forged() >= MAX_FORGED {
+            return Found::Nowhere;
+        }
         let Some(mut lookup) = self.lookup(id, tls(connection.is_tls13())) else {
             let outcome = Outcome::Forged;
             attached.state().reports().add(outcome, None);
+            attached.state().add_forged();
             debug!(connection.log(), "SSL session fetch {:08x}: {outcome}", id.short_hash());
             return Found::Nowhere;
         };

@@ -5,7 +5,7 @@
 //! reports levels would otherwise report it without end. When the answers are there, the filter
 //! replays all bytes to OpenSSL as they came, and then passes the socket through.
 
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use session_core::hello::{
@@ -76,6 +76,8 @@ impl Policy {
 /// What is known about one handshake.
 pub struct State {
     reports: Reports,
+    /// How many session IDs that OpenSSL has asked for were forged.
+    forged: Cell<u8>,
     handshake: RefCell<Handshake>,
 }
 
@@ -104,6 +106,7 @@ impl State {
     fn new() -> Self {
         State {
             reports: Reports::default(),
+            forged: Cell::new(0),
             handshake: RefCell::new(Handshake {
                 phase: Phase::AwaitHello,
                 intake: Intake::new(),
@@ -125,6 +128,16 @@ impl State {
     /// What became of the sessions that were made; nothing if none was to be stored.
     pub fn stored(&self) -> Option<Stored> {
         self.reports.stored()
+    }
+
+    /// How many forged session IDs were looked at.
+    pub(super) fn forged(&self) -> u8 {
+        self.forged.get()
+    }
+
+    /// One more was forged.
+    pub(super) fn add_forged(&self) {
+        self.forged.set(self.forged().saturating_add(1));
     }
 
     /// Whether OpenSSL has got all that was read ahead.
