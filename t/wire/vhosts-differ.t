@@ -163,6 +163,37 @@ subtest 'single_use: a ticket is left alone where no server of the socket would 
     }
 };
 
+subtest 'stream{}' => sub {
+    plan skip_all => 'this nginx has no virtual servers in stream{}' if !has_stream() || nginx_version() < 1_029_002;
+    my $port = free_port();
+    my $nginx = nginx(conf => '', stream => <<"CONF");
+    ssl_session_backend store { server 127.0.0.1:@{[ $redis->port ]}; key_prefix stream:; fetch_timeout 60s; store_timeout 60s; }
+    ssl_session_fetch   store;
+    ssl_session_store   store;
+    ssl_certificate     $certs->{ec_crt};
+    ssl_certificate_key $certs->{ec_key};
+    server { listen 127.0.0.1:$port ssl default_server; ssl_reject_handshake on; return ''; }
+    server {
+        listen 127.0.0.1:$port ssl;
+        server_name named.test;
+        ssl_session_tickets off;
+        return "\$ssl_session_reused|\$ssl_session_fetch_status";
+    }
+CONF
+    my $visit = sub {
+        my $client = tls_client(port => $port, sni => 'named.test', protocol => 'TLSv1.3', handshake => 1, @_);
+        my $text = '';
+        while (length(my $more = $client->read // '')) { $text .= $more }
+        return ($text, ($client->sessions)[-1]);
+    };
+    my ($said, $session) = $visit->();
+    is $said, '.|', 'a full handshake';
+    stored('stream', $session);
+    is +($visit->(session => $session))[0], 'r|HIT', 'then a resumption';
+    $nginx->quit;
+    is_deeply [ $nginx->errors ], [], 'no error in the log';
+};
+
 sub keyless {
     my ($by_itself, $seen, $where) = @_;
     my $what = "$seen->{reused} $seen->{status}";
