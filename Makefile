@@ -12,7 +12,7 @@ test_deb := $(addprefix test-deb-,$(debian_releases))
 test_nginx_debian := $(addprefix test-nginx-debian-,$(debian_releases))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) deb $(deb) test-deb $(test_deb) test-hup test-leak test-valgrind valgrind-handshakes check audit fuzz fuzz-merge sanitize-core constant-time bench bench-smoke clean
+.PHONY: help deps build build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) deb $(deb) test-deb $(test_deb) test-hup test-leak test-valgrind valgrind-handshakes check audit property fuzz fuzz-merge sanitize-core constant-time bench bench-smoke clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
@@ -106,6 +106,9 @@ check: ## format, lints, constant time, documentation, licences, advisories if r
 
 audit: ## dependencies with the advisory database, which must be reachable
 	tools/check audit
+
+property: deps build ## configurations and clients, drawn: no session skips what a full handshake has; SECONDS=60
+	tools/property
 
 fuzz: ## what core/ reads, fuzzed; FUZZ_SECONDS=60 for each target
 	tools/fuzz

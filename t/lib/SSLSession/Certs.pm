@@ -15,7 +15,7 @@ use File::Temp ();
 our @EXPORT_OK = qw(certs);
 
 # Count up whenever what is made below changes.
-my $edition = 2;
+my $edition = 3;
 
 # A hash of file names. For nginx: {rsa,ec}_{crt,key} of self-signed server certificates for
 # localhost, 127.0.0.1 and *.example.test; {rsa2,ec2}_{crt,key} others with the same names;
@@ -31,6 +31,8 @@ my $edition = 2;
 #     backend_expired, backend_revoked (see crl_pem, of ca and sub), backend_wrong (other names)
 #     backend_self           self-signed
 #     backend_other          signed by other_ca_{crt,key}; client_other is a client of that CA
+#
+# ca_renewed_{crt,key} has the name of ca and another key; client_renewed is a client of that CA.
 # ca_bundle_crt holds other_ca and ca; client_enc_key is client_key encrypted, with the password
 # in client_pass; wrong_pass holds another one.
 sub certs {
@@ -103,6 +105,9 @@ sub _backend {
         qw(-keyout other_ca.key -out other_ca.crt));
     $signed->('backend_other', '/CN=backend', $names, ca => 'other_ca');
     $signed->('client_other', '/CN=other client', 'DNS:client.example.test', ca => 'other_ca');
+    _openssl($dir, qw(req -x509 -nodes -days 7300 -subj), '/CN=test CA', @$ec,
+        qw(-keyout ca_renewed.key -out ca_renewed.crt));
+    $signed->('client_renewed', '/CN=renewed client', 'DNS:client.example.test', ca => 'ca_renewed');
     spew("$dir/ca_bundle.crt", slurp("$dir/other_ca.crt"), slurp("$dir/ca.crt"));
 
     $signed->('sub',  '/CN=intermediate', '', ext => $is_ca);
