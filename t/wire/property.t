@@ -47,7 +47,7 @@ my $drawn   = 0;
 my @faults;
 while (!@faults && (time - $began < $seconds || $drawn < 5)) {
     my $seed = $seeds[ $drawn++ ] // last;
-    my $draw = draw($seed);
+    my $draw = draw($seed, stream => has_stream());
     @faults = map { "SEED=$seed DRAWS=1 tools/property\n" . report($draw, $_) }
         grep { !$known{ $_->{kind} } } faults($draw);
 }

@@ -58,7 +58,8 @@ my @shown = qw(server_name ssl_server_name ssl_protocol ssl_client_verify ssl_cl
 
 # --- configurations ---
 
-# The text of http{}. port => of its sockets, full => 1: for full handshakes.
+# The text of http{} or stream{}. port => of its sockets, full => 1: for full handshakes,
+# stream => 1: for stream{}.
 sub conf_text {
     my ($conf, %arg) = @_;
     my $http = $conf->{http};
@@ -113,18 +114,28 @@ sub _caching_text {
 sub _servers_text {
     my ($conf, %arg) = @_;
     my $text = '';
-    my %default;
+    my (%default, %taken);
     for my $server (@{ $conf->{servers} }) {
+        my @listens = _listens($server);
+        # stream{} of older nginx has no names, and one server for each socket.
+        my $nameless = $arg{stream} && SSLSession::Nginx->version < 1_025_005;
+        @listens = grep { !$taken{$_}++ } @listens if $nameless;
+        next if !@listens;
         $text .= "    server {\n";
-        for my $socket (_listens($server)) {
-            my $default = $server->{default} && !$default{$socket}++ ? ' default_server' : '';
+        for my $socket (@listens) {
+            my $default = !$nameless && $server->{default} && !$default{$socket}++ ? ' default_server' : '';
             $text .= "        listen 127.0.0.1:$arg{port}[$socket] ssl$default;\n";
         }
-        $text .= _server_text($server);
+        $text .= _server_text($server, nameless => $nameless, stream => $arg{stream});
         $text .= $arg{full}
             ? "    ssl_session_cache off;\n    ssl_session_tickets off;\n"
             : _caching_text($server) =~ s/^/    /gmr;
         my $says = join '|', (map { "\$$_" } @shown), '$ssl_session_reused';
+        if ($arg{stream}) {
+            $says =~ s/\$server_name|\$ssl_client_escaped_cert/-/g;
+            $text .= "        return \"$says\";\n    }\n";
+            next;
+        }
         # A client that is refused is told the same.
         $text .= <<"CONF" unless $arg{brief};
         error_page 400 495 496 497 /refused;
@@ -142,8 +153,9 @@ sub _listens { return sort @{ $_[0]{listen} } }
 
 # Everything that a full handshake depends on.
 sub _server_text {
-    my ($server) = @_;
-    my @lines = 'server_name ' . join ' ', map { length ? qq("$_") : '""' } @{ $server->{names} };
+    my ($server, %arg) = @_;
+    my @lines;
+    push @lines, 'server_name ' . join ' ', map { length ? qq("$_") : '""' } @{ $server->{names} } if !$arg{nameless};
     if ($server->{reject}) {
         push @lines, 'ssl_reject_handshake on';
     } elsif ($server->{cert} eq 'var') {
@@ -159,7 +171,7 @@ sub _server_text {
     push @lines, "ssl_crl $certs->{crl_pem}" if $server->{crl};
     push @lines, "ssl_trusted_certificate $ca{ $server->{trusted} }" if $server->{trusted};
     push @lines, 'ssl_protocols ' . join ' ', map { "TLSv$_" } split ' ', $server->{protocols} // '1.2 1.3';
-    push @lines, 'ssl_early_data on' if $server->{early};
+    push @lines, 'ssl_early_data on' if $server->{early} && !$arg{stream};
     push @lines, 'ssl_conf_command Options -ExtendedMasterSecret' if $server->{no_ems};
     push @lines, "ssl_ecdh_curve $server->{curve}" if $server->{curve};
     return join '', map { "        $_;\n" } @lines;
@@ -213,13 +225,20 @@ sub _start {
     my %arg  = (log => $ENV{PROPERTY_LOG} // 'notice');
     # Full handshakes of all configurations in one nginx, each on ports of its own.
     my $n    = 0;
-    my $full = join '', map { _servers_text($_, full => 1, port => _ports('conf' . $n++)) } @{ $draw->{confs} };
-    $full = conf_text({ http => {}, servers => [] }, full => 1) . $full;
-    push @{ $self->{started} }, SSLSession::Nginx->new(%arg, conf => $full, module => 0);
+    my %in   = (stream => $draw->{stream});
+    my $full = join '', map { _servers_text($_, %in, full => 1, port => _ports('conf' . $n++)) } @{ $draw->{confs} };
+    $full = conf_text({ http => {}, servers => [] }, %in, full => 1) . $full;
+    push @{ $self->{started} }, SSLSession::Nginx->new(%arg, $self->_blocks($full), module => 0);
     for my $node (0 .. $#{ $draw->{nodes} }) {
-        my $conf = conf_text($draw->{confs}[ $self->{conf}[$node] ], port => _ports("node$node"));
-        push @{ $self->{started} }, $self->{node}[$node] = SSLSession::Nginx->new(%arg, conf => $conf);
+        my $conf = conf_text($draw->{confs}[ $self->{conf}[$node] ], %in, port => _ports("node$node"));
+        push @{ $self->{started} }, $self->{node}[$node] = SSLSession::Nginx->new(%arg, $self->_blocks($conf));
     }
+}
+
+# Arguments for SSLSession::Nginx.
+sub _blocks {
+    my ($self, $text) = @_;
+    return $self->{draw}{stream} ? (stream => $text, conf => '') : (conf => $text);
 }
 
 sub _stop {
@@ -244,7 +263,9 @@ sub _reload {
     my $n = $step->{reload} % @{ $self->{node} };
     $self->{conf}[$n] = $step->{conf} % @{ $self->{draw}{confs} };
     my $conf = $self->{draw}{confs}[ $self->{conf}[$n] ];
-    $self->{node}[$n]->reload(conf_text($conf, port => _ports("node$n")));
+    my %block = $self->_blocks(conf_text($conf, stream => $self->{draw}{stream}, port => _ports("node$n")));
+    $self->{node}[$n]{stream} = $block{stream};
+    $self->{node}[$n]->reload($block{conf});
 }
 
 sub _step {
@@ -257,9 +278,9 @@ sub _step {
     my @der   = @{ $given->{sessions} // [] };
     my $der   = @der ? $der[ ($step->{ticket} // 0) % @der ] : undef;
     # RFC 7627 5.3 has a handshake fail whose client has forgotten of extended master secrets.
-    my $client = { %$step, no_ems => $der ? $given->{no_ems} : $step->{no_ems} };
+    my $client = { %$step, stream => $self->{draw}{stream}, no_ems => $der ? $given->{no_ems} : $step->{no_ems} };
     # Early data goes to the name that the session is of, or the client gives up.
-    delete $client->{early} if !$der || !$given->{tls13} || ($given->{sni} // '') ne ($step->{sni} // '');
+    delete $client->{early} if !$der || $client->{stream} || !$given->{tls13} || ($given->{sni} // '') ne ($step->{sni} // '');
 
     my $now = _visit(_ports("node$node")->[ $at->{socket} ], $client, $der);
     my $own = $self->_full($at, $client, $step->{who});
@@ -335,12 +356,19 @@ sub _visit {
         # SSL_OP_NO_EXTENDED_MASTER_SECRET
         ($client->{no_ems} ? (options => 1) : ()));
     my $shaken = $tls->handshake;
-    my ($head, $body) = $shaken ? $tls->request : ();
+    my ($head, $body) = !$shaken ? () : $client->{stream} ? _stream_answer($tls) : $tls->request;
     my %visit = (shaken => $shaken ? 1 : 0, resumed => $shaken ? $tls->reused : 0, sessions => [ $tls->sessions ]);
     $visit{ends} = defined $tls->alert ? 'alert ' . $tls->alert : $tls->error if !defined $head;
     _read_answer(\%visit, $head, $body);
-    # What tells that nobody was resumed here is the client's to say, too.
     return \%visit;
+}
+
+# What stream{} says, as if it were an answer in HTTP.
+sub _stream_answer {
+    my ($tls) = @_;
+    my $answer = '';
+    while (length(my $more = $tls->read // '')) { $answer .= $more }
+    return length $answer ? ('HTTP/1.1 200 OK', $answer) : ();
 }
 
 sub _read_answer {
@@ -524,8 +552,8 @@ sub report {
     for my $n (0 .. $#{ $draw->{confs} }) {
         my @on = grep { $draw->{nodes}[$_] == $n } 0 .. $#{ $draw->{nodes} };
         my $conf = $draw->{confs}[$n];
-        $text .= "configuration $n" . (@on ? ', at the start of node ' . join(' and ', @on) : '') . ":\n"
-            . _http_text($conf->{http}) . _servers_text($conf, brief => 1, port => [ 'socket0', 'socket1' ]);
+        $text .= ($draw->{stream} ? 'stream: ' : '') . "configuration $n" . (@on ? ', at the start of node ' . join(' and ', @on) : '') . ":\n"
+            . _http_text($conf->{http}) . _servers_text($conf, brief => 1, stream => $draw->{stream}, port => [ 'socket0', 'socket1' ]);
     }
     $text =~ s{\S*/test-certs/\d+/}{}g;
     $text .= _step_text($_) . "\n" for @{ $draw->{steps} };

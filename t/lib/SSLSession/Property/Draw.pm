@@ -3,7 +3,7 @@ package SSLSession::Property::Draw;
 # A draw: some configurations, the servers that begin with them, and what clients do there; all of it
 # plain data, made from a seed. Another machine makes the same draw from the same seed.
 #
-#     { seed  => 7,
+#     { seed  => 7, stream => 1,          # in stream{} in place of http{}
 #       confs => [{ http    => { fetch => ['redis'], store => ['redis'], ... },
 #                   servers => [{ listen => [0, 1], names => ['a.example.test'], cert => 'ec',
 #                                 verify => 'on', ca => 'x', ... }] }],
@@ -47,14 +47,20 @@ sub copy {
         : $from;
 }
 
-# steps => 50, ems => 0: no server has extended master secrets switched off
+# steps => 50, ems => 0: no server has extended master secrets switched off, stream => 0: http{} only
 sub draw {
     ($seed, my %arg) = @_;
     $count = 0;
     my @confs = _conf(\%arg);
     push @confs, chance(85) ? _variant($confs[0], \%arg) : _conf(\%arg) for 1 .. one(0, 1, 1, 1, 2, 2, 3);
     my @nodes = (0, map { number(scalar @confs) } 1 .. one(0, 0, 1, 1, 2));
-    return { seed => $seed, confs => \@confs, nodes => \@nodes, steps => _steps(\@confs, \@nodes, $arg{steps} // 50) };
+    my %draw = (seed => $seed, confs => \@confs, nodes => \@nodes, steps => _steps(\@confs, \@nodes, $arg{steps} // 50));
+    if (($arg{stream} // 1) && chance(12)) {
+        $draw{stream} = 1;
+        # Older nginx has no such thing there.
+        delete $_->{reject} for map { @{ $_->{servers} } } @confs;
+    }
+    return \%draw;
 }
 
 # --- configurations ---
