@@ -112,6 +112,7 @@ sub _variant {
         elsif ($what < 90) { @$servers = reverse @$servers }
         elsif (@$servers > 1) { splice @$servers, number(scalar @$servers), 1 }
     }
+    if (chance(6) && ($arg->{ems} // 1)) { $_->{no_ems} = 1 for @$servers }
     # The default server says most: let all change alike.
     if (chance(25)) {
         my %change;
