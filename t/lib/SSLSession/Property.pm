@@ -22,7 +22,7 @@ use SSLSession::Nginx;
 use SSLSession::Property::Draw qw(copy);
 use SSLSession::Redis;
 use SSLSession::Sealing qw(session_key);
-use SSLSession::Util qw(free_port new_dir root slurp spew);
+use SSLSession::Util qw(free_port module_path new_dir root slurp spew);
 
 use Digest::MD5 qw(md5_hex);
 use Exporter qw(import);
@@ -93,9 +93,10 @@ sub _http_text {
 }
 
 # An older module has no such directive.
-my $has_lifetime;
+my %has_lifetime;
 sub _has_lifetime {
-    return $has_lifetime //= slurp(SSLSession::Util::module_path()) =~ /ssl_session_lifetime/ ? 1 : 0;
+    my $module = module_path();
+    return $has_lifetime{$module} //= slurp($module) =~ /ssl_session_lifetime/ ? 1 : 0;
 }
 
 my $ticket_key;
@@ -230,10 +231,19 @@ sub _start {
     $full = conf_text({ http => {}, servers => [] }, %in, full => 1) . $full;
     push @{ $self->{started} }, SSLSession::Nginx->new(%arg, $self->_blocks($full), module => 0);
     for my $node (0 .. $#{ $draw->{nodes} }) {
+        local $ENV{TEST_NGINX_LOAD_MODULES} = $self->_module($node);
         my $conf = conf_text($draw->{confs}[ $self->{conf}[$node] ], %in, port => _ports("node$node"));
         push @{ $self->{started} }, $self->{node}[$node] = SSLSession::Nginx->new(%arg, $self->_blocks($conf));
     }
 }
+
+# OLD_MODULE is an older one, for nodes that are not upgraded yet.
+sub _module {
+    my ($self, $node) = @_;
+    return $self->_is_old($node) ? $ENV{OLD_MODULE} : module_path();
+}
+
+sub _is_old { my ($self, $node) = @_; return $ENV{OLD_MODULE} && grep { $_ == $node } @{ $self->{draw}{old} // [] } }
 
 # Arguments for SSLSession::Nginx.
 sub _blocks {
@@ -263,6 +273,7 @@ sub _reload {
     my $n = $step->{reload} % @{ $self->{node} };
     $self->{conf}[$n] = $step->{conf} % @{ $self->{draw}{confs} };
     my $conf = $self->{draw}{confs}[ $self->{conf}[$n] ];
+    local $ENV{TEST_NGINX_LOAD_MODULES} = $self->_module($n);
     my %block = $self->_blocks(conf_text($conf, stream => $self->{draw}{stream}, port => _ports("node$n")));
     $self->{node}[$n]{stream} = $block{stream};
     $self->{node}[$n]->reload($block{conf});
@@ -307,7 +318,7 @@ sub _step {
     return if $now->{resumed} && !$stands;
     # Where the module has nothing to do nginx is by itself.
     my $http = $self->{draw}{confs}[$conf]{http};
-    return if !@{ $http->{fetch} } && !@{ $http->{store} };
+    return if !@{ $http->{fetch} } && !@{ $http->{store} } || $self->_is_old($node);
 
     my $protocol = $now->{show}{ssl_protocol} || $own->{show}{ssl_protocol} || $step->{tls};
     for my $fault (_judge($now, $own, $stands)) {
@@ -552,6 +563,8 @@ sub report {
     for my $n (0 .. $#{ $draw->{confs} }) {
         my @on = grep { $draw->{nodes}[$_] == $n } 0 .. $#{ $draw->{nodes} };
         my $conf = $draw->{confs}[$n];
+        my @old = $ENV{OLD_MODULE} ? grep { $_ < @{ $draw->{nodes} } } @{ $draw->{old} // [] } : ();
+        $text .= "an older module: node @old\n" if @old && !$n;
         $text .= ($draw->{stream} ? 'stream: ' : '') . "configuration $n" . (@on ? ', at the start of node ' . join(' and ', @on) : '') . ":\n"
             . _http_text($conf->{http}) . _servers_text($conf, brief => 1, stream => $draw->{stream}, port => [ 'socket0', 'socket1' ]);
     }

@@ -8,6 +8,7 @@ package SSLSession::Property::Draw;
 #                   servers => [{ listen => [0, 1], names => ['a.example.test'], cert => 'ec',
 #                                 verify => 'on', ca => 'x', ... }] }],
 #       nodes => [0, 1],                 # the configuration that each of them starts with
+#       old   => [1],                    # those that have an older module, if there is one to test with
 #       steps => [{ id => 1, node => 0, socket => 0, sni => 'a.example.test',
 #                   host => 'a.example.test', who => 'good', tls => '1.3',
 #                   offer => 0, ticket => 0 },   # the session of another step
@@ -60,6 +61,8 @@ sub draw {
         # Older nginx has no such thing there.
         delete $_->{reject} for map { @{ $_->{servers} } } @confs;
     }
+    # Only where there is an older module (OLD_MODULE).
+    $draw{old} = [ grep { chance(40) } 0 .. $#nodes ];
     return \%draw;
 }
 
