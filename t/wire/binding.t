@@ -546,7 +546,7 @@ CONF
         my $nginx = start('', stream => $stream);
         my $call = sub {
             my ($n, %arg) = @_;
-            my $tls = tls_client(port => $port[$n], protocol => $protocol, shows($user{x}), %arg);
+            my $tls = tls_client(port => $port[$n], protocol => $protocol, sni => 'a', name => 'a', shows($user{x}), %arg);
             my $said = $tls->handshake ? $tls->read // '' : '';
             my ($session) = $protocol eq 'TLSv1.3' ? $tls->sessions : $tls->session;
             return ("$said " . $tls->reused, $session);
