@@ -75,8 +75,13 @@ sub early_data { ($_[0]->output =~ /^Early data was (\S.*\S)\s*$/m)[0] }
 # The HTTP answer, without what s_client says: head and body, or the body.
 sub response {
     my ($self) = @_;
-    my ($head, $rest) = $self->output =~ m{^(HTTP/1\.\d .*?)\r\n\r\n(.*)}ms or return;
-    $rest =~ s/(?:---\n|closed\n|read R BLOCK\n).*//s;
+    # What it says of tickets it writes in blocks, between which an answer may come.
+    my ($head, $rest) = $self->output =~ m{(HTTP/1\.\d \d.*?)\r\n\r\n(.*)}s or return;
+    if ($head =~ /^Content-Length: (\d+)/mi) {
+        $rest = substr $rest, 0, $1;
+    } else {
+        $rest =~ s/(?:---\n|closed\n|read R BLOCK\n).*//s;
+    }
     return wantarray ? ($head, $rest) : $rest;
 }
 
