@@ -132,6 +132,10 @@ sub _servers_text {
             ? "    ssl_session_cache off;\n    ssl_session_tickets off;\n"
             : _caching_text($server) =~ s/^/    /gmr;
         my $says = join '|', (map { "\$$_" } @shown), '$ssl_session_reused';
+        if ($arg{stream} && $arg{brief}) {
+            $text .= "    }\n";
+            next;
+        }
         if ($arg{stream}) {
             $says =~ s/\$server_name|\$ssl_client_escaped_cert/-/g;
             $text .= "        return \"$says\";\n    }\n";
@@ -292,6 +296,7 @@ sub _step {
     my $client = { %$step, stream => $self->{draw}{stream}, no_ems => $der ? $given->{no_ems} : $step->{no_ems} };
     # Early data goes to the name that the session is of, or the client gives up.
     delete $client->{early} if !$der || $client->{stream} || !$given->{tls13} || ($given->{sni} // '') ne ($step->{sni} // '');
+    $client->{tls} = '1.3' if $client->{early};
 
     my $now = _visit(_ports("node$node")->[ $at->{socket} ], $client, $der);
     my $own = $self->_full($at, $client, $step->{who});
@@ -320,9 +325,14 @@ sub _step {
     my $http = $self->{draw}{confs}[$conf]{http};
     return if !@{ $http->{fetch} } && !@{ $http->{store} } || $self->_is_old($node);
 
-    my $protocol = $now->{show}{ssl_protocol} || $own->{show}{ssl_protocol} || $step->{tls};
+    my $protocol = $now->{show}{ssl_protocol} || $own->{show}{ssl_protocol} || "TLSv$step->{tls}";
+    my $renamed = $der && ($given->{sni} // '') ne ($step->{sni} // '');
+    # Whoever is refused by the server that only Host: leads to, as the one whose session it is would
+    # be, has got another certificate since: the client decides what it offers.
+    my $elsewhere = lc($step->{sni} // '') ne lc $step->{host};
     for my $fault (_judge($now, $own, $stands)) {
-        my $kind = join ' ', $fault, $now->{resumed} ? 'resumed' : 'full', $protocol;
+        next if $elsewhere && $fault =~ /like its maker/;
+        my $kind = join ' ', $fault, $now->{resumed} ? 'resumed' : 'full', $protocol, $renamed ? 'another name' : ();
         push @{ $self->{faults} },
             { step => $step->{id}, kind => $kind, now => $now, own => $own, stands => $stands, holder => $holder };
     }
@@ -399,10 +409,11 @@ sub _read_answer {
 sub _early_visit {
     my ($port, $client, $session) = @_;
     my %cert = @{ $who{ $client->{who} } };
-    my $early = early_client(
+    my $request = "GET / HTTP/1.0\r\nHost: $client->{host}\r\n\r\n";
+    my $early   = early_client(
         port => $port, session => $session, sni => $client->{sni}, host => '127.0.0.1',
         # Again after the handshake, where the server takes no early data. The first answer ends it.
-        request => "GET / HTTP/1.0\r\nHost: $client->{host}\r\n\r\n",
+        early_data => $request, request => $request,
         args => [ $cert{cert} ? ('-cert', $cert{cert}, '-key', $cert{key}, '-cert_chain', $cert{cert}) : () ]);
     # s_client may be in the middle of another line.
     my ($head, $size, $body) = $early->output =~ m{(HTTP/1\.1 \d.*?\r\nContent-Length: (\d+)\r\n.*?)\r\n\r\n(.*)}s;
