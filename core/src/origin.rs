@@ -185,7 +185,7 @@ impl Refusal {
             Refusal::Lifetime => "its full handshake was too long ago",
             Refusal::Chain => "a certificate or revocation list of its client's chain has expired",
             Refusal::Unusable => "its client was refused, or would have to be verified again",
-            Refusal::Name => "its client was verified for another server name",
+            Refusal::Name => "it was made for another server name",
         }
     }
 }

@@ -47,13 +47,16 @@ impl Policy {
     }
 }
 
-/// Whether the session was made for another server name, where that counts: where clients are
-/// verified, or the server's own certificate goes by the name.
+/// Whether the session was made for another server name, where that counts.
 ///
-/// There nginx refuses who comes with such a session, although a full handshake would do: below TLS 1.3
-/// it takes the session's name for that of the connection (SSL_get_servername(3)), and answers a request
-/// for another one with 421; in TLS 1.3 it ends the handshake, from 1.26.3 and 1.27.4 to 1.29.1.
+/// Below TLS 1.3 it always does: a server does not resume such a session (RFC 6066 §3), and OpenSSL leaves
+/// that to us (`tls_parse_ctos_server_name()`). nginx would take the session's name for that of the
+/// connection (SSL_get_servername(3)): show it in variables, and look for the server by it.
+///
+/// In TLS 1.3 a name is the connection's own (RFC 8446 §4.6.1), and counts where clients are verified, or
+/// the server's certificate goes by it: nginx ends such a resumption, from 1.26.3 and 1.27.4 to 1.29.1.
 fn is_for_another(connection: &Connection, session: &SessionRef, origin: Option<&Origin>) -> bool {
-    let counts = || origin.is_some_and(|origin| origin.binding != Binding::NONE);
-    (session.has_certificate() || counts()) && session.server_name() != connection.server_name()
+    let verified = || origin.is_some_and(|origin| origin.binding != Binding::NONE);
+    (!session.is_tls13() || session.has_certificate() || verified())
+        && session.server_name() != connection.server_name()
 }

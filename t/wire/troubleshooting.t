@@ -595,7 +595,7 @@ my @causes = (
         resumes($A, $B, $redis, %client);
     },
 
-    'A client certificate at another server name' => sub {
+    'Another server name' => sub {
         my $redis = redis();
         my ($A, $B) = map { node($_, servers => $redis, server => "ssl_verify_client optional; ssl_client_certificate $certs->{ca_crt};") } qw(A B);
         my %client = (cert => $certs->{client_crt}, key => $certs->{client_key});

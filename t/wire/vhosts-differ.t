@@ -136,6 +136,14 @@ for my $default (@defaults) {
                     $visits++;
                     $resumed += $seen->{reused} eq 'r';
                     my ($reused, $status) = @$seen{qw(reused status)};
+                    # nginx by itself resumes those, against RFC 6066, section 3.
+                    if ($protocol eq 'TLSv1.2' && $way->[0] ne $way->[1]) {
+                        isnt $reused, 'r', "$where: not resumed by another name" if $reused eq 'r';
+                        next if !$debug || $who eq 'keyless';
+                        my $asked = $status =~ /^(?:MISS|FORGED)$/;
+                        is $status, $by_itself->{asked} ? 'MISS' : '', "$where: the outcome" if !$asked != !$by_itself->{asked};
+                        next;
+                    }
                     # Without keys nothing tells before OpenSSL asks what an ID is for.
                     next if $who eq 'keyless' && keyless($by_itself, $seen, $where);
                     is $reused, $by_itself->{reused}, "$where: resumed as by nginx itself" if $reused ne $by_itself->{reused};
