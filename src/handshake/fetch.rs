@@ -47,15 +47,7 @@ impl Policy {
         let epoch = self.rules.epoch.as_ref();
         let in_time =
             epoch.is_none_or(|epoch| !epoch.is_due() && epoch.standing(session) == Standing::Good);
-        if !in_time {
-            return false;
-        }
-        if let Some(misfit) = Misfit::find(connection, session, || self.der_of(session)) {
-            debug!(connection.log(), "SSL session of another cache: {misfit}");
-            return false;
-        }
-        if let Err(refusal) = self.judge(connection, session) {
-            debug!(connection.log(), "SSL session of another cache: {}", refusal.as_str());
+        if !in_time || !self.suits(connection, session, "another cache") {
             return false;
         }
         if let Some(attached) = connection.attached::<Policy>() {
@@ -70,12 +62,17 @@ impl Policy {
             debug!(connection.log(), "SSL session of a ticket: is withdrawn");
             return false;
         }
+        self.suits(connection, session, "a ticket")
+    }
+
+    /// Whether a session of `source`, in words for the log, suits this handshake.
+    fn suits(&self, connection: &Connection, session: &SessionRef, source: &str) -> bool {
         if let Some(misfit) = Misfit::find(connection, session, || self.der_of(session)) {
-            debug!(connection.log(), "SSL session of a ticket: {misfit}");
+            debug!(connection.log(), "SSL session of {source}: {misfit}");
             return false;
         }
         if let Err(refusal) = self.judge(connection, session) {
-            debug!(connection.log(), "SSL session of a ticket: {}", refusal.as_str());
+            debug!(connection.log(), "SSL session of {source}: {}", refusal.as_str());
             return false;
         }
         true
