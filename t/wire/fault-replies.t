@@ -318,7 +318,7 @@ subtest 'a server that refuses and ends its side before it is asked' => sub {
 
 subtest 'the same, all of it in the event that tells that the connection is there' => sub {
     my $port = free_port();
-    my $rsa  = free_port();
+    my ($rsa, $plain) = (free_port(), free_port());
     my ($server, $process) = full_house();
     # Signatures that take a while: they are what the worker does between its connect() and the
     # next events.
@@ -329,9 +329,17 @@ subtest 'the same, all of it in the event that tells that the connection is ther
         ssl_certificate_key $certs->{rsa_key};
         location / { return 200 ok; }
     }
+    server {
+        listen 127.0.0.1:$plain;
+        location / { return 200 ok; }
+    }
 CONF
     for my $round (1 .. 3) {
         my $nginx = nginx(log => 'notice', conf => $conf);
+        # A worker that answers has closed what it does not need of its master's. It stays open.
+        my $awake = IO::Socket::INET->new(PeerAddr => "127.0.0.1:$plain") || die $@;
+        print {$awake} "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        like scalar <$awake>, qr{^HTTP/1\.1 200 }, 'the worker is there';
         my $fds   = $nginx->fds;
         my $first = client($port);
         my @busy  = map { tls_client(port => $rsa, protocol => 'TLSv1.2') } 1 .. 40;
