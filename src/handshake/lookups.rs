@@ -103,11 +103,6 @@ impl Lookups {
         self.lookups.iter().map(Lookup::outcome).reduce(Outcome::or)
     }
 
-    /// The number of the tier that had a session.
-    pub fn tier(&self) -> Option<usize> {
-        self.lookups.iter().find_map(Lookup::tier)
-    }
-
     /// How long they took.
     pub fn time(&self) -> Duration {
         self.started.map(|started| started.elapsed()).unwrap_or_default()

@@ -23,9 +23,6 @@ pub struct Report {
 #[derive(Default)]
 pub struct Reports {
     fetched: Cell<Report>,
-    /// What lookups came to that were made ahead, for when OpenSSL does not ask: it may have the session
-    /// in a cache of its own.
-    ahead: Cell<(Option<Outcome>, Option<usize>)>,
     skipped: Cell<bool>,
     stored: Cell<Option<Stored>>,
     resumed: Cell<Option<i64>>,
@@ -35,21 +32,12 @@ pub struct Reports {
 impl Reports {
     /// How the session was looked up.
     pub fn fetched(&self) -> Report {
-        let fetched = self.fetched.get();
-        match (fetched.outcome, self.ahead.get()) {
-            (None, (outcome, tier)) => Report { outcome, tier, ..fetched },
-            (Some(_), _) => fetched,
-        }
+        self.fetched.get()
     }
 
     /// Reports how long lookups took that were made ahead of OpenSSL's question.
     pub fn set_time(&self, time: Duration, suspended: bool) {
         self.fetched.set(Report { time, suspended, ..self.fetched.get() });
-    }
-
-    /// Reports what they came to, as long as OpenSSL does not ask for one.
-    pub fn set_ahead(&self, outcome: Option<Outcome>, tier: Option<usize>) {
-        self.ahead.set((outcome, tier));
     }
 
     /// Adds the lookup of a session that OpenSSL has asked for. The time of one in local tiers is not

@@ -386,17 +386,13 @@ impl Handshake {
         }
     }
 
-    /// All lookups have ended: the handshake goes on. How they ended is reported once more when
-    /// OpenSSL asks for their sessions: it may ask for others.
+    /// All lookups have ended: the handshake goes on. How they ended is reported when OpenSSL asks for
+    /// their sessions: it may ask for others, or for none.
     fn lookups_ended(&mut self, attached: &Attached<Policy>, suspended: bool) {
         attached.forget();
         self.phase = Phase::Replay;
         let time = self.lookups.time();
         attached.state().reports.set_time(time, suspended);
-        // Where servers differ they may be of sessions that OpenSSL has no use for.
-        if attached.connection().differences::<Policy>().are_none() {
-            attached.state().reports.set_ahead(self.lookups.outcome(), self.lookups.tier());
-        }
         if let Some(outcome) = self.lookups.outcome() {
             debug!(attached.log(), "SSL session fetch: {outcome} in {} us", time.as_micros());
         }

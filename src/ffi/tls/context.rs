@@ -109,11 +109,6 @@ impl Differences {
         Differences { tls13: self.tls13 | others.tls13, tickets: self.tickets | others.tickets }
     }
 
-    /// Whether they agree.
-    pub fn are_none(self) -> bool {
-        !self.tls13 && !self.tickets
-    }
-
     /// Those that count before OpenSSL has asked for a session. Before 1.29.2 nginx dispatches to
     /// a virtual server later, so that the default server's settings are those that count.
     fn that_count(self) -> Self {
