@@ -1,10 +1,9 @@
 //! The blocks of nginx's configuration whose servers speak TLS.
 
-use core::ffi::c_void;
 use core::ptr::NonNull;
 use std::vec::Vec;
 
-use nginx_sys::{SSL_CTX, ngx_connection_t, ngx_module_t};
+use nginx_sys::{SSL_CTX, ngx_connection_t, ngx_cycle_t, ngx_module_t};
 use session_core::origin::Verification;
 
 use super::conf::{Conf, Place, Refusal};
@@ -16,14 +15,11 @@ use super::variable::Variable;
 
 /// `http{}` or `stream{}`.
 pub trait Block: 'static {
-    /// nginx's module of the block; null if it is not loaded.
-    fn module() -> *const ngx_module_t;
-
-    /// The main configurations in a context of the block, in the order of `ctx_index`.
+    /// The main configuration of a module of the block; none without the block.
     ///
     /// # Safety
-    /// `ctx` is a context of the block.
-    unsafe fn main_confs(ctx: *mut c_void) -> *mut *mut c_void;
+    /// The block of the cycle is being read or was read, and the module keeps a `T`.
+    unsafe fn main_conf<T>(cycle: &ngx_cycle_t, module: &ngx_module_t) -> Option<NonNull<T>>;
 
     /// The servers that have a TLS context, in the order of the configuration. To be called when the
     /// block has been read.

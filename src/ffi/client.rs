@@ -114,7 +114,7 @@ impl TlsClient {
     pub fn new(cf: &mut Conf, conf: &TlsConf) -> Result<Self, Refusal> {
         // SAFETY: all-zero is what ngx_http_proxy_set_ssl() begins with too.
         let mut ssl: ngx_ssl_t = unsafe { mem::zeroed() };
-        ssl.log = cf.log();
+        ssl.log = cf.raw().log;
         let ssl = Box::new(UnsafeCell::new(ssl));
         let protocols = conf.protocols.or(PROTOCOLS);
         // SAFETY: the box outlives the SSL_CTX that is made here.

@@ -11,6 +11,8 @@
 
 #![allow(unsafe_code)]
 
+use nginx_sys::ngx_str_t;
+
 pub mod address;
 pub mod block;
 mod capture;
@@ -26,6 +28,7 @@ pub mod http;
 pub mod link;
 pub mod log;
 pub mod module;
+mod pool;
 mod quic;
 pub mod resolver;
 #[cfg(ngx_feature = "stream_ssl")]
@@ -35,3 +38,8 @@ pub mod tls;
 pub mod turn;
 pub mod variable;
 pub mod zone;
+
+/// A text for nginx, which only reads it.
+const fn text(text: &[u8]) -> ngx_str_t {
+    ngx_str_t { len: text.len(), data: text.as_ptr().cast_mut() }
+}

@@ -8,9 +8,10 @@ use std::rc::Rc;
 use std::sync::OnceLock;
 
 use nginx_sys::{
-    ERR_clear_error, NGX_ERROR, NGX_OK, SSL, SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_READ,
-    SSL_do_handshake, SSL_get_error, ngx_connection_t, ngx_int_t,
+    ERR_clear_error, SSL, SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_READ, SSL_do_handshake,
+    SSL_get_error, ngx_connection_t, ngx_int_t,
 };
+use ngx::core::Status;
 
 use super::event::{Event, Handle};
 use super::log::Log;
@@ -56,14 +57,14 @@ impl Handle<Wake> for Wake {
         let nginx = Nginx::get();
         let goes_on = match nginx.handshake {
             // SAFETY: the connection is valid, see new(), and nothing of OpenSSL's is under way.
-            Some(handshake) => unsafe { handshake(self.c.as_ptr()) == NGX_OK as ngx_int_t },
+            Some(handshake) => unsafe { Status(handshake(self.c.as_ptr())).is_ok() },
             None => self.handshake(turn),
         };
         // Where nginx does not show how it closes, the next packet finds the error.
         if let Some(close) = nginx.close.filter(|_| !goes_on) {
             // SAFETY: it tells the client of the alert, and frees the connection. Nothing of it is
             // used after that.
-            unsafe { close(self.c.as_ptr(), NGX_ERROR as ngx_int_t) };
+            unsafe { close(self.c.as_ptr(), Status::NGX_ERROR.into()) };
         }
     }
 }

@@ -11,7 +11,7 @@ use nginx_sys::ngx_stream_listen_t;
 #[cfg(not(nginx_1_25_5))]
 use nginx_sys::ngx_stream_ssl_conf_t as ngx_stream_ssl_srv_conf_t;
 use nginx_sys::{
-    SSL_CTX, ngx_conf_t, ngx_connection_t, ngx_int_t, ngx_module_t, ngx_str_t,
+    SSL_CTX, ngx_conf_t, ngx_connection_t, ngx_cycle_t, ngx_int_t, ngx_module_t, ngx_str_t,
     ngx_stream_conf_ctx_t, ngx_stream_core_main_conf_t, ngx_stream_core_srv_conf_t,
     ngx_stream_session_t, ngx_stream_variable_t, ngx_stream_variable_value_t, ngx_uint_t,
 };
@@ -34,43 +34,35 @@ use super::variable::{self, Variable};
 pub struct Stream;
 
 impl Block for Stream {
-    fn module() -> *const ngx_module_t {
-        static_module(c"ngx_stream_module")
-    }
-
-    unsafe fn main_confs(ctx: *mut c_void) -> *mut *mut c_void {
+    unsafe fn main_conf<T>(cycle: &ngx_cycle_t, module: &ngx_module_t) -> Option<NonNull<T>> {
         // SAFETY: the caller's.
-        unsafe { (*ctx.cast::<ngx_stream_conf_ctx_t>()).main_conf }
+        unsafe { NonNull::new((*context(cycle)?.main_conf.add(module.ctx_index)).cast()) }
     }
 
     fn servers(cf: &Conf) -> Vec<Server> {
         // SAFETY: in postconfiguration the modules of stream{} have merged their configurations, and
         // nginx has yet to free the list of ports.
         unsafe {
-            let (Some(core), Some(_)) = (core().as_ref(), ssl().as_ref()) else {
-                return Vec::new();
-            };
-            let Some(ctx) = context(cf).as_ref() else { return Vec::new() };
-            let main = *ctx.main_conf.add(core.ctx_index);
-            let Some(main) = main.cast::<ngx_stream_core_main_conf_t>().as_ref() else {
-                return Vec::new();
-            };
+            let core = module(c"ngx_stream_core_module");
+            let main = core.and_then(|core| Self::main_conf(&*cf.raw().cycle, core));
+            let Some(main) = main else { return Vec::new() };
+            let main: &ngx_stream_core_main_conf_t = main.as_ref();
             main.servers
                 .as_slice::<*mut ngx_stream_core_srv_conf_t>()
                 .iter()
                 .filter_map(|&server| {
-                    let ssl = ssl_of((*(*server).ctx).srv_conf);
-                    let context = Context::from_ptr(ssl.as_ref()?.ssl.ctx)?;
+                    let ssl = ssl_of((*(*server).ctx).srv_conf)?;
+                    let context = Context::from_ptr(ssl.ssl.ctx)?;
                     Some(Server {
                         context,
                         verification: Verification {
-                            verify: (*ssl).verify as u64,
-                            depth: (*ssl).verify_depth as u64,
+                            verify: ssl.verify as u64,
+                            depth: ssl.verify_depth as u64,
                             #[cfg(nginx_1_27_2)]
-                            ocsp: (*ssl).ocsp as u64,
+                            ocsp: ssl.ocsp as u64,
                             #[cfg(not(nginx_1_27_2))]
                             ocsp: 0,
-                            by_name: !(*ssl).certificate_values.is_null(),
+                            by_name: !ssl.certificate_values.is_null(),
                             ..Verification::default()
                         },
                         place: Place::new(
@@ -140,7 +132,8 @@ impl Block for Stream {
         // SAFETY: in postconfiguration there is a context of stream{}, whose resolver belongs to this
         // configuration.
         unsafe {
-            let conf = *context(cf).as_ref()?.srv_conf.add(core().as_ref()?.ctx_index);
+            let core = module(c"ngx_stream_core_module")?;
+            let conf = *context(&*cf.raw().cycle)?.srv_conf.add(core.ctx_index);
             let core = conf.cast::<ngx_stream_core_srv_conf_t>().as_ref()?;
             Resolver::configured(core.resolver, core.resolver_timeout, cf)
         }
@@ -171,29 +164,28 @@ impl Block for Stream {
     }
 }
 
-/// The context of the block. That of `cf` is the last server's when the block has been read
-/// (ngx_stream_block()).
+/// The context of the block, by hand: `ngx` has none of stream{}. That of `ngx_conf_t` is the last
+/// server's when the block has been read (ngx_stream_block()).
 ///
 /// # Safety
-/// The block is being read.
-unsafe fn context(cf: &Conf) -> *const ngx_stream_conf_ctx_t {
-    // SAFETY: the caller's; the module is loaded, and its context is set before the block is read.
+/// The block is being read, or was read.
+unsafe fn context(cycle: &ngx_cycle_t) -> Option<&ngx_stream_conf_ctx_t> {
+    let block = module(c"ngx_stream_module")?;
+    // SAFETY: the caller's. A module that is loaded, and not of this cycle, may have the index of
+    // another one; without the block there is no context.
     unsafe {
-        let cycle = cf.cycle();
-        (*(*cycle).conf_ctx.add((*Stream::module()).index)).cast::<ngx_stream_conf_ctx_t>()
+        let modules = core::slice::from_raw_parts(cycle.modules, cycle.modules_n);
+        if !modules.iter().any(|&one| ptr::eq(one, block)) {
+            return None;
+        }
+        (*cycle.conf_ctx.add(block.index)).cast::<ngx_stream_conf_ctx_t>().as_ref()
     }
 }
 
-fn static_module(name: &CStr) -> *const ngx_module_t {
-    symbol::find(name).map_or(ptr::null(), |at| at.as_ptr().cast::<ngx_module_t>())
-}
-
-fn core() -> *const ngx_module_t {
-    static_module(c"ngx_stream_core_module")
-}
-
-fn ssl() -> *const ngx_module_t {
-    static_module(c"ngx_stream_ssl_module")
+/// A module, if it is loaded.
+fn module(name: &CStr) -> Option<&'static ngx_module_t> {
+    // SAFETY: what has the name of a module is one. It stays loaded as long as this one.
+    symbol::find(name).map(|at| unsafe { at.cast().as_ref() })
 }
 
 unsafe extern "C" fn get<V: Variable>(
@@ -212,12 +204,35 @@ unsafe extern "C" fn get<V: Variable>(
 ///
 /// # Safety
 /// `srv_conf` is that of a server, in the order of `ctx_index`.
-unsafe fn ssl_of(srv_conf: *mut *mut c_void) -> *const ngx_stream_ssl_srv_conf_t {
+unsafe fn ssl_of<'a>(srv_conf: *mut *mut c_void) -> Option<&'a ngx_stream_ssl_srv_conf_t> {
+    let ssl = module(c"ngx_stream_ssl_module")?;
     // SAFETY: the caller's; a server has a configuration of each module that is loaded.
+    unsafe { (*srv_conf.add(ssl.ctx_index)).cast::<ngx_stream_ssl_srv_conf_t>().as_ref() }
+}
+
+/// The addresses that servers listen on.
+///
+/// # Safety
+/// As in [`Block::servers`].
+#[cfg(nginx_1_25_5)]
+unsafe fn addresses(
+    main: &ngx_stream_core_main_conf_t,
+) -> impl Iterator<Item = &ngx_stream_conf_addr_t> {
+    // SAFETY: the caller's; the arrays hold what stream core puts there (ngx_stream_add_listen()).
     unsafe {
-        let Some(ssl) = ssl().as_ref() else { return ptr::null() };
-        (*srv_conf.add(ssl.ctx_index)).cast()
+        let ports = main.ports.as_ref().map_or(&[][..], |ports| ports.as_slice());
+        ports.iter().flat_map(|port: &ngx_stream_conf_port_t| port.addrs.as_slice())
     }
+}
+
+/// The servers that listen on an address.
+///
+/// # Safety
+/// As in [`addresses`].
+#[cfg(nginx_1_25_5)]
+unsafe fn servers_of(addr: &ngx_stream_conf_addr_t) -> &[*mut ngx_stream_core_srv_conf_t] {
+    // SAFETY: the caller's.
+    unsafe { addr.servers.as_slice() }
 }
 
 /// Whether a server has a listening socket with `ssl`.
@@ -229,17 +244,11 @@ unsafe fn listens_tls(
     main: &ngx_stream_core_main_conf_t,
     server: *mut ngx_stream_core_srv_conf_t,
 ) -> bool {
-    // SAFETY: the caller's; the arrays hold what stream core puts there (ngx_stream_add_listen()).
+    // SAFETY: the caller's.
     unsafe {
-        let Some(ports) = main.ports.as_ref() else { return false };
-        ports
-            .as_slice::<ngx_stream_conf_port_t>()
-            .iter()
-            .flat_map(|port| port.addrs.as_slice::<ngx_stream_conf_addr_t>())
+        addresses(main)
             .filter(|addr| addr.opt.ssl() != 0)
-            .any(|addr| {
-                addr.servers.as_slice::<*mut ngx_stream_core_srv_conf_t>().contains(&server)
-            })
+            .any(|addr| servers_of(addr).contains(&server))
     }
 }
 
@@ -253,17 +262,14 @@ unsafe fn differences(
     server: *mut ngx_stream_core_srv_conf_t,
     context: Context,
 ) -> Differences {
-    // SAFETY: as in listens_tls().
+    // SAFETY: the caller's.
     unsafe {
-        let Some(ports) = main.ports.as_ref() else { return Differences::default() };
-        ports
-            .as_slice::<ngx_stream_conf_port_t>()
-            .iter()
-            .flat_map(|port| port.addrs.as_slice::<ngx_stream_conf_addr_t>())
+        addresses(main)
             .filter(|addr| addr.default_server == server)
-            .flat_map(|addr| addr.servers.as_slice::<*mut ngx_stream_core_srv_conf_t>())
+            .flat_map(|addr| servers_of(addr))
             .filter_map(|&other| Context::from_ptr(context_of((*(*other).ctx).srv_conf)))
-            .fold(Differences::default(), |all, other| all.and(context.differences(other)))
+            .map(|other| context.differences(other))
+            .fold(Differences::default(), Differences::and)
     }
 }
 
@@ -300,5 +306,5 @@ unsafe fn listens_tls(
 #[cfg(nginx_1_25_5)]
 unsafe fn context_of(srv_conf: *mut *mut c_void) -> *mut SSL_CTX {
     // SAFETY: the caller's.
-    unsafe { ssl_of(srv_conf).as_ref() }.map_or(ptr::null_mut(), |ssl| ssl.ssl.ctx)
+    unsafe { ssl_of(srv_conf) }.map_or(ptr::null_mut(), |ssl| ssl.ssl.ctx)
 }
