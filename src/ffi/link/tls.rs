@@ -6,11 +6,12 @@ use std::string::ToString;
 use foreign_types::ForeignType;
 
 use nginx_sys::{
-    ERR_clear_error, NGX_AGAIN, NGX_OK, NGX_SSL_CLIENT, SSL_CTRL_SET_TLSEXT_HOSTNAME, SSL_ctrl,
-    SSL_session_reused, TLSEXT_NAMETYPE_host_name, ngx_connection_t, ngx_create_pool, ngx_int_t,
-    ngx_post_event, ngx_posted_events, ngx_ssl_create_connection, ngx_ssl_get_session,
-    ngx_ssl_handshake, ngx_ssl_set_session, ngx_tcp_nodelay, ngx_uint_t,
+    ERR_clear_error, NGX_SSL_CLIENT, SSL_CTRL_SET_TLSEXT_HOSTNAME, SSL_ctrl, SSL_session_reused,
+    TLSEXT_NAMETYPE_host_name, ngx_connection_t, ngx_create_pool, ngx_post_event,
+    ngx_posted_events, ngx_ssl_create_connection, ngx_ssl_get_session, ngx_ssl_handshake,
+    ngx_ssl_set_session, ngx_tcp_nodelay,
 };
+use ngx::core::Status;
 
 use crate::ffi::client::{TlsClient, TlsError, TlsName};
 use crate::ffi::tls::Session;
@@ -69,14 +70,14 @@ impl Link {
         // ngx_ssl_handshake() puts its own handlers in place of those of the events.
         let rc = unsafe {
             let handlers = ((*(*c).read).handler, (*(*c).write).handler);
-            let rc = ngx_ssl_handshake(c);
+            let rc = Status(ngx_ssl_handshake(c));
             ((*(*c).read).handler, (*(*c).write).handler) = handlers;
             rc
         };
-        if rc == NGX_AGAIN as ngx_int_t {
+        if rc == Status::NGX_AGAIN {
             return Handshake::Again;
         }
-        if rc != NGX_OK as ngx_int_t {
+        if !rc.is_ok() {
             return self.handshake_failed(None);
         }
         // SAFETY: the handshake is through.
@@ -110,15 +111,15 @@ impl Link {
         // is this macro, and copies the name. The session is counted up for the SSL object.
         unsafe {
             // An abbreviated handshake goes badly with Nagle's algorithm.
-            if self.is_tcp && ngx_tcp_nodelay(c) != NGX_OK as ngx_int_t {
+            if self.is_tcp && !Status(ngx_tcp_nodelay(c)).is_ok() {
                 return false;
             }
             if (*c).pool.is_null() {
                 (*c).pool = ngx_create_pool(POOL_SIZE, (*c).log);
             }
             if (*c).pool.is_null()
-                || ngx_ssl_create_connection(tls.as_ptr(), c, NGX_SSL_CLIENT as ngx_uint_t)
-                    != NGX_OK as ngx_int_t
+                || !Status(ngx_ssl_create_connection(tls.as_ptr(), c, NGX_SSL_CLIENT as usize))
+                    .is_ok()
             {
                 return false;
             }
@@ -137,7 +138,7 @@ impl Link {
             if tls.reuses_sessions() {
                 (*ssl).save_session = Some(save_session);
                 if let Some(earlier) = earlier {
-                    return ngx_ssl_set_session(c, earlier.as_ptr()) == NGX_OK as ngx_int_t;
+                    return Status(ngx_ssl_set_session(c, earlier.as_ptr())).is_ok();
                 }
             }
             true
