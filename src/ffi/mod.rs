@@ -31,6 +31,7 @@ pub mod module;
 mod pool;
 mod quic;
 pub mod resolver;
+mod slab;
 #[cfg(ngx_feature = "stream_ssl")]
 pub mod stream;
 mod symbol;
