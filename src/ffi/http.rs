@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use std::vec::Vec;
 
 use nginx_sys::{
-    SSL_CTX, ngx_connection_t, ngx_hash_find_combined, ngx_hash_key, ngx_http_add_variable,
+    ngx_connection_t, ngx_hash_find_combined, ngx_hash_key, ngx_http_add_variable,
     ngx_http_conf_addr_t, ngx_http_conf_ctx_t, ngx_http_conf_port_t, ngx_http_connection_t,
     ngx_http_core_loc_conf_t, ngx_http_core_main_conf_t, ngx_http_core_module,
     ngx_http_core_srv_conf_t, ngx_http_module, ngx_http_request_t, ngx_http_ssl_module,
@@ -16,6 +16,7 @@ use session_core::origin::Verification;
 
 use super::block::{Block, Server};
 use super::conf::{Conf, Place, Refusal};
+use super::openssl::{Cross, SSL_CTX};
 use super::resolver::Resolver;
 use super::tls::{Context, Differences};
 use super::variable::{self, Variable};
@@ -47,7 +48,7 @@ impl Block for Http {
                 .iter()
                 .filter_map(|&server| {
                     let ssl = ssl_of(server);
-                    let context = Context::from_ptr((*ssl).ssl.ctx)?;
+                    let context = Context::from_ptr((*ssl).ssl.ctx.cross())?;
                     Some(Server {
                         context,
                         verification: Verification {
@@ -152,7 +153,7 @@ unsafe fn ssl_of(server: *mut ngx_http_core_srv_conf_t) -> *const ngx_http_ssl_s
 /// `server` is one of a configuration that was read.
 unsafe fn context_of(server: *mut ngx_http_core_srv_conf_t) -> *mut SSL_CTX {
     // SAFETY: the caller's.
-    unsafe { (*ssl_of(server)).ssl.ctx }
+    unsafe { (*ssl_of(server)).ssl.ctx.cross() }
 }
 
 /// Whether a server has a listening socket of that kind.

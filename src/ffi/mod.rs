@@ -26,8 +26,10 @@ pub mod http;
 pub mod link;
 pub mod log;
 pub mod module;
+mod openssl;
 mod quic;
 pub mod resolver;
+mod shim;
 #[cfg(ngx_feature = "stream_ssl")]
 pub mod stream;
 mod symbol;
