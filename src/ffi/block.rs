@@ -3,10 +3,11 @@
 use core::ptr::NonNull;
 use std::vec::Vec;
 
-use nginx_sys::{SSL_CTX, ngx_connection_t, ngx_cycle_t, ngx_module_t};
+use nginx_sys::{ngx_connection_t, ngx_cycle_t, ngx_module_t};
 use session_core::origin::Verification;
 
 use super::conf::{Conf, Place, Refusal};
+use super::openssl::SSL_CTX;
 use super::resolver::Resolver;
 #[allow(unused_imports, reason = "for the documentation")]
 use super::tls::FindServers;

@@ -8,12 +8,12 @@ use core::cell::RefCell;
 use core::ffi::{c_int, c_void};
 use core::ptr;
 
-use foreign_types::{ForeignType, ForeignTypeRef, foreign_type};
-use nginx_sys::{
+use super::openssl::{
     ERR_clear_error, EVP_CIPHER_CTX, EVP_CIPHER_CTX_ctrl, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new,
-    EVP_CIPHER_fetch, EVP_CIPHER_free, EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG,
+    EVP_CIPHER_fetch, EVP_CIPHER_free, EVP_CTRL_GCM_GET_TAG, EVP_CTRL_GCM_SET_TAG,
     EVP_CipherFinal_ex, EVP_CipherInit_ex2, EVP_CipherUpdate, RAND_bytes,
 };
+use foreign_types::{ForeignType, ForeignTypeRef, foreign_type};
 use session_core::crypto::{AES_KEY_LEN, Crypto, Failed, NONCE_LEN, TAG_LEN};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -94,7 +94,7 @@ impl Crypto for Evp {
         self.encrypt.start(key, nonce, Way::Encrypt)?;
         self.encrypt.run(aad, data)?;
         self.encrypt.finish()?;
-        self.encrypt.tag(EVP_CTRL_AEAD_GET_TAG, &mut tag)?;
+        self.encrypt.tag(EVP_CTRL_GCM_GET_TAG, &mut tag)?;
         Ok(tag)
     }
 
@@ -108,7 +108,7 @@ impl Crypto for Evp {
     ) -> Result<bool, Failed> {
         self.decrypt.start(key, nonce, Way::Decrypt)?;
         self.decrypt.run(aad, data)?;
-        self.decrypt.tag(EVP_CTRL_AEAD_SET_TAG, &mut tag.clone())?;
+        self.decrypt.tag(EVP_CTRL_GCM_SET_TAG, &mut tag.clone())?;
         Ok(self.decrypt.finish().is_ok())
     }
 }
@@ -177,11 +177,11 @@ impl CipherRef {
         done(unsafe { EVP_CipherFinal_ex(self.as_ptr(), rest.as_mut_ptr(), &raw mut len) })
     }
 
-    fn tag(&self, control: u32, tag: &mut [u8; TAG_LEN]) -> Result<(), Failed> {
+    fn tag(&self, control: c_int, tag: &mut [u8; TAG_LEN]) -> Result<(), Failed> {
         // SAFETY: the tag is read or written, as the control says, and has the length given.
         done(unsafe {
             let place = tag.as_mut_ptr().cast::<c_void>();
-            EVP_CIPHER_CTX_ctrl(self.as_ptr(), control as c_int, TAG_LEN as c_int, place)
+            EVP_CIPHER_CTX_ctrl(self.as_ptr(), control, TAG_LEN as c_int, place)
         })
     }
 }

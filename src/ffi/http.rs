@@ -5,10 +5,10 @@ use core::ptr::{self, NonNull};
 use std::vec::Vec;
 
 use nginx_sys::{
-    SSL_CTX, ngx_connection_t, ngx_cycle_t, ngx_hash_find_combined, ngx_hash_key,
-    ngx_http_add_variable, ngx_http_conf_addr_t, ngx_http_conf_port_t, ngx_http_connection_t,
-    ngx_http_core_main_conf_t, ngx_http_core_srv_conf_t, ngx_http_request_t,
-    ngx_http_variable_value_t, ngx_int_t, ngx_module_t,
+    ngx_connection_t, ngx_cycle_t, ngx_hash_find_combined, ngx_hash_key, ngx_http_add_variable,
+    ngx_http_conf_addr_t, ngx_http_conf_port_t, ngx_http_connection_t, ngx_http_core_main_conf_t,
+    ngx_http_core_srv_conf_t, ngx_http_request_t, ngx_http_variable_value_t, ngx_int_t,
+    ngx_module_t,
 };
 use ngx::http::{
     HttpModuleConfExt, HttpModuleLocationConf, HttpModuleMainConf, HttpModuleServerConf,
@@ -19,6 +19,7 @@ use session_core::origin::Verification;
 
 use super::block::{Block, Server};
 use super::conf::{Conf, Place, Refusal};
+use super::openssl::{Cross, SSL_CTX};
 use super::resolver::Resolver;
 use super::tls::{Context, Differences};
 use super::variable::{self, Variable};
@@ -42,7 +43,7 @@ impl Block for Http {
                 .iter()
                 .filter_map(|&server| {
                     let ssl = NgxHttpSslModule::server_conf(server.as_ref()?)?;
-                    let context = Context::from_ptr(ssl.ssl.ctx)?;
+                    let context = Context::from_ptr(ssl.ssl.ctx.cross())?;
                     let listens = |is_of_kind: fn(&ngx_http_conf_addr_t) -> bool| {
                         addresses(main)
                             .filter(|addr| is_of_kind(addr))
@@ -145,7 +146,7 @@ unsafe fn context_of(server: *const ngx_http_core_srv_conf_t) -> *mut SSL_CTX {
     // SAFETY: the caller's.
     unsafe { server.as_ref() }
         .and_then(NgxHttpSslModule::server_conf)
-        .map_or(ptr::null_mut(), |ssl| ssl.ssl.ctx)
+        .map_or(ptr::null_mut(), |ssl| ssl.ssl.ctx.cross())
 }
 
 /// The addresses that servers listen on.

@@ -28,9 +28,11 @@ pub mod http;
 pub mod link;
 pub mod log;
 pub mod module;
+mod openssl;
 mod pool;
 mod quic;
 pub mod resolver;
+mod shim;
 mod slab;
 #[cfg(ngx_feature = "stream_ssl")]
 pub mod stream;

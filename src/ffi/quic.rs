@@ -7,14 +7,15 @@ use core::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::OnceLock;
 
-use nginx_sys::{
-    ERR_clear_error, SSL, SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_READ, SSL_do_handshake,
-    SSL_get_error, ngx_connection_t, ngx_int_t,
-};
+use nginx_sys::{ngx_connection_t, ngx_int_t};
 use ngx::core::Status;
 
 use super::event::{Event, Handle};
 use super::log::Log;
+use super::openssl::{
+    ERR_clear_error, SSL, SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_READ, SSL_do_handshake,
+    SSL_get_error,
+};
 use super::symbol;
 use super::turn::Turn;
 use crate::debug;
@@ -85,7 +86,7 @@ impl Wake {
         let log = unsafe { Log::from_raw((*self.c.as_ptr()).log) };
         debug!(log, "SSL session fetch: SSL_do_handshake: {n}, {error}");
         let waits = [SSL_ERROR_WANT_READ, SSL_ERROR_WANT_CLIENT_HELLO_CB];
-        let goes_on = n > 0 || waits.contains(&(error as u32));
+        let goes_on = n > 0 || waits.contains(&error);
         if !goes_on {
             // SAFETY: OpenSSL's queue of this thread.
             unsafe { ERR_clear_error() };

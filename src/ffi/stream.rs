@@ -11,7 +11,7 @@ use nginx_sys::ngx_stream_listen_t;
 #[cfg(not(nginx_1_25_5))]
 use nginx_sys::ngx_stream_ssl_conf_t as ngx_stream_ssl_srv_conf_t;
 use nginx_sys::{
-    SSL_CTX, ngx_conf_t, ngx_connection_t, ngx_cycle_t, ngx_int_t, ngx_module_t, ngx_str_t,
+    ngx_conf_t, ngx_connection_t, ngx_cycle_t, ngx_int_t, ngx_module_t, ngx_str_t,
     ngx_stream_conf_ctx_t, ngx_stream_core_main_conf_t, ngx_stream_core_srv_conf_t,
     ngx_stream_session_t, ngx_stream_variable_t, ngx_stream_variable_value_t, ngx_uint_t,
 };
@@ -25,6 +25,7 @@ use session_core::origin::Verification;
 
 use super::block::{Block, Server};
 use super::conf::{Conf, Place, Refusal};
+use super::openssl::{Cross, SSL_CTX};
 use super::resolver::Resolver;
 use super::symbol;
 use super::tls::{Context, Differences};
@@ -52,7 +53,7 @@ impl Block for Stream {
                 .iter()
                 .filter_map(|&server| {
                     let ssl = ssl_of((*(*server).ctx).srv_conf)?;
-                    let context = Context::from_ptr(ssl.ssl.ctx)?;
+                    let context = Context::from_ptr(ssl.ssl.ctx.cross())?;
                     Some(Server {
                         context,
                         verification: Verification {
@@ -87,7 +88,7 @@ impl Block for Stream {
     ) {
         // SAFETY: the caller's; a connection in its handshake has the TLS part.
         if let Some(ssl) = unsafe { (*c.as_ptr()).ssl.as_ref() } {
-            found(ssl.session_ctx);
+            found(ssl.session_ctx.cross());
         }
     }
 
@@ -306,5 +307,5 @@ unsafe fn listens_tls(
 #[cfg(nginx_1_25_5)]
 unsafe fn context_of(srv_conf: *mut *mut c_void) -> *mut SSL_CTX {
     // SAFETY: the caller's.
-    unsafe { ssl_of(srv_conf) }.map_or(ptr::null_mut(), |ssl| ssl.ssl.ctx)
+    unsafe { ssl_of(srv_conf) }.map_or(ptr::null_mut(), |ssl| ssl.ssl.ctx.cross())
 }

@@ -10,7 +10,7 @@ use std::string::String;
 use std::vec::Vec;
 
 use nginx_sys::{
-    ERR_clear_error, NGX_LOG_EMERG, NGX_LOG_INFO, SSL_free, ngx_close_connection,
+    NGX_LOG_EMERG, NGX_LOG_INFO, ngx_close_connection,
     ngx_connection_log_error_e_NGX_ERROR_INFO as NGX_ERROR_INFO, ngx_connection_t,
     ngx_destroy_pool, ngx_errno, ngx_event_connect_peer, ngx_event_get_peer, ngx_event_t,
     ngx_handle_read_event, ngx_handle_write_event, ngx_log_t, ngx_peer_connection_t,
@@ -20,6 +20,7 @@ use ngx::core::Status;
 
 use crate::ffi::capture::Captured;
 use crate::ffi::log::Log;
+use crate::ffi::openssl::{Cross, ERR_clear_error, SSL_free};
 use crate::ffi::text;
 use crate::ffi::tls::Session;
 use crate::ffi::turn::Turn;
@@ -361,7 +362,7 @@ impl Drop for Link {
                 ssl.save_session = None;
                 ngx_ssl_shutdown(c);
                 if let Some(ssl) = (*c).ssl.as_ref() {
-                    SSL_free(ssl.connection);
+                    SSL_free(ssl.connection.cross());
                     (*c).ssl = ptr::null_mut();
                 }
                 ERR_clear_error();

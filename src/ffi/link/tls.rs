@@ -1,19 +1,18 @@
 //! TLS on a connection to a server, over nginx's own SSL code.
 
-use core::ffi::c_int;
 use std::string::ToString;
 
 use foreign_types::ForeignType;
 
 use nginx_sys::{
-    ERR_clear_error, NGX_SSL_CLIENT, SSL_CTRL_SET_TLSEXT_HOSTNAME, SSL_ctrl, SSL_session_reused,
-    TLSEXT_NAMETYPE_host_name, ngx_connection_t, ngx_create_pool, ngx_post_event,
-    ngx_posted_events, ngx_ssl_create_connection, ngx_ssl_get_session, ngx_ssl_handshake,
-    ngx_ssl_set_session, ngx_tcp_nodelay,
+    NGX_SSL_CLIENT, ngx_connection_t, ngx_create_pool, ngx_post_event, ngx_posted_events,
+    ngx_ssl_create_connection, ngx_ssl_get_session, ngx_ssl_handshake, ngx_ssl_set_session,
+    ngx_tcp_nodelay,
 };
 use ngx::core::Status;
 
 use crate::ffi::client::{TlsClient, TlsError, TlsName};
+use crate::ffi::openssl::{Cross, ERR_clear_error, SSL_session_reused, SSL_set_tlsext_host_name};
 use crate::ffi::tls::Session;
 use crate::ffi::turn::Turn;
 
@@ -108,7 +107,7 @@ impl Link {
         let c = self.connection.as_ptr();
         // SAFETY: the connection is ours; the pool is destroyed after it is closed. ssl and what
         // is in it is set by ngx_ssl_create_connection() on success. SSL_set_tlsext_host_name(3)
-        // is this macro, and copies the name. The session is counted up for the SSL object.
+        // copies the name. The session is counted up for the SSL object.
         unsafe {
             // An abbreviated handshake goes badly with Nagle's algorithm.
             if self.is_tcp && !Status(ngx_tcp_nodelay(c)).is_ok() {
@@ -125,20 +124,15 @@ impl Link {
             }
             let ssl = (*c).ssl;
             if let Some(name) = name.sent() {
-                let set = SSL_ctrl(
-                    (*ssl).connection,
-                    SSL_CTRL_SET_TLSEXT_HOSTNAME as c_int,
-                    TLSEXT_NAMETYPE_host_name.into(),
-                    name.as_ptr().cast_mut().cast(),
-                );
-                if set == 0 {
+                let ssl = (*ssl).connection.cross();
+                if SSL_set_tlsext_host_name(ssl, name.as_ptr().cast_mut()) == 0 {
                     return false;
                 }
             }
             if tls.reuses_sessions() {
                 (*ssl).save_session = Some(save_session);
                 if let Some(earlier) = earlier {
-                    return Status(ngx_ssl_set_session(c, earlier.as_ptr())).is_ok();
+                    return Status(ngx_ssl_set_session(c, earlier.as_ptr().cross())).is_ok();
                 }
             }
             true
@@ -155,7 +149,7 @@ impl Link {
     pub fn was_resumed(&self) -> bool {
         self.context().stage.get() == Stage::Tls
             // SAFETY: at this stage there is an SSL object.
-            && unsafe { SSL_session_reused((*(*self.connection.as_ptr()).ssl).connection) == 1 }
+            && unsafe { SSL_session_reused((*(*self.connection.as_ptr()).ssl).connection.cross()) == 1 }
     }
 }
 
@@ -166,7 +160,7 @@ unsafe extern "C" fn save_session(c: *mut ngx_connection_t) {
     // ngx_ssl_get_session() returns is counted up.
     unsafe {
         let context = (*c).data.cast::<Context>();
-        let session = ngx_ssl_get_session(c);
+        let session = ngx_ssl_get_session(c).cross();
         if !session.is_null() {
             (*context).session.set(Some(Session::from_ptr(session)));
         }

@@ -7,8 +7,8 @@ use core::ptr::{self, NonNull};
 use std::rc::Rc;
 
 use nginx_sys::{
-    BIO, BIO_set_data, NGX_ALIGNMENT, SSL, SSL_get_ex_data, SSL_set_ex_data, ngx_connection_t,
-    ngx_errno, ngx_pool_cleanup_add, ngx_post_event, ngx_posted_events,
+    NGX_ALIGNMENT, ngx_connection_t, ngx_errno, ngx_pool_cleanup_add, ngx_post_event,
+    ngx_posted_events,
 };
 use session_core::codec::OutOfMemory;
 use session_core::slots::{Slots, Token};
@@ -16,6 +16,7 @@ use session_core::slots::{Slots, Token};
 use super::connection::Connection;
 use super::index::Indexes;
 use crate::ffi::log::Log;
+use crate::ffi::openssl::{BIO, BIO_set_data, SSL, SSL_get_ex_data, SSL_set_ex_data};
 use crate::ffi::quic;
 use crate::ffi::turn::Turn;
 

@@ -8,16 +8,9 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use std::rc::Rc;
 
 use foreign_types::ForeignTypeRef;
-use nginx_sys::{
-    RAND_bytes, SSL, SSL_AD_CLOSE_NOTIFY, SSL_AD_USER_CANCELLED, SSL_CB_ACCEPT_LOOP, SSL_CB_ALERT,
-    SSL_CB_HANDSHAKE_DONE, SSL_CB_HANDSHAKE_START, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_RETRY,
-    SSL_CLIENT_HELLO_SUCCESS, SSL_CTX, SSL_CTX_get_ex_data, SSL_SESSION, SSL_SESSION_free,
-    SSL_TICKET_RETURN, SSL_TICKET_RETURN_IGNORE_RENEW, SSL_TICKET_RETURN_USE,
-    SSL_TICKET_RETURN_USE_RENEW, SSL_TICKET_STATUS, SSL_TICKET_SUCCESS, SSL_TICKET_SUCCESS_RENEW,
-    SSL_get_SSL_CTX, SSL_get_session, SSL_is_server, SSL3_AL_FATAL, ngx_connection_t,
-};
+use nginx_sys::ngx_connection_t;
 #[cfg(nginx_1_29_2)]
-use nginx_sys::{ngx_ssl_client_hello_arg_index, ngx_ssl_client_hello_callback};
+use nginx_sys::ngx_ssl_client_hello_arg_index;
 
 use super::attached::attached_of;
 use super::connection::{Connection, HelloRef};
@@ -26,6 +19,16 @@ use super::handler::{Found, Handler, Hello};
 use super::index::Indexes;
 use super::origin::{Common, FindServers, Judge};
 use super::session::SessionRef;
+#[cfg(nginx_1_29_2)]
+use crate::ffi::openssl::ngx_ssl_client_hello_callback;
+use crate::ffi::openssl::{
+    Cross, RAND_bytes, SSL, SSL_AD_CLOSE_NOTIFY, SSL_AD_USER_CANCELLED, SSL_CB_ACCEPT_LOOP,
+    SSL_CB_ALERT, SSL_CB_HANDSHAKE_DONE, SSL_CB_HANDSHAKE_START, SSL_CLIENT_HELLO_ERROR,
+    SSL_CLIENT_HELLO_RETRY, SSL_CLIENT_HELLO_SUCCESS, SSL_CTX, SSL_CTX_get_ex_data, SSL_SESSION,
+    SSL_SESSION_free, SSL_TICKET_RETURN, SSL_TICKET_RETURN_IGNORE_RENEW, SSL_TICKET_RETURN_USE,
+    SSL_TICKET_RETURN_USE_RENEW, SSL_TICKET_STATUS, SSL_TICKET_SUCCESS, SSL_TICKET_SUCCESS_RENEW,
+    SSL_get_SSL_CTX, SSL_get_session, SSL_is_server, SSL3_AL_FATAL,
+};
 use crate::ffi::symbol;
 
 /// What the callbacks of a context find there.
@@ -86,7 +89,7 @@ pub(super) unsafe fn session_hooks<'a, H: Handler>(
     c: NonNull<ngx_connection_t>,
 ) -> Option<&'a Hooks<H>> {
     // SAFETY: the caller's; nginx keeps the context in session_ctx (ngx_ssl_create_connection()).
-    unsafe { hooks((*c.as_ptr()).ssl.as_ref()?.session_ctx) }
+    unsafe { hooks((*c.as_ptr()).ssl.as_ref()?.session_ctx.cross()) }
 }
 
 static STEPS: AtomicUsize = AtomicUsize::new(0);
@@ -101,11 +104,11 @@ pub(super) unsafe extern "C" fn info<H: Handler>(ssl: *const SSL, what: c_int, r
     let Some(hooks) = (unsafe { hooks::<H>(SSL_get_SSL_CTX(ssl)) }) else { return };
     // One thread counts.
     STEPS.store(steps().wrapping_add(1), Ordering::Relaxed);
-    if what as u32 & SSL_CB_ALERT != 0 {
+    if what & SSL_CB_ALERT != 0 {
         // SAFETY: the object is valid.
         unsafe { alert::<H>(ssl.cast_mut(), ret) };
     } else {
-        hooks.step(ssl.cast_mut(), what as u32);
+        hooks.step(ssl.cast_mut(), what);
     }
     if let Some(kept) = hooks.info {
         // SAFETY: called as OpenSSL would.
@@ -124,9 +127,6 @@ pub(super) unsafe extern "C" fn info<H: Handler>(ssl: *const SSL, what: c_int, r
 /// # Safety
 /// `ssl` is valid for the current call.
 unsafe fn alert<H: Handler>(ssl: *mut SSL, alert: c_int) {
-    const FATAL: c_int = SSL3_AL_FATAL as c_int;
-    const CLOSE_NOTIFY: c_int = SSL_AD_CLOSE_NOTIFY as c_int;
-    const USER_CANCELLED: c_int = SSL_AD_USER_CANCELLED as c_int;
     let (level, description) = (alert >> 8, alert & 0xff);
     // SAFETY: the caller's; the session is the SSL object's, which does not change in this call.
     unsafe {
@@ -136,8 +136,8 @@ unsafe fn alert<H: Handler>(ssl: *mut SSL, alert: c_int) {
         };
         // TLS 1.3 does not ask for the level (RFC 8446 §6).
         let is_fatal = match connection.is_tls13() {
-            true => !matches!(description, CLOSE_NOTIFY | USER_CANCELLED),
-            false => level == FATAL,
+            true => !matches!(description, SSL_AD_CLOSE_NOTIFY | SSL_AD_USER_CANCELLED),
+            false => level == SSL3_AL_FATAL,
         };
         let session = SSL_get_session(ssl);
         if is_fatal && !session.is_null() {
@@ -158,7 +158,7 @@ impl Connection {
 }
 
 impl<H: Handler> Hooks<H> {
-    fn step(&self, ssl: *mut SSL, what: u32) {
+    fn step(&self, ssl: *mut SSL, what: c_int) {
         if what & SSL_CB_HANDSHAKE_START != 0 {
             // SAFETY: OpenSSL calls with a valid object.
             let connection = unsafe {
@@ -225,17 +225,17 @@ pub(super) unsafe extern "C" fn hello<H: Handler>(
                     Hello::GoOn => {}
                     Hello::Wait => return SSL_CLIENT_HELLO_RETRY,
                     Hello::End => {
-                        *alert = SSL_AD_USER_CANCELLED as c_int;
-                        return SSL_CLIENT_HELLO_ERROR as c_int;
+                        *alert = SSL_AD_USER_CANCELLED;
+                        return SSL_CLIENT_HELLO_ERROR;
                     }
                 }
             }
         }
         match Connection::of(ssl)
-            .and_then(|c| kept_hello((*c.c.as_ptr()).ssl.as_ref()?.session_ctx))
+            .and_then(|c| kept_hello((*c.c.as_ptr()).ssl.as_ref()?.session_ctx.cross()))
         {
             Some(kept) => kept(ssl, alert, argument),
-            None => SSL_CLIENT_HELLO_SUCCESS as c_int,
+            None => SSL_CLIENT_HELLO_SUCCESS,
         }
     }
 }
@@ -340,11 +340,11 @@ pub(super) unsafe extern "C" fn read_ticket<H: Handler>(
     status: SSL_TICKET_STATUS,
     _: *mut c_void,
 ) -> SSL_TICKET_RETURN {
-    let good = match status as u32 {
+    let good = match status {
         SSL_TICKET_SUCCESS => SSL_TICKET_RETURN_USE,
         SSL_TICKET_SUCCESS_RENEW => SSL_TICKET_RETURN_USE_RENEW,
         // What OpenSSL does without this callback.
-        _ => return SSL_TICKET_RETURN_IGNORE_RENEW as SSL_TICKET_RETURN,
+        _ => return SSL_TICKET_RETURN_IGNORE_RENEW,
     };
     // SAFETY: SSL_CTX_set_session_ticket_cb(3): there is a session where the ticket was good.
     let allowed = unsafe {
@@ -354,6 +354,5 @@ pub(super) unsafe extern "C" fn read_ticket<H: Handler>(
             })
         })
     };
-    let result = if allowed { good } else { SSL_TICKET_RETURN_IGNORE_RENEW };
-    result as SSL_TICKET_RETURN
+    if allowed { good } else { SSL_TICKET_RETURN_IGNORE_RENEW }
 }

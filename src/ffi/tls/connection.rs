@@ -1,35 +1,27 @@
 //! A client's connection to nginx, and its ClientHello.
 
-use core::ffi::{c_int, c_long};
+use core::ffi::{c_int, c_uint};
 use core::ptr::{self, NonNull};
 
 use foreign_types::ForeignTypeRef;
-use nginx_sys::{
-    ERR_pop_to_mark, ERR_set_mark, EVP_CIPHER_fetch, EVP_CIPHER_free, EVP_MD_fetch, EVP_MD_free,
-    NGX_USE_LEVEL_EVENT, NID_undef, OBJ_nid2sn, OPENSSL_STACK, OPENSSL_sk_num, OPENSSL_sk_value,
-    OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA, SSL, SSL_CIPHER, SSL_CIPHER_get_cipher_nid,
-    SSL_CIPHER_get_digest_nid, SSL_CIPHER_get_protocol_id, SSL_CTRL_GET_MAX_PROTO_VERSION,
-    SSL_CTRL_GET_RAW_CIPHERLIST, SSL_SESSION_get0_cipher, SSL_client_hello_get0_ext,
-    SSL_client_hello_get0_session_id, SSL_ctrl, SSL_get_ciphers, SSL_get_ex_data,
-    SSL_get_max_early_data, SSL_get_options, SSL_get_state, SSL_session_reused, SSL_set_ex_data,
-    SSL_version, TLS1_3_VERSION, TLSEXT_TYPE_max_fragment_length, TLSEXT_TYPE_server_name,
-    ngx_connection_t, ngx_event_flags, ngx_ssl_connection_index,
-};
+use nginx_sys::{NGX_USE_LEVEL_EVENT, ngx_connection_t, ngx_event_flags, ngx_ssl_connection_index};
 use session_core::hello::{ClientHello, server_name};
 
 use super::index::{Indexes, mark};
 use super::session::SessionRef;
 use crate::ffi::log::Log;
+use crate::ffi::openssl::{
+    Cross, ERR_pop_to_mark, ERR_set_mark, EVP_CIPHER_fetch, EVP_CIPHER_free, EVP_MD_fetch,
+    EVP_MD_free, NID_undef, OBJ_nid2sn, OPENSSL_STACK, OPENSSL_sk_num, OPENSSL_sk_value,
+    OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA, SSL, SSL_CIPHER, SSL_CIPHER_get_cipher_nid,
+    SSL_CIPHER_get_digest_nid, SSL_CIPHER_get_protocol_id, SSL_OP_NO_ANTI_REPLAY,
+    SSL_OP_NO_EXTENDED_MASTER_SECRET, SSL_OP_NO_TICKET, SSL_OP_NO_TLSv1_3, SSL_SESSION_get0_cipher,
+    SSL_client_hello_get0_ext, SSL_client_hello_get0_session_id, SSL_get_ciphers, SSL_get_ex_data,
+    SSL_get_max_early_data, SSL_get_max_proto_version, SSL_get_options, SSL_get_state,
+    SSL_get0_raw_cipherlist, SSL_session_reused, SSL_set_ex_data, SSL_version, TLS1_3_VERSION,
+    TLSEXT_TYPE_max_fragment_length, TLSEXT_TYPE_server_name,
+};
 use crate::ffi::quic;
-
-/// `SSL_OP_NO_TICKET` (openssl/ssl.h; the header's macro is beyond bindgen).
-pub(super) const SSL_OP_NO_TICKET: u64 = 1 << 14;
-/// `SSL_OP_NO_EXTENDED_MASTER_SECRET`, likewise.
-const SSL_OP_NO_EXTENDED_MASTER_SECRET: u64 = 1;
-/// `SSL_OP_NO_ANTI_REPLAY`, likewise.
-const SSL_OP_NO_ANTI_REPLAY: u64 = 1 << 24;
-/// `SSL_OP_NO_TLSv1_3`, likewise.
-pub(super) const SSL_OP_NO_TLSV1_3: u64 = 1 << 29;
 
 /// Whether nginx takes `SSL_CLIENT_HELLO_RETRY` for an order to wait (patches/).
 pub(super) const LETS_CALLBACK_WAIT: bool = cfg!(nginx_client_hello_retry);
@@ -75,7 +67,7 @@ impl Connection {
         let c = NonNull::new(c)?;
         // SAFETY: the caller's; nginx sets ssl and its connection together.
         let ssl = unsafe { (*c.as_ptr()).ssl.as_ref()?.connection };
-        Some(Connection { c, ssl: NonNull::new(ssl)? })
+        Some(Connection { c, ssl: NonNull::new(ssl.cross())? })
     }
 
     /// The connection's log.
@@ -118,22 +110,20 @@ impl Connection {
 
     /// Whether TLS 1.3 may be negotiated, as far as the server's side goes.
     pub fn allows_tls13(&self) -> bool {
-        self.options() & SSL_OP_NO_TLSV1_3 == 0 && self.may_allow_tls13()
+        self.options() & SSL_OP_NO_TLSv1_3 == 0 && self.may_allow_tls13()
     }
 
     /// Whether TLS 1.3 may be negotiated, whichever server answers: nginx does not take the highest
     /// version over from the server that the client names, as it does with options.
     pub fn may_allow_tls13(&self) -> bool {
-        // SAFETY: SSL_get_max_proto_version(3), which is this macro; 0 is "no limit".
-        let max = unsafe {
-            SSL_ctrl(self.ssl.as_ptr(), SSL_CTRL_GET_MAX_PROTO_VERSION as c_int, 0, ptr::null_mut())
-        };
-        max == 0 || max >= c_long::from(TLS1_3_VERSION as i32)
+        // SAFETY: SSL_get_max_proto_version(3); 0 is "no limit".
+        let max = unsafe { SSL_get_max_proto_version(self.ssl.as_ptr()) };
+        max == 0 || max >= TLS1_3_VERSION
     }
 
     /// Whether TLS 1.3 was negotiated.
     pub fn is_tls13(&self) -> bool {
-        self.protocol() == TLS1_3_VERSION as c_int
+        self.protocol() == TLS1_3_VERSION
     }
 
     /// The version of TLS that was negotiated, as on the wire.
@@ -166,18 +156,12 @@ impl Connection {
     /// Whether the client offers the cipher of a session. Where OpenSSL does not tell, it does.
     pub fn offers_cipher_of(&self, session: &SessionRef) -> bool {
         let mut offered: *const u8 = ptr::null();
-        // SAFETY: SSL_get0_raw_cipherlist(), which is this macro, lends what ssl_cache_cipherlist() has
+        // SAFETY: SSL_get0_raw_cipherlist() lends what ssl_cache_cipherlist() has
         // kept of the ClientHello, and says how long it is; ciphers are static. By now OpenSSL has read
         // over those of SSL_client_hello_get0_ciphers(3).
         unsafe {
             let cipher = SSL_SESSION_get0_cipher(session.as_ptr());
-            let len = SSL_ctrl(
-                self.ssl.as_ptr(),
-                SSL_CTRL_GET_RAW_CIPHERLIST as c_int,
-                0,
-                (&raw mut offered).cast(),
-            );
-            let len = usize::try_from(len).unwrap_or(0);
+            let len = SSL_get0_raw_cipherlist(self.ssl.as_ptr(), &raw mut offered);
             if cipher.is_null() || offered.is_null() {
                 return true;
             }
@@ -253,12 +237,13 @@ pub(super) fn has_anti_replay(options: u64, max_early_data: u32) -> bool {
 ///
 /// # Safety
 /// `ssl` is valid, and OpenSSL reads its ClientHello.
-unsafe fn extension<'a>(ssl: NonNull<SSL>, kind: u32) -> Option<&'a [u8]> {
+unsafe fn extension<'a>(ssl: NonNull<SSL>, kind: c_int) -> Option<&'a [u8]> {
     let (mut data, mut len) = (ptr::null(), 0);
     // SAFETY: SSL_client_hello_get0_ext(3) lends data that is valid as long as OpenSSL reads the
     // ClientHello, which is longer than the current callback.
     unsafe {
-        let there = SSL_client_hello_get0_ext(ssl.as_ptr(), kind, &raw mut data, &raw mut len);
+        let there =
+            SSL_client_hello_get0_ext(ssl.as_ptr(), kind as c_uint, &raw mut data, &raw mut len);
         if there != 1 {
             return None;
         }
@@ -278,13 +263,13 @@ unsafe fn is_available(cipher: *const SSL_CIPHER) -> bool {
     unsafe {
         ERR_set_mark();
         let nid = SSL_CIPHER_get_cipher_nid(cipher);
-        let encrypts = nid == NID_undef as c_int || {
+        let encrypts = nid == NID_undef || {
             let found = EVP_CIPHER_fetch(ptr::null_mut(), OBJ_nid2sn(nid), ptr::null());
             EVP_CIPHER_free(found);
             !found.is_null()
         };
         let nid = SSL_CIPHER_get_digest_nid(cipher);
-        let authenticates = nid == NID_undef as c_int || {
+        let authenticates = nid == NID_undef || {
             let found = EVP_MD_fetch(ptr::null_mut(), OBJ_nid2sn(nid), ptr::null());
             EVP_MD_free(found);
             !found.is_null()

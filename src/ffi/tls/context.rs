@@ -1,30 +1,30 @@
 //! The contexts of configured servers, and the module's callbacks in them.
 
 use core::cell::Cell;
-use core::ffi::{c_int, c_void};
+use core::ffi::{c_long, c_void};
 use core::ptr::{self, NonNull};
 use std::boxed::Box;
 use std::rc::Rc;
 use std::vec::Vec;
 
-use nginx_sys::{
-    SSL_CTRL_GET_SESS_CACHE_MODE, SSL_CTRL_SET_SESS_CACHE_MODE, SSL_CTX, SSL_CTX_ctrl,
-    SSL_CTX_free, SSL_CTX_get_ex_data, SSL_CTX_get_info_callback, SSL_CTX_get_max_early_data,
-    SSL_CTX_get_options, SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb, SSL_CTX_sess_set_get_cb,
-    SSL_CTX_sess_set_new_cb, SSL_CTX_set_allow_early_data_cb, SSL_CTX_set_client_hello_cb,
-    SSL_CTX_set_ex_data, SSL_CTX_set_generate_session_id, SSL_CTX_set_info_callback,
-    SSL_CTX_set_session_ticket_cb, SSL_CTX_up_ref, SSL_SESS_CACHE_NO_INTERNAL_LOOKUP,
-    SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER,
-};
-
 use session_core::origin::Verification;
 
 use super::callbacks::{self, Hooks};
-use super::connection::{LETS_CALLBACK_WAIT, SSL_OP_NO_TICKET, SSL_OP_NO_TLSV1_3, has_anti_replay};
+use super::connection::{LETS_CALLBACK_WAIT, has_anti_replay};
 use super::filter;
 use super::handler::Handler;
 use super::index::Indexes;
 use super::origin::{Common, FindServers, Judge};
+use crate::ffi::openssl::{
+    SSL_CTX, SSL_CTX_free, SSL_CTX_get_ex_data, SSL_CTX_get_info_callback,
+    SSL_CTX_get_max_early_data, SSL_CTX_get_options, SSL_CTX_get_session_cache_mode,
+    SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb, SSL_CTX_sess_set_get_cb,
+    SSL_CTX_sess_set_new_cb, SSL_CTX_set_allow_early_data_cb, SSL_CTX_set_client_hello_cb,
+    SSL_CTX_set_ex_data, SSL_CTX_set_generate_session_id, SSL_CTX_set_info_callback,
+    SSL_CTX_set_session_cache_mode, SSL_CTX_set_session_ticket_cb, SSL_CTX_up_ref,
+    SSL_OP_NO_TICKET, SSL_OP_NO_TLSv1_3, SSL_SESS_CACHE_NO_INTERNAL_LOOKUP,
+    SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER,
+};
 
 /// A context of a configured server.
 #[derive(Clone, Copy)]
@@ -51,7 +51,7 @@ impl Context {
     pub fn differences(&self, other: Context) -> Differences {
         let differ = self.options() ^ other.options();
         Differences {
-            tls13: differ & SSL_OP_NO_TLSV1_3 != 0,
+            tls13: differ & SSL_OP_NO_TLSv1_3 != 0,
             tickets: differ & SSL_OP_NO_TICKET != 0,
         }
     }
@@ -73,24 +73,14 @@ impl Context {
     pub fn forget_own_cache(&self) -> bool {
         let mode = self.cache_mode();
         let no_internal = SSL_SESS_CACHE_NO_INTERNAL_LOOKUP | SSL_SESS_CACHE_NO_INTERNAL_STORE;
-        // SAFETY: SSL_CTX_set_session_cache_mode(3), which is this macro.
-        unsafe {
-            SSL_CTX_ctrl(
-                self.0.as_ptr(),
-                SSL_CTRL_SET_SESS_CACHE_MODE as c_int,
-                (mode | no_internal).into(),
-                ptr::null_mut(),
-            );
-        }
+        // SAFETY: the context is valid.
+        unsafe { SSL_CTX_set_session_cache_mode(self.0.as_ptr(), mode | no_internal) };
         mode & SSL_SESS_CACHE_SERVER != 0 && mode & no_internal == 0
     }
 
-    fn cache_mode(&self) -> u32 {
-        // SAFETY: SSL_CTX_get_session_cache_mode(3), which is this macro.
-        unsafe {
-            SSL_CTX_ctrl(self.0.as_ptr(), SSL_CTRL_GET_SESS_CACHE_MODE as c_int, 0, ptr::null_mut())
-                as u32
-        }
+    fn cache_mode(&self) -> c_long {
+        // SAFETY: the context is valid.
+        unsafe { SSL_CTX_get_session_cache_mode(self.0.as_ptr()) }
     }
 }
 

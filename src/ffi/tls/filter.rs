@@ -4,20 +4,22 @@ use core::ffi::{c_char, c_int, c_long, c_void};
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use nginx_sys::{
-    BIO, BIO_CTRL_DUP, BIO_CTRL_PENDING, BIO_CTRL_POP, BIO_CTRL_PUSH, BIO_FLAGS_READ,
-    BIO_FLAGS_RWS, BIO_FLAGS_SHOULD_RETRY, BIO_METHOD, BIO_TYPE_FILTER, BIO_clear_flags, BIO_ctrl,
-    BIO_free, BIO_get_data, BIO_get_retry_reason, BIO_meth_new, BIO_meth_set_create,
-    BIO_meth_set_ctrl, BIO_meth_set_destroy, BIO_meth_set_read, BIO_meth_set_write, BIO_new,
-    BIO_read, BIO_set_data, BIO_set_flags, BIO_set_init, BIO_set_retry_reason, BIO_test_flags,
-    BIO_up_ref, BIO_write, SSL_get_rbio, SSL_set0_rbio, ngx_set_errno,
-};
+use nginx_sys::ngx_set_errno;
 use session_core::codec::OutOfMemory;
 
 use super::attached::Attached;
 use super::connection::Connection;
 use super::handler::{Handler, Read};
 use super::socket::{Sink, Socket};
+use crate::ffi::openssl::{
+    BIO, BIO_CTRL_DUP, BIO_CTRL_PENDING, BIO_CTRL_POP, BIO_CTRL_PUSH, BIO_FLAGS_RWS,
+    BIO_FLAGS_SHOULD_RETRY, BIO_METHOD, BIO_TYPE_FILTER, BIO_clear_retry_flags, BIO_ctrl, BIO_free,
+    BIO_get_data, BIO_get_retry_reason, BIO_meth_new, BIO_meth_set_create__fixed_rust,
+    BIO_meth_set_ctrl__fixed_rust, BIO_meth_set_destroy__fixed_rust, BIO_meth_set_read__fixed_rust,
+    BIO_meth_set_write__fixed_rust, BIO_new, BIO_read, BIO_set_data, BIO_set_flags, BIO_set_init,
+    BIO_set_retry_read, BIO_set_retry_reason, BIO_test_flags, BIO_up_ref, BIO_write, SSL_get_rbio,
+    SSL_set0_rbio,
+};
 
 impl Connection {
     /// Puts the filter in front of the socket, for reading. OpenSSL then asks [`Handler::read`],
@@ -75,16 +77,14 @@ fn make_method<H: Handler>() -> Option<NonNull<BIO_METHOD>> {
     // SAFETY: plain registrations with OpenSSL, by the only thread; the method is never freed, since
     // BIOs refer to it.
     unsafe {
-        let made = NonNull::new(BIO_meth_new(
-            BIO_TYPE_FILTER as c_int,
-            c"nginx SSL session fetch".as_ptr(),
-        ))?;
+        let made =
+            NonNull::new(BIO_meth_new(BIO_TYPE_FILTER, c"nginx SSL session fetch".as_ptr()))?;
         let method = made.as_ptr();
-        if BIO_meth_set_read(method, Some(bio_read::<H>)) != 1
-            || BIO_meth_set_write(method, Some(bio_write::<H>)) != 1
-            || BIO_meth_set_ctrl(method, Some(bio_ctrl::<H>)) != 1
-            || BIO_meth_set_create(method, Some(bio_create)) != 1
-            || BIO_meth_set_destroy(method, Some(bio_destroy::<H>)) != 1
+        if BIO_meth_set_read__fixed_rust(method, Some(bio_read::<H>)) != 1
+            || BIO_meth_set_write__fixed_rust(method, Some(bio_write::<H>)) != 1
+            || BIO_meth_set_ctrl__fixed_rust(method, Some(bio_ctrl::<H>)) != 1
+            || BIO_meth_set_create__fixed_rust(method, Some(bio_create)) != 1
+            || BIO_meth_set_destroy__fixed_rust(method, Some(bio_destroy::<H>)) != 1
         {
             return None;
         }
@@ -105,7 +105,7 @@ unsafe fn attached_to<'a, H: Handler>(bio: *mut BIO) -> Option<&'a Attached<H>> 
 unsafe extern "C" fn bio_read<H: Handler>(bio: *mut BIO, to: *mut c_char, len: c_int) -> c_int {
     // SAFETY: BIO_meth_set_read(3): a filter of ours and room for `len` bytes.
     unsafe {
-        BIO_clear_flags(bio, (BIO_FLAGS_RWS | BIO_FLAGS_SHOULD_RETRY) as c_int);
+        BIO_clear_retry_flags(bio);
         let Some(attached) = attached_to::<H>(bio) else { return -1 };
         let Some(socket) = NonNull::new(attached.socket.get()) else { return -1 };
         let mut sink = Sink { to, room: usize::try_from(len).unwrap_or(0) };
@@ -117,7 +117,7 @@ unsafe extern "C" fn bio_read<H: Handler>(bio: *mut BIO, to: *mut c_char, len: c
                 ending.result
             }
             Read::Suspended => {
-                BIO_set_flags(bio, (BIO_FLAGS_READ | BIO_FLAGS_SHOULD_RETRY) as c_int);
+                BIO_set_retry_read(bio);
                 -1
             }
             Read::Socket => {
@@ -153,7 +153,7 @@ unsafe extern "C" fn bio_ctrl<H: Handler>(
     // on.
     unsafe {
         let Some(attached) = attached_to::<H>(bio) else { return 0 };
-        match command as u32 {
+        match command {
             BIO_CTRL_PUSH | BIO_CTRL_POP | BIO_CTRL_DUP => 0,
             BIO_CTRL_PENDING => match attached.handler().pending(attached) {
                 0 => BIO_ctrl(attached.socket.get(), command, number, data),
@@ -183,10 +183,10 @@ unsafe extern "C" fn bio_destroy<H: Handler>(bio: *mut BIO) -> c_int {
 
 /// Sets the socket's "ask again" flags in the filter, for whoever asked the filter.
 unsafe fn copy_retry(filter: *mut BIO, socket: *mut BIO) {
-    const FLAGS: c_int = (BIO_FLAGS_RWS | BIO_FLAGS_SHOULD_RETRY) as c_int;
+    const FLAGS: c_int = BIO_FLAGS_RWS | BIO_FLAGS_SHOULD_RETRY;
     // SAFETY: BIO_copy_next_retry() for a BIO that is not chained.
     unsafe {
-        BIO_clear_flags(filter, FLAGS);
+        BIO_clear_retry_flags(filter);
         BIO_set_flags(filter, BIO_test_flags(socket, FLAGS));
         BIO_set_retry_reason(filter, BIO_get_retry_reason(socket));
     }

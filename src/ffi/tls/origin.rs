@@ -7,24 +7,25 @@ use core::ptr::{self, NonNull};
 use std::vec::Vec;
 
 use foreign_types::ForeignTypeRef;
-use nginx_sys::{
-    ASN1_TIME, ASN1_TIME_diff, ASN1_TIME_free, ASN1_TIME_set, ERR_pop_to_mark, ERR_set_mark,
-    EVP_sha256, OPENSSL_STACK, OPENSSL_sk_num, OPENSSL_sk_value, SSL_CTRL_GET_VERIFY_CERT_STORE,
-    SSL_CTX, SSL_CTX_ctrl, SSL_CTX_get_cert_store, SSL_CTX_get_security_level,
-    SSL_CTX_get_verify_mode, SSL_SESSION_get0_ticket_appdata, SSL_SESSION_set1_ticket_appdata,
-    SSL_get_SSL_CTX, SSL_get_peer_cert_chain, SSL_get_servername, SSL_get_verify_result,
-    SSL_get0_verified_chain, TLSEXT_NAMETYPE_host_name, X509, X509_CRL, X509_CRL_digest,
-    X509_CRL_get0_lastUpdate, X509_CRL_get0_nextUpdate,
-    X509_LOOKUP_TYPE_X509_LU_CRL as X509_LU_CRL, X509_LOOKUP_TYPE_X509_LU_X509 as X509_LU_X509,
-    X509_OBJECT, X509_OBJECT_get_type, X509_OBJECT_get0_X509, X509_OBJECT_get0_X509_CRL,
-    X509_STORE, X509_STORE_get0_objects, X509_digest, X509_get0_notAfter, ngx_connection_t,
-};
+use nginx_sys::ngx_connection_t;
 use session_core::origin::{self, Binding, Fingerprint, Origin, ServerName, Verification};
 
 use super::callbacks::{hooks, session_hooks};
 use super::connection::Connection;
 use super::handler::Handler;
 use super::session::SessionRef;
+use crate::ffi::openssl::{
+    ASN1_TIME, ASN1_TIME_diff, ASN1_TIME_free, ASN1_TIME_set, ERR_pop_to_mark, ERR_set_mark,
+    EVP_sha256, OPENSSL_STACK, OPENSSL_sk_num, OPENSSL_sk_value, SSL_CTX, SSL_CTX_get_cert_store,
+    SSL_CTX_get_security_level, SSL_CTX_get_verify_mode, SSL_CTX_get0_verify_cert_store,
+    SSL_SESSION_get0_ticket_appdata, SSL_SESSION_set1_ticket_appdata, SSL_get_SSL_CTX,
+    SSL_get_peer_cert_chain, SSL_get_servername, SSL_get_verify_result, SSL_get0_verified_chain,
+    TLSEXT_NAMETYPE_host_name, X509, X509_CRL, X509_CRL_digest, X509_CRL_get0_lastUpdate,
+    X509_CRL_get0_nextUpdate, X509_LOOKUP_TYPE_X509_LU_CRL as X509_LU_CRL,
+    X509_LOOKUP_TYPE_X509_LU_X509 as X509_LU_X509, X509_OBJECT, X509_OBJECT_get_type,
+    X509_OBJECT_get0_X509, X509_OBJECT_get0_X509_CRL, X509_STORE_get0_objects, X509_digest,
+    X509_get0_notAfter,
+};
 
 /// Shows the contexts of the servers that a client may come to: of the one of that name at the
 /// connection's address, or the default one without a name. Where regular expressions decide, of all
@@ -123,14 +124,12 @@ impl Trusted {
     /// # Safety
     /// `ctx` is valid.
     unsafe fn read(&mut self, ctx: *mut SSL_CTX) -> Option<()> {
-        // SAFETY: the caller's. SSL_CTX_get_cert_store(3), SSL_CTX_get0_verify_cert_store(3), which is
-        // this macro, and X509_STORE_get0_objects(3) lend; a stack of OpenSSL's is one of pointers,
+        // SAFETY: the caller's. SSL_CTX_get_cert_store(3), SSL_CTX_get0_verify_cert_store(3) and
+        // X509_STORE_get0_objects(3) lend; a stack of OpenSSL's is one of pointers,
         // whatever its type says.
         unsafe {
-            let mut store = ptr::null_mut::<X509_STORE>();
             // `ssl_conf_command` can set one that goes before nginx's.
-            let ctrl = SSL_CTRL_GET_VERIFY_CERT_STORE as c_int;
-            SSL_CTX_ctrl(ctx, ctrl, 0, (&raw mut store).cast());
+            let mut store = SSL_CTX_get0_verify_cert_store(ctx);
             if store.is_null() {
                 store = SSL_CTX_get_cert_store(ctx);
             }
@@ -280,7 +279,7 @@ impl Connection {
         // OpenSSL's own memory, or null.
         let (judge, name) = unsafe {
             let Some(hooks) = hooks::<H>(SSL_get_SSL_CTX(self.ssl.as_ptr())) else { return };
-            let name = SSL_get_servername(self.ssl.as_ptr(), TLSEXT_NAMETYPE_host_name as _);
+            let name = SSL_get_servername(self.ssl.as_ptr(), TLSEXT_NAMETYPE_host_name);
             (&hooks.judge, (!name.is_null()).then(|| CStr::from_ptr(name).to_bytes()))
         };
         let binding = match name.map(ServerName::new) {

@@ -4,14 +4,14 @@ use core::ffi::{CStr, c_int, c_long, c_uchar, c_uint};
 use core::{mem, ptr};
 use std::vec::Vec;
 
-use foreign_types::{ForeignType, ForeignTypeRef, foreign_type};
-use nginx_sys::{
+use crate::ffi::openssl::{
     ASN1_TIME_diff, ERR_clear_error, ERR_pop_to_mark, ERR_set_mark, SSL_SESSION, SSL_SESSION_free,
     SSL_SESSION_get_compress_id, SSL_SESSION_get_id, SSL_SESSION_get_max_fragment_length,
     SSL_SESSION_get_protocol_version, SSL_SESSION_get_time, SSL_SESSION_get_timeout,
     SSL_SESSION_get0_hostname, SSL_SESSION_get0_peer, TLS1_3_VERSION, X509_get0_notAfter,
     d2i_SSL_SESSION, i2d_SSL_SESSION,
 };
+use foreign_types::{ForeignType, ForeignTypeRef, foreign_type};
 
 foreign_type! {
     /// A TLS session.
@@ -125,7 +125,7 @@ impl SessionRef {
 
     /// Whether it is of TLS 1.3.
     pub fn is_tls13(&self) -> bool {
-        self.protocol() == TLS1_3_VERSION as c_int
+        self.protocol() == TLS1_3_VERSION
     }
 
     /// The version of TLS, as on the wire.

@@ -4,7 +4,8 @@ use core::ffi::{c_char, c_int};
 use core::ptr::{self, NonNull};
 use std::vec::Vec;
 
-use nginx_sys::{BIO, BIO_FLAGS_SHOULD_RETRY, BIO_read, BIO_test_flags, ngx_err_t, ngx_errno};
+use crate::ffi::openssl::{BIO, BIO_read, BIO_should_retry};
+use nginx_sys::{ngx_err_t, ngx_errno};
 
 /// The client's socket.
 pub struct Socket(pub(super) NonNull<BIO>);
@@ -52,7 +53,7 @@ impl Socket {
                     buf.set_len(buf.len().saturating_add(read));
                     SocketRead::Bytes(read)
                 }
-                _ if should_retry(self.0.as_ptr()) => SocketRead::Again,
+                _ if BIO_should_retry(self.0.as_ptr()) != 0 => SocketRead::Again,
                 _ => SocketRead::Ended(Ending { result: n, errno: ngx_errno() }),
             }
         }
@@ -74,9 +75,4 @@ impl Sink {
         self.room = 0;
         len
     }
-}
-
-unsafe fn should_retry(bio: *mut BIO) -> bool {
-    // SAFETY: BIO_should_retry(3), which is this macro.
-    unsafe { BIO_test_flags(bio, BIO_FLAGS_SHOULD_RETRY as c_int) != 0 }
 }

@@ -1,0 +1,53 @@
+//! OpenSSL, as the headers have it that nginx is built with. Nothing else names openssl-sys.
+
+#[cfg(nginx_1_29_2)]
+use core::ffi::{c_int, c_void};
+
+pub use openssl_sys::*;
+
+pub use super::shim::*;
+
+/// A pointer to a type of OpenSSL's, which nginx-sys has in a family of its own.
+pub trait Cross {
+    /// It in the other family.
+    type Other;
+
+    /// Takes it over.
+    fn cross(self) -> Self::Other;
+}
+
+macro_rules! cross {
+    ($($name:ident)*) => { $(
+        impl Cross for *mut nginx_sys::$name {
+            type Other = *mut $name;
+
+            fn cross(self) -> *mut $name {
+                self.cast()
+            }
+        }
+
+        impl Cross for *mut $name {
+            type Other = *mut nginx_sys::$name;
+
+            fn cross(self) -> *mut nginx_sys::$name {
+                self.cast()
+            }
+        }
+    )* };
+}
+
+cross!(SSL SSL_CTX SSL_SESSION);
+
+/// nginx's callback for the ClientHello.
+///
+/// # Safety
+/// As for `SSL_CTX_set_client_hello_cb()`.
+#[cfg(nginx_1_29_2)]
+pub unsafe extern "C" fn ngx_ssl_client_hello_callback(
+    ssl: *mut SSL,
+    alert: *mut c_int,
+    argument: *mut c_void,
+) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { nginx_sys::ngx_ssl_client_hello_callback(ssl.cross(), alert, argument) }
+}

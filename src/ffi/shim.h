@@ -1,0 +1,51 @@
+/*
+ * What Rust cannot read in the headers of OpenSSL and nginx: macros that are code, and numbers that are
+ * expressions. build.rs makes src/ffi/shim.rs of it, where NAME(it) is called "it"; nothing else includes
+ * this file.
+ */
+
+#include <ngx_config.h>
+#include <ngx_core.h>
+#include <ngx_event.h>
+
+#define NAME(it) ngx_http_ssl_session_##it
+
+
+static const uint64_t NAME(SSL_OP_NO_ANTI_REPLAY) = SSL_OP_NO_ANTI_REPLAY;
+static const uint64_t NAME(SSL_OP_NO_EXTENDED_MASTER_SECRET) =
+    SSL_OP_NO_EXTENDED_MASTER_SECRET;
+
+
+static inline int
+NAME(BIO_should_retry)(BIO *bio)
+{
+    return BIO_should_retry(bio);
+}
+
+
+static inline long
+NAME(SSL_CTX_get_session_cache_mode)(SSL_CTX *ctx)
+{
+    return SSL_CTX_get_session_cache_mode(ctx);
+}
+
+
+/* Null unless one was set. */
+static inline X509_STORE *
+NAME(SSL_CTX_get0_verify_cert_store)(SSL_CTX *ctx)
+{
+    X509_STORE *store = NULL;
+
+    (void) SSL_CTX_get0_verify_cert_store(ctx, &store);
+    return store;
+}
+
+
+static inline size_t
+NAME(SSL_get0_raw_cipherlist)(SSL *ssl, const unsigned char **list)
+{
+    long len;
+
+    len = SSL_get0_raw_cipherlist(ssl, list);
+    return len > 0 ? (size_t) len : 0;
+}
