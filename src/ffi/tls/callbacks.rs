@@ -19,6 +19,8 @@ use super::handler::{Found, Handler, Hello};
 use super::index::Indexes;
 use super::origin::{Common, FindServers, Judge};
 use super::session::SessionRef;
+#[cfg(nginx_1_29_2)]
+use crate::ffi::openssl::ngx_ssl_client_hello_callback;
 use crate::ffi::openssl::{
     Cross, RAND_bytes, SSL, SSL_AD_CLOSE_NOTIFY, SSL_AD_USER_CANCELLED, SSL_CB_ACCEPT_LOOP,
     SSL_CB_ALERT, SSL_CB_HANDSHAKE_DONE, SSL_CB_HANDSHAKE_START, SSL_CLIENT_HELLO_ERROR,
@@ -201,7 +203,7 @@ impl<H: Handler> Hooks<H> {
 pub(super) unsafe fn kept_hello(ctx: *mut SSL_CTX) -> HelloCallback {
     // SAFETY: the caller's; ngx_ssl_set_client_hello_callback() sets both or none.
     let argument = unsafe { SSL_CTX_get_ex_data(ctx, ngx_ssl_client_hello_arg_index) };
-    (!argument.is_null()).then_some(openssl::ngx_ssl_client_hello_callback)
+    (!argument.is_null()).then_some(ngx_ssl_client_hello_callback)
 }
 
 /// nginx before 1.29.2 has no such callback.
