@@ -190,7 +190,9 @@ fn make_shim() -> Result<(), String> {
     let path: Vec<_> = env::split_paths(&include).collect();
     let flags = metadata("DEP_NGINX_CFLAGS");
 
+    let rust = env::var("CARGO_PKG_RUST_VERSION").unwrap_or_default().parse();
     let bindings = bindgen::builder()
+        .rust_target(rust.map_err(|err| format!("rust-version: {err}"))?)
         .header(HEADER)
         .clang_args(path.iter().map(|dir| format!("-I{}", dir.display())))
         .clang_args(flags.split_whitespace())
