@@ -208,7 +208,7 @@ fn make_shim() -> Result<(), String> {
         .generate()
         .map_err(|err| format!("{HEADER}: {err}"))?
         .to_string();
-    let bindings = ["fn ", "const "]
+    let bindings = ["fn ", "const ", "type "]
         .iter()
         .fold(bindings, |text, kind| text.replace(&format!("{kind}{PREFIX}"), kind));
     fs::write(out.join("shim.rs"), bindings).map_err(|err| err.to_string())?;

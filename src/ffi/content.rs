@@ -19,6 +19,7 @@ use ngx::ngx_string;
 use super::conf::Conf;
 use super::http::Http;
 use super::module::Module;
+use super::shim;
 use super::text;
 
 /// What a location answers.
@@ -146,19 +147,14 @@ fn respond<M: Module<Block = Http>, P: Page<M>>(r: &mut http::Request) -> Status
             .create_buffer_from_str(&body)
             .map_or(ptr::null_mut(), |mut buffer| buffer.as_ngx_buf_mut()),
     };
-    // SAFETY: it is null, or a buffer of the request's.
-    let Some(flags) = (unsafe { buf.as_mut() }) else {
+    if buf.is_null() {
         return HTTPStatus::INTERNAL_SERVER_ERROR.into();
-    };
-    flags.set_last_buf(r.is_main().into());
-    flags.set_sync((body.is_empty() && !r.is_main()).into());
-    flags.set_last_in_chain(1);
+    }
+    // SAFETY: the buffer is the request's.
+    unsafe { shim::set_last(buf, r.is_main()) };
     let rc = r.send_header();
-    // What r->header_only says, of which bindgen does not know where it is since nginx 1.29.3: it
-    // takes bit-fields for adjacent that are kept out of the next word. A filter may have made it
-    // a 304.
-    let only_header =
-        method == Method::HEAD || r.as_ref().headers_out.status != HTTPStatus::OK.into();
+    // SAFETY: the request is valid.
+    let only_header = unsafe { shim::is_header_only(r.as_ref()) };
     if rc == Status::NGX_ERROR || rc > Status::NGX_OK || only_header {
         return rc;
     }

@@ -21,6 +21,7 @@ use super::block::{Block, Server};
 use super::conf::{Conf, Place, Refusal};
 use super::openssl::{Cross, SSL_CTX};
 use super::resolver::Resolver;
+use super::shim;
 use super::tls::{Context, Differences};
 use super::variable::{self, Variable};
 
@@ -44,9 +45,9 @@ impl Block for Http {
                 .filter_map(|&server| {
                     let ssl = NgxHttpSslModule::server_conf(server.as_ref()?)?;
                     let context = Context::from_ptr(ssl.ssl.ctx.cross())?;
-                    let listens = |is_of_kind: fn(&ngx_http_conf_addr_t) -> bool| {
+                    let listens = |is_of_kind: unsafe extern "C" fn(*const _) -> bool| {
                         addresses(main)
-                            .filter(|addr| is_of_kind(addr))
+                            .filter(|&addr| is_of_kind(addr))
                             .any(|addr| servers_of(addr).contains(&server))
                     };
                     Some(Server {
@@ -62,8 +63,8 @@ impl Block for Http {
                             CStr::from_ptr((*server).file_name.cast()),
                             (*server).line,
                         ),
-                        listens_tls: listens(|addr| addr.opt.ssl() != 0),
-                        listens_quic: listens(is_quic),
+                        listens_tls: listens(shim::http_is_tls),
+                        listens_quic: listens(shim::http_is_quic),
                         differences: addresses(main)
                             .filter(|addr| addr.default_server == server)
                             .flat_map(|addr| servers_of(addr))
@@ -170,14 +171,4 @@ unsafe fn addresses(
 unsafe fn servers_of(addr: &ngx_http_conf_addr_t) -> &[*mut ngx_http_core_srv_conf_t] {
     // SAFETY: the caller's.
     unsafe { addr.servers.as_slice() }
-}
-
-#[cfg(nginx_1_25_0)]
-fn is_quic(addr: &ngx_http_conf_addr_t) -> bool {
-    addr.opt.quic() != 0
-}
-
-#[cfg(not(nginx_1_25_0))]
-fn is_quic(_: &ngx_http_conf_addr_t) -> bool {
-    false
 }

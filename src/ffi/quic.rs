@@ -1,13 +1,11 @@
 //! Handshakes over QUIC, in which nginx feeds OpenSSL by itself.
 
 use core::cell::OnceCell;
-use core::ffi::c_void;
-use core::mem;
 use core::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::OnceLock;
 
-use nginx_sys::{ngx_connection_t, ngx_int_t};
+use nginx_sys::ngx_connection_t;
 use ngx::core::Status;
 
 use super::event::{Event, Handle};
@@ -16,6 +14,7 @@ use super::openssl::{
     ERR_clear_error, SSL, SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_READ, SSL_do_handshake,
     SSL_get_error,
 };
+use super::shim;
 use super::symbol;
 use super::turn::Turn;
 use crate::debug;
@@ -95,27 +94,22 @@ impl Wake {
     }
 }
 
-type Handshake = unsafe extern "C" fn(*mut ngx_connection_t) -> ngx_int_t;
-type Close = unsafe extern "C" fn(*mut ngx_connection_t, ngx_int_t);
-
 /// Functions of nginx's for QUIC.
 struct Nginx {
     /// `ngx_quic_handshake()` (ngx_event_quic_ssl.c), which our patch for 1.29 and later shows.
-    handshake: Option<Handshake>,
+    handshake: shim::quic_handshake,
     /// `ngx_quic_close_connection()` (ngx_event_quic.c).
-    close: Option<Close>,
+    close: shim::quic_close_connection,
 }
 
 impl Nginx {
     fn get() -> &'static Self {
         static HERE: OnceLock<Nginx> = OnceLock::new();
-        // SAFETY: the functions of these names are of these types in all versions that have them.
+        // SAFETY: the types are of these functions.
         HERE.get_or_init(|| unsafe {
             Nginx {
-                handshake: symbol::find(c"ngx_quic_handshake")
-                    .map(|at| mem::transmute::<NonNull<c_void>, Handshake>(at)),
-                close: symbol::find(c"ngx_quic_close_connection")
-                    .map(|at| mem::transmute::<NonNull<c_void>, Close>(at)),
+                handshake: symbol::function(c"ngx_quic_handshake"),
+                close: symbol::function(c"ngx_quic_close_connection"),
             }
         })
     }

@@ -13,7 +13,7 @@ use std::vec::Vec;
 
 use nginx_sys::{
     NGX_CONF_UNSET, ngx_int_t, ngx_msec_t, ngx_resolve_name, ngx_resolve_name_done,
-    ngx_resolve_start, ngx_resolver_ctx_t, ngx_resolver_strerror, ngx_resolver_t, ngx_str_t,
+    ngx_resolver_ctx_t, ngx_resolver_strerror, ngx_resolver_t, ngx_str_t,
 };
 use ngx::core::Status;
 
@@ -21,10 +21,8 @@ use super::address::{Address, ip_of};
 use super::conf::Conf;
 use super::event::{Event, Handle};
 use super::pool;
+use super::shim;
 use super::turn::Turn;
-
-/// `NGX_NO_RESOLVER`
-const NO_RESOLVER: *mut ngx_resolver_ctx_t = ptr::without_provenance_mut(usize::MAX);
 
 /// The resolver of a block.
 #[derive(Clone)]
@@ -140,8 +138,8 @@ impl Resolver {
         // lower case, and the question stay until on_answer() or the question's drop end the
         // context. ngx_resolve_name() may answer at once, and frees the context if it fails.
         unsafe {
-            let ctx = ngx_resolve_start(self.resolver.as_ptr(), ptr::null_mut());
-            if ctx.is_null() || ctx == NO_RESOLVER {
+            let ctx = shim::resolve_start(self.resolver.as_ptr());
+            if ctx.is_null() {
                 return false;
             }
             (*ctx).name = ngx_str_t { len: name.len(), data: name.as_mut_ptr() };
@@ -149,8 +147,6 @@ impl Resolver {
             (*ctx).handler = Some(on_answer::<T>);
             (*ctx).data = Rc::as_ptr(question).cast_mut().cast();
             (*ctx).timeout = self.timeout;
-            // An exiting worker does not wait for it.
-            (*ctx).set_cancelable(1);
             question.ctx.set(ctx);
             if !Status(ngx_resolve_name(ctx)).is_ok() {
                 question.ctx.set(ptr::null_mut());

@@ -14,6 +14,7 @@ use ngx::core::slab::LockedSlabPool;
 use ngx::core::{SlabPool, Status};
 
 use super::conf::{Conf, Refusal};
+use super::shim;
 
 /// What a zone keeps.
 pub(super) trait Content: Sized {
@@ -106,7 +107,7 @@ impl Locked {
     /// Lets nginx write no line when there is no memory left.
     pub(super) fn be_quiet(&self) {
         // SAFETY: the mutex is held.
-        unsafe { (*self.pool.as_ptr()).set_log_nomem(0) };
+        unsafe { shim::slab_be_quiet(self.pool.as_ptr()) };
     }
 
     /// Frees all memory at once, and forgets the content.

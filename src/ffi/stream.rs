@@ -2,7 +2,6 @@
 //! that this module loads without it.
 
 use core::ffi::{CStr, c_void};
-use core::mem;
 use core::ptr::{self, NonNull};
 use std::vec::Vec;
 
@@ -11,9 +10,9 @@ use nginx_sys::ngx_stream_listen_t;
 #[cfg(not(nginx_1_25_5))]
 use nginx_sys::ngx_stream_ssl_conf_t as ngx_stream_ssl_srv_conf_t;
 use nginx_sys::{
-    ngx_conf_t, ngx_connection_t, ngx_cycle_t, ngx_int_t, ngx_module_t, ngx_str_t,
-    ngx_stream_conf_ctx_t, ngx_stream_core_main_conf_t, ngx_stream_core_srv_conf_t,
-    ngx_stream_session_t, ngx_stream_variable_t, ngx_stream_variable_value_t, ngx_uint_t,
+    ngx_connection_t, ngx_cycle_t, ngx_int_t, ngx_module_t, ngx_stream_conf_ctx_t,
+    ngx_stream_core_main_conf_t, ngx_stream_core_srv_conf_t, ngx_stream_session_t,
+    ngx_stream_variable_value_t,
 };
 #[cfg(nginx_1_25_5)]
 use nginx_sys::{
@@ -27,6 +26,7 @@ use super::block::{Block, Server};
 use super::conf::{Conf, Place, Refusal};
 use super::openssl::{Cross, SSL_CTX};
 use super::resolver::Resolver;
+use super::shim;
 use super::symbol;
 use super::tls::{Context, Differences};
 use super::variable::{self, Variable};
@@ -141,18 +141,14 @@ impl Block for Stream {
     }
 
     fn add_variable<V: Variable>(cf: &mut Conf) -> Result<(), Refusal> {
-        type Add = unsafe extern "C" fn(
-            *mut ngx_conf_t,
-            *mut ngx_str_t,
-            ngx_uint_t,
-        ) -> *mut ngx_stream_variable_t;
-        let Some(add) = symbol::find(c"ngx_stream_add_variable") else {
+        // SAFETY: the type is of this function.
+        let add: shim::stream_add_variable =
+            unsafe { symbol::function(c"ngx_stream_add_variable") };
+        let Some(add) = add else {
             return Err(cf.refuse(format_args!("this nginx hides \"ngx_stream_add_variable\"")));
         };
-        // SAFETY: ngx_stream_add_variable() (ngx_stream_variables.h) is called while the configuration
-        // is read, as nginx asks for.
+        // SAFETY: it is called while the configuration is read, as nginx asks for.
         unsafe {
-            let add = mem::transmute::<NonNull<c_void>, Add>(add);
             let variable = add(cf.as_ptr(), &mut variable::name::<V>(), 0);
             let variable = variable.as_mut().ok_or(Refusal::Said)?;
             // Of a "map" or a "set".
@@ -248,7 +244,7 @@ unsafe fn listens_tls(
     // SAFETY: the caller's.
     unsafe {
         addresses(main)
-            .filter(|addr| addr.opt.ssl() != 0)
+            .filter(|&addr| shim::stream_is_tls(addr))
             .any(|addr| servers_of(addr).contains(&server))
     }
 }
@@ -296,7 +292,7 @@ unsafe fn listens_tls(
     // SAFETY: the caller's; the array holds what ngx_stream_core_listen() puts there.
     unsafe {
         let listens = main.listen.as_slice::<ngx_stream_listen_t>();
-        listens.iter().any(|listen| listen.ssl() != 0 && listen.ctx == (*server).ctx)
+        listens.iter().any(|listen| shim::stream_is_tls(listen) && listen.ctx == (*server).ctx)
     }
 }
 

@@ -5,8 +5,8 @@ use core::fmt::{self, Write};
 use nginx_sys::{ngx_connection_t, ngx_int_t, ngx_pool_t, ngx_str_t, ngx_variable_value_t};
 use ngx::core::Status;
 
-use super::text;
 use super::tls::Connection;
+use super::{shim, text};
 
 /// A variable.
 pub trait Variable {
@@ -65,19 +65,14 @@ pub(super) unsafe fn get<V: Variable>(
             }
         }
         let bytes = value.as_bytes();
-        if bytes.is_empty() {
-            // As nginx's own variables about TLS: "-" in a log.
-            (*to).set_not_found(1);
-            return Status::NGX_OK.into();
-        }
-        let Some(copy) = ngx_str_t::from_bytes(pool, bytes) else {
-            return Status::NGX_ERROR.into();
+        let text = match bytes {
+            [] => ngx_str_t::empty(),
+            bytes => match ngx_str_t::from_bytes(pool, bytes) {
+                Some(copy) => copy,
+                None => return Status::NGX_ERROR.into(),
+            },
         };
-        (*to).set_valid(1);
-        (*to).set_no_cacheable(0);
-        (*to).set_not_found(0);
-        (*to).set_len(copy.len as u32);
-        (*to).data = copy.data;
+        shim::set_variable(to, text.data, text.len);
     }
     Status::NGX_OK.into()
 }

@@ -10,20 +10,19 @@ use std::string::String;
 use std::vec::Vec;
 
 use nginx_sys::{
-    NGX_LOG_EMERG, NGX_LOG_INFO, ngx_close_connection,
-    ngx_connection_log_error_e_NGX_ERROR_INFO as NGX_ERROR_INFO, ngx_connection_t,
-    ngx_destroy_pool, ngx_errno, ngx_event_connect_peer, ngx_event_get_peer, ngx_event_t,
-    ngx_handle_read_event, ngx_handle_write_event, ngx_log_t, ngx_peer_connection_t,
-    ngx_post_event, ngx_posted_next_events, ngx_ssl_shutdown, ngx_tcp_nodelay, ngx_uint_t,
+    NGX_LOG_EMERG, NGX_LOG_INFO, ngx_close_connection, ngx_connection_t, ngx_destroy_pool,
+    ngx_errno, ngx_event_connect_peer, ngx_event_get_peer, ngx_event_t, ngx_handle_read_event,
+    ngx_handle_write_event, ngx_log_t, ngx_peer_connection_t, ngx_posted_next_events,
+    ngx_ssl_shutdown, ngx_tcp_nodelay, ngx_uint_t,
 };
 use ngx::core::Status;
 
 use crate::ffi::capture::Captured;
 use crate::ffi::log::Log;
 use crate::ffi::openssl::{Cross, ERR_clear_error, SSL_free};
-use crate::ffi::text;
 use crate::ffi::tls::Session;
 use crate::ffi::turn::Turn;
+use crate::ffi::{shim, text};
 
 mod tls;
 
@@ -149,7 +148,7 @@ impl Link {
             peer.get = Some(ngx_event_get_peer);
             peer.log = &raw mut quiet;
             // Resets and the like: the owner tells of them, once.
-            peer.set_log_error(NGX_ERROR_INFO);
+            shim::set_log_error_info(&raw mut peer);
             let rc = Status(ngx_event_connect_peer(&raw mut peer));
             (rc, NonNull::new(peer.connection))
         };
@@ -188,7 +187,7 @@ impl Link {
             (*c).data = context.as_ptr().cast();
             (*(*c).read).handler = Some(on_readable::<T>);
             (*(*c).write).handler = Some(on_writable::<T>);
-            (*c).set_idle(1);
+            shim::set_idle(c);
         }
         let progress = if rc.is_ok() { Progress::Connected } else { Progress::Connecting };
         Ok((link, progress))
@@ -329,20 +328,20 @@ impl Link {
     pub fn read_later(&self) {
         // SAFETY: the event is the connection's own; it is taken back when that is closed.
         unsafe {
-            ngx_post_event((*self.connection.as_ptr()).read, &raw mut ngx_posted_next_events);
+            shim::post_event((*self.connection.as_ptr()).read, &raw mut ngx_posted_next_events);
         }
     }
 
     /// Whether there may be more to read now.
     pub fn has_more(&self) -> bool {
         // SAFETY: the connection is ours; nginx clears `ready` after a read that came up short.
-        unsafe { (*(*self.connection.as_ptr()).read).ready() != 0 }
+        unsafe { shim::is_ready((*self.connection.as_ptr()).read) }
     }
 
     /// Whether the worker wants the connection closed.
     pub fn is_closing(&self) -> bool {
         // SAFETY: the connection is ours.
-        unsafe { (*self.connection.as_ptr()).close() != 0 }
+        unsafe { shim::is_closing(self.connection.as_ptr()) }
     }
 }
 
@@ -355,10 +354,7 @@ impl Drop for Link {
         // ngx_close_connection() takes back its events and timers.
         unsafe {
             if let Some(ssl) = (*c).ssl.as_mut() {
-                ssl.set_no_wait_shutdown(1);
-                if self.context().stage.get() != Stage::Tls {
-                    ssl.set_no_send_shutdown(1);
-                }
+                shim::set_shutdown(ssl, self.context().stage.get() == Stage::Tls);
                 ssl.save_session = None;
                 ngx_ssl_shutdown(c);
                 if let Some(ssl) = (*c).ssl.as_ref() {

@@ -5,7 +5,7 @@ use std::string::ToString;
 use foreign_types::ForeignType;
 
 use nginx_sys::{
-    NGX_SSL_CLIENT, ngx_connection_t, ngx_create_pool, ngx_post_event, ngx_posted_events,
+    NGX_SSL_CLIENT, ngx_connection_t, ngx_create_pool, ngx_posted_events,
     ngx_ssl_create_connection, ngx_ssl_get_session, ngx_ssl_handshake, ngx_ssl_set_session,
     ngx_tcp_nodelay,
 };
@@ -13,6 +13,7 @@ use ngx::core::Status;
 
 use crate::ffi::client::{TlsClient, TlsError, TlsName};
 use crate::ffi::openssl::{Cross, ERR_clear_error, SSL_session_reused, SSL_set_tlsext_host_name};
+use crate::ffi::shim;
 use crate::ffi::tls::Session;
 use crate::ffi::turn::Turn;
 
@@ -59,7 +60,7 @@ impl Link {
                 stage.set(Stage::Shaking);
                 // SAFETY: the event is the connection's own; it is taken back when that is closed.
                 unsafe {
-                    ngx_post_event((*self.connection.as_ptr()).write, &raw mut ngx_posted_events);
+                    shim::post_event((*self.connection.as_ptr()).write, &raw mut ngx_posted_events);
                 }
                 return Handshake::Again;
             }

@@ -7,8 +7,7 @@ use core::ptr::{self, NonNull};
 use std::rc::Rc;
 
 use nginx_sys::{
-    NGX_ALIGNMENT, ngx_connection_t, ngx_errno, ngx_pool_cleanup_add, ngx_post_event,
-    ngx_posted_events,
+    NGX_ALIGNMENT, ngx_connection_t, ngx_errno, ngx_pool_cleanup_add, ngx_posted_events,
 };
 use session_core::codec::OutOfMemory;
 use session_core::slots::{Slots, Token};
@@ -17,8 +16,8 @@ use super::connection::Connection;
 use super::index::Indexes;
 use crate::ffi::log::Log;
 use crate::ffi::openssl::{BIO, BIO_set_data, SSL, SSL_get_ex_data, SSL_set_ex_data};
-use crate::ffi::quic;
 use crate::ffi::turn::Turn;
+use crate::ffi::{quic, shim};
 
 /// Tells handshakes that wait from others that have tokens.
 #[derive(Debug)]
@@ -104,7 +103,7 @@ impl<H: Keeper> Attached<H> {
         // SAFETY: the connection is valid; recv(2) writes one byte at most.
         unsafe {
             let c = self.c.as_ptr();
-            if (*(*c).read).pending_eof() != 0 {
+            if shim::is_pending_eof((*c).read) {
                 return true;
             }
             match libc::recv((*c).fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK) {
@@ -126,7 +125,7 @@ impl<H: Keeper> Attached<H> {
         }
         // SAFETY: the connection and its read event live as long as its pool; nginx takes a posted
         // event back when it closes the connection (ngx_close_connection()).
-        unsafe { ngx_post_event((*self.c.as_ptr()).read, &raw mut ngx_posted_events) };
+        unsafe { shim::post_event((*self.c.as_ptr()).read, &raw mut ngx_posted_events) };
     }
 }
 
