@@ -9,6 +9,7 @@ use std::rc::Weak;
 use std::string::String;
 use std::vec::Vec;
 
+use foreign_types::ForeignType;
 use nginx_sys::{
     NGX_AGAIN, NGX_ERROR, NGX_LOG_EMERG, NGX_LOG_INFO, NGX_OK, ngx_close_connection,
     ngx_connection_log_error_e_NGX_ERROR_INFO as NGX_ERROR_INFO, ngx_connection_t,
@@ -20,7 +21,7 @@ use nginx_sys::{
 
 use crate::ffi::capture::Captured;
 use crate::ffi::log::Log;
-use crate::ffi::openssl::{Cross, ERR_clear_error, SSL_free};
+use crate::ffi::openssl::{Cross, Ssl, clear_errors};
 use crate::ffi::tls::Session;
 use crate::ffi::turn::Turn;
 
@@ -288,8 +289,7 @@ impl Link {
             n if n == NGX_AGAIN as isize && registered == NGX_OK as ngx_int_t => Io::Again,
             _ => {
                 let errno = ngx_errno();
-                // SAFETY: as in handshake().
-                unsafe { ERR_clear_error() };
+                clear_errors();
                 Io::Failed(errno)
             }
         }
@@ -365,10 +365,10 @@ impl Drop for Link {
                 ssl.save_session = None;
                 ngx_ssl_shutdown(c);
                 if let Some(ssl) = (*c).ssl.as_ref() {
-                    SSL_free(ssl.connection.cross());
+                    drop(Ssl::from_ptr(ssl.connection.cross()));
                     (*c).ssl = ptr::null_mut();
                 }
-                ERR_clear_error();
+                clear_errors();
             }
             let pool = mem::replace(&mut (*c).pool, ptr::null_mut());
             ngx_close_connection(c);

@@ -4,45 +4,49 @@ use core::ffi::{c_char, c_int, c_long, c_void};
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
+use foreign_types::{ForeignType, ForeignTypeRef};
 use nginx_sys::ngx_set_errno;
 use session_core::codec::OutOfMemory;
 
 use super::attached::Attached;
 use super::connection::Connection;
 use super::handler::{Handler, Read};
-use super::socket::{Sink, Socket};
+use super::socket::Sink;
 use crate::ffi::openssl::{
     BIO, BIO_CTRL_DUP, BIO_CTRL_PENDING, BIO_CTRL_POP, BIO_CTRL_PUSH, BIO_FLAGS_RWS,
-    BIO_FLAGS_SHOULD_RETRY, BIO_METHOD, BIO_TYPE_FILTER, BIO_clear_retry_flags, BIO_ctrl, BIO_free,
+    BIO_FLAGS_SHOULD_RETRY, BIO_METHOD, BIO_TYPE_FILTER, BIO_clear_retry_flags, BIO_ctrl,
     BIO_get_data, BIO_get_retry_reason, BIO_meth_new, BIO_meth_set_create__fixed_rust,
     BIO_meth_set_ctrl__fixed_rust, BIO_meth_set_destroy__fixed_rust, BIO_meth_set_read__fixed_rust,
     BIO_meth_set_write__fixed_rust, BIO_new, BIO_read, BIO_set_data, BIO_set_flags, BIO_set_init,
-    BIO_set_retry_read, BIO_set_retry_reason, BIO_test_flags, BIO_up_ref, BIO_write, SSL_get_rbio,
-    SSL_set0_rbio,
+    BIO_set_retry_read, BIO_set_retry_reason, BIO_test_flags, BIO_write, Bio, BioMethod, BioRef,
+    SSL_set0_rbio, SslRef,
 };
+
+impl SslRef {
+    /// Has it read from another BIO.
+    fn set_rbio(&self, bio: Bio) {
+        // SAFETY: SSL_set0_rbio() takes the reference, and drops the one to what was read from.
+        unsafe { SSL_set0_rbio(self.as_ptr(), bio.into_ptr()) };
+    }
+}
 
 impl Connection {
     /// Puts the filter in front of the socket, for reading. OpenSSL then asks [`Handler::read`],
     /// until [`Handler::is_through`].
     pub fn suspendable<H: Handler>(&self, attached: &Attached<H>) -> Result<(), OutOfMemory> {
         let method = method::<H>().ok_or(OutOfMemory)?;
-        // SAFETY: SSL_get_rbio() lends the socket's BIO; the filter gets a reference of its own.
-        // SSL_set0_rbio() takes the filter and drops the reference that the SSL object had.
-        unsafe {
-            let socket = SSL_get_rbio(self.ssl.as_ptr());
-            if socket.is_null() || !attached.filter.get().is_null() {
-                return Err(OutOfMemory);
-            }
-            let filter = BIO_new(method.as_ptr());
-            if filter.is_null() {
-                return Err(OutOfMemory);
-            }
-            BIO_up_ref(socket);
-            BIO_set_data(filter, (&raw const *attached).cast_mut().cast());
-            attached.socket.set(socket);
-            attached.filter.set(filter);
-            SSL_set0_rbio(self.ssl.as_ptr(), filter);
-        }
+        let Some(socket) = self.ssl().rbio().filter(|_| !attached.has_filter()) else {
+            return Err(OutOfMemory);
+        };
+        // SAFETY: what is made is ours; Attached::drop() takes the data out.
+        let filter = unsafe {
+            let filter = NonNull::new(BIO_new(method.as_ptr())).ok_or(OutOfMemory)?;
+            BIO_set_data(filter.as_ptr(), (&raw const *attached).cast_mut().cast());
+            Bio::from_ptr(filter.as_ptr())
+        };
+        *attached.socket.try_borrow_mut().map_err(|_| OutOfMemory)? = Some(socket.to_owned());
+        attached.filter.set(filter.as_ptr());
+        self.ssl().set_rbio(filter);
         Ok(())
     }
 }
@@ -50,15 +54,12 @@ impl Connection {
 impl<H: Handler> Attached<H> {
     /// Takes the filter out. Never from within its own read.
     pub(super) fn remove_filter(&self) {
-        let ssl = self.connection().ssl.as_ptr();
-        // SAFETY: SSL_set0_rbio() takes the reference that is counted up for it and drops the
-        // filter, whose destruction drops the filter's own (bio_destroy()).
-        unsafe {
-            let socket = self.socket.get();
-            if SSL_get_rbio(ssl) == self.filter.get() && !socket.is_null() {
-                BIO_up_ref(socket);
-                SSL_set0_rbio(ssl, socket);
-            }
+        let connection = self.connection();
+        let is_read = connection.ssl().rbio().is_some_and(|bio| bio.as_ptr() == self.filter.get());
+        let socket = self.socket.try_borrow().ok().and_then(|socket| socket.clone());
+        if let Some(socket) = socket.filter(|_| is_read) {
+            // That destroys the filter, and with it its reference to the socket (bio_destroy()).
+            connection.ssl().set_rbio(socket);
         }
     }
 }
@@ -74,12 +75,11 @@ pub(super) fn method<H: Handler>() -> Option<NonNull<BIO_METHOD>> {
 
 #[cold]
 fn make_method<H: Handler>() -> Option<NonNull<BIO_METHOD>> {
-    // SAFETY: plain registrations with OpenSSL, by the only thread; the method is never freed, since
-    // BIOs refer to it.
-    unsafe {
-        let made =
-            NonNull::new(BIO_meth_new(BIO_TYPE_FILTER, c"nginx SSL session fetch".as_ptr()))?;
-        let method = made.as_ptr();
+    let name = c"nginx SSL session fetch".as_ptr();
+    // SAFETY: plain registrations with OpenSSL, by the only thread; what is made is ours.
+    let made = unsafe {
+        let made = NonNull::new(BIO_meth_new(BIO_TYPE_FILTER, name))?;
+        let (method, made) = (made.as_ptr(), BioMethod::from_ptr(made.as_ptr()));
         if BIO_meth_set_read__fixed_rust(method, Some(bio_read::<H>)) != 1
             || BIO_meth_set_write__fixed_rust(method, Some(bio_write::<H>)) != 1
             || BIO_meth_set_ctrl__fixed_rust(method, Some(bio_ctrl::<H>)) != 1
@@ -88,9 +88,11 @@ fn make_method<H: Handler>() -> Option<NonNull<BIO_METHOD>> {
         {
             return None;
         }
-        METHOD.store(method, Ordering::Relaxed);
-        Some(made)
-    }
+        made
+    };
+    // It is never freed, since BIOs refer to it.
+    METHOD.store(made.into_ptr(), Ordering::Relaxed);
+    NonNull::new(METHOD.load(Ordering::Relaxed))
 }
 
 /// The state of the connection that a filter belongs to.
@@ -102,14 +104,24 @@ unsafe fn attached_to<'a, H: Handler>(bio: *mut BIO) -> Option<&'a Attached<H>> 
     unsafe { BIO_get_data(bio).cast::<Attached<H>>().as_ref() }
 }
 
+/// Does something with the socket of a filter.
+///
+/// # Safety
+/// `bio` is a filter of [`Connection::suspendable`].
+unsafe fn with_socket<H: Handler, R>(
+    bio: *mut BIO,
+    work: impl FnOnce(&Attached<H>, &BioRef) -> R,
+) -> Option<R> {
+    // SAFETY: the caller's.
+    let attached = unsafe { attached_to::<H>(bio) }?;
+    let socket = attached.socket.try_borrow().ok()?;
+    Some(work(attached, socket.as_ref()?))
+}
+
 unsafe extern "C" fn bio_read<H: Handler>(bio: *mut BIO, to: *mut c_char, len: c_int) -> c_int {
-    // SAFETY: BIO_meth_set_read(3): a filter of ours and room for `len` bytes.
-    unsafe {
-        BIO_clear_retry_flags(bio);
-        let Some(attached) = attached_to::<H>(bio) else { return -1 };
-        let Some(socket) = NonNull::new(attached.socket.get()) else { return -1 };
+    let read = |attached: &Attached<H>, socket: &BioRef| {
         let mut sink = Sink { to, room: usize::try_from(len).unwrap_or(0) };
-        match attached.handler().read(attached, &Socket(socket), &mut sink) {
+        match attached.handler().read(attached, socket, &mut sink) {
             Read::Data(n) => c_int::try_from(n).unwrap_or(-1),
             Read::Ended(ending) => {
                 // nginx logs it (ngx_ssl_handshake()).
@@ -117,15 +129,22 @@ unsafe extern "C" fn bio_read<H: Handler>(bio: *mut BIO, to: *mut c_char, len: c
                 ending.result
             }
             Read::Suspended => {
-                BIO_set_retry_read(bio);
+                // SAFETY: the filter is valid.
+                unsafe { BIO_set_retry_read(bio) };
                 -1
             }
-            Read::Socket => {
+            // SAFETY: both are valid; there is room for `len` bytes.
+            Read::Socket => unsafe {
                 let n = BIO_read(socket.as_ptr(), to.cast(), len);
-                copy_retry(bio, socket.as_ptr());
+                copy_retry(bio, socket);
                 n
-            }
+            },
         }
+    };
+    // SAFETY: BIO_meth_set_read(3): a filter of ours and room for `len` bytes.
+    unsafe {
+        BIO_clear_retry_flags(bio);
+        with_socket::<H, _>(bio, read).unwrap_or(-1)
     }
 }
 
@@ -136,11 +155,13 @@ unsafe extern "C" fn bio_write<H: Handler>(
 ) -> c_int {
     // SAFETY: BIO_meth_set_write(3). OpenSSL writes through a BIO of its own; this is for others.
     unsafe {
-        let Some(attached) = attached_to::<H>(bio) else { return -1 };
-        let n = BIO_write(attached.socket.get(), from.cast(), len);
-        copy_retry(bio, attached.socket.get());
-        n
+        with_socket::<H, _>(bio, |_, socket| {
+            let n = BIO_write(socket.as_ptr(), from.cast(), len);
+            copy_retry(bio, socket);
+            n
+        })
     }
+    .unwrap_or(-1)
 }
 
 unsafe extern "C" fn bio_ctrl<H: Handler>(
@@ -149,19 +170,24 @@ unsafe extern "C" fn bio_ctrl<H: Handler>(
     number: c_long,
     data: *mut c_void,
 ) -> c_long {
-    // SAFETY: BIO_meth_set_ctrl(3). The filter is in no chain, so nothing about chains is passed
-    // on.
-    unsafe {
-        let Some(attached) = attached_to::<H>(bio) else { return 0 };
-        match command {
-            BIO_CTRL_PUSH | BIO_CTRL_POP | BIO_CTRL_DUP => 0,
-            BIO_CTRL_PENDING => match attached.handler().pending(attached) {
-                0 => BIO_ctrl(attached.socket.get(), command, number, data),
-                n => c_long::try_from(n).unwrap_or(c_long::MAX),
-            },
-            _ => BIO_ctrl(attached.socket.get(), command, number, data),
-        }
+    // The filter is in no chain, so nothing about chains is passed on.
+    if matches!(command, BIO_CTRL_PUSH | BIO_CTRL_POP | BIO_CTRL_DUP) {
+        return 0;
     }
+    // SAFETY: BIO_meth_set_ctrl(3); the socket is valid.
+    unsafe {
+        with_socket::<H, _>(bio, |attached, socket| {
+            let pending = match command {
+                BIO_CTRL_PENDING => attached.handler().pending(attached),
+                _ => 0,
+            };
+            match pending {
+                0 => BIO_ctrl(socket.as_ptr(), command, number, data),
+                n => c_long::try_from(n).unwrap_or(c_long::MAX),
+            }
+        })
+    }
+    .unwrap_or(0)
 }
 
 unsafe extern "C" fn bio_create(bio: *mut BIO) -> c_int {
@@ -171,20 +197,23 @@ unsafe extern "C" fn bio_create(bio: *mut BIO) -> c_int {
 }
 
 unsafe extern "C" fn bio_destroy<H: Handler>(bio: *mut BIO) -> c_int {
-    // SAFETY: BIO_meth_set_destroy(3); the reference to the socket is the filter's own.
-    unsafe {
-        if let Some(attached) = attached_to::<H>(bio) {
-            attached.filter.set(ptr::null_mut());
-            BIO_free(attached.socket.replace(ptr::null_mut()));
-        }
+    // SAFETY: BIO_meth_set_destroy(3).
+    if let Some(attached) = unsafe { attached_to::<H>(bio) } {
+        attached.filter.set(ptr::null_mut());
+        // It is borrowed within the filter's own functions only.
+        drop(attached.socket.try_borrow_mut().ok().and_then(|mut socket| socket.take()));
     }
     1
 }
 
 /// Sets the socket's "ask again" flags in the filter, for whoever asked the filter.
-unsafe fn copy_retry(filter: *mut BIO, socket: *mut BIO) {
+///
+/// # Safety
+/// `filter` is valid.
+unsafe fn copy_retry(filter: *mut BIO, socket: &BioRef) {
     const FLAGS: c_int = BIO_FLAGS_RWS | BIO_FLAGS_SHOULD_RETRY;
-    // SAFETY: BIO_copy_next_retry() for a BIO that is not chained.
+    let socket = socket.as_ptr();
+    // SAFETY: BIO_copy_next_retry() for a BIO that is not chained; both are valid.
     unsafe {
         BIO_clear_retry_flags(filter);
         BIO_set_flags(filter, BIO_test_flags(socket, FLAGS));
