@@ -23,6 +23,16 @@ NAME(BIO_should_retry)(BIO *bio)
 }
 
 
+/* BIO_copy_next_retry() for BIOs that are not chained. */
+static inline void
+NAME(BIO_copy_retry)(BIO *to, BIO *from)
+{
+    BIO_clear_retry_flags(to);
+    BIO_set_flags(to, BIO_get_retry_flags(from));
+    BIO_set_retry_reason(to, BIO_get_retry_reason(from));
+}
+
+
 static inline long
 NAME(SSL_CTX_get_session_cache_mode)(SSL_CTX *ctx)
 {

@@ -164,8 +164,8 @@ impl<S, R> Answer<*mut S> for Stack<'_, R> {
     }
 }
 
-/// Methods that ask OpenSSL about an object. The functions take nothing else and change nothing; what they
-/// lend is the object's, or static.
+/// Methods that are a function of OpenSSL's which takes an object and nothing else, and is good for any
+/// object at any time. What it lends is the object's, or static.
 macro_rules! ask {
     ($handle:ty: $($(#[$doc:meta])* $vis:vis fn $method:ident() -> $out:ty = $function:path;)*) => {
         impl $handle { $(

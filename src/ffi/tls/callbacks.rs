@@ -252,8 +252,7 @@ pub(super) unsafe extern "C" fn generate<H: Handler>(
         let room = core::slice::from_raw_parts_mut(id, *len as usize);
         (Connection::of(SslRef::from_ptr(ssl)), room)
     };
-    let issued = connection
-        .and_then(|connection| connection.session_hooks::<H>()?.handler.issue_id(&connection));
+    let issued = connection.and_then(|c| c.session_hooks::<H>()?.handler.issue_id(&c));
     match issued {
         Some(issued) if issued.len() == room.len() => {
             room.copy_from_slice(&issued);

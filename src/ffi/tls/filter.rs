@@ -1,5 +1,6 @@
 //! The filter between the socket and OpenSSL: a BIO through which a handshake is suspended.
 
+use core::cell::Ref;
 use core::ffi::{c_char, c_int, c_long, c_void};
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -13,14 +14,19 @@ use super::connection::Connection;
 use super::handler::{Handler, Read};
 use super::socket::Sink;
 use crate::ffi::openssl::{
-    BIO, BIO_CTRL_DUP, BIO_CTRL_PENDING, BIO_CTRL_POP, BIO_CTRL_PUSH, BIO_FLAGS_RWS,
-    BIO_FLAGS_SHOULD_RETRY, BIO_METHOD, BIO_TYPE_FILTER, BIO_clear_retry_flags, BIO_ctrl,
-    BIO_get_data, BIO_get_retry_reason, BIO_meth_new, BIO_meth_set_create__fixed_rust,
-    BIO_meth_set_ctrl__fixed_rust, BIO_meth_set_destroy__fixed_rust, BIO_meth_set_read__fixed_rust,
-    BIO_meth_set_write__fixed_rust, BIO_new, BIO_read, BIO_set_data, BIO_set_flags, BIO_set_init,
-    BIO_set_retry_read, BIO_set_retry_reason, BIO_test_flags, BIO_write, Bio, BioMethod, BioRef,
-    SSL_set0_rbio, SslRef,
+    BIO, BIO_CTRL_DUP, BIO_CTRL_PENDING, BIO_CTRL_POP, BIO_CTRL_PUSH, BIO_METHOD, BIO_TYPE_FILTER,
+    BIO_clear_retry_flags, BIO_copy_retry, BIO_ctrl, BIO_get_data, BIO_meth_new,
+    BIO_meth_set_create__fixed_rust, BIO_meth_set_ctrl__fixed_rust,
+    BIO_meth_set_destroy__fixed_rust, BIO_meth_set_read__fixed_rust,
+    BIO_meth_set_write__fixed_rust, BIO_new, BIO_read, BIO_set_data, BIO_set_init,
+    BIO_set_retry_read, BIO_write, Bio, BioMethod, BioRef, SSL_set0_rbio, SslRef, ask,
 };
+
+ask! { BioRef:
+    fn data() -> *mut c_void = BIO_get_data;
+    fn clear_retry() -> () = BIO_clear_retry_flags;
+    fn set_retry_read() -> () = BIO_set_retry_read;
+}
 
 impl SslRef {
     /// Has it read from another BIO.
@@ -95,56 +101,42 @@ fn make_method<H: Handler>() -> Option<NonNull<BIO_METHOD>> {
     NonNull::new(METHOD.load(Ordering::Relaxed))
 }
 
-/// The state of the connection that a filter belongs to.
-///
-/// # Safety
-/// `bio` is a filter of [`Connection::suspendable`].
-unsafe fn attached_to<'a, H: Handler>(bio: *mut BIO) -> Option<&'a Attached<H>> {
+/// The state of the connection that a filter of [`Connection::suspendable`] belongs to.
+fn attached_to<H: Handler>(filter: &BioRef) -> Option<&Attached<H>> {
     // SAFETY: the data is what suspendable() set; Attached::drop() takes it out.
-    unsafe { BIO_get_data(bio).cast::<Attached<H>>().as_ref() }
+    unsafe { filter.data().cast::<Attached<H>>().as_ref() }
 }
 
-/// Does something with the socket of a filter.
-///
-/// # Safety
-/// `bio` is a filter of [`Connection::suspendable`].
-unsafe fn with_socket<H: Handler, R>(
-    bio: *mut BIO,
-    work: impl FnOnce(&Attached<H>, &BioRef) -> R,
-) -> Option<R> {
-    // SAFETY: the caller's.
-    let attached = unsafe { attached_to::<H>(bio) }?;
-    let socket = attached.socket.try_borrow().ok()?;
-    Some(work(attached, socket.as_ref()?))
+/// The same, and the socket.
+fn parts<H: Handler>(filter: &BioRef) -> Option<(&Attached<H>, Ref<'_, Bio>)> {
+    let attached = attached_to::<H>(filter)?;
+    let socket = Ref::filter_map(attached.socket.try_borrow().ok()?, Option::as_ref).ok()?;
+    Some((attached, socket))
 }
 
 unsafe extern "C" fn bio_read<H: Handler>(bio: *mut BIO, to: *mut c_char, len: c_int) -> c_int {
-    let read = |attached: &Attached<H>, socket: &BioRef| {
-        let mut sink = Sink { to, room: usize::try_from(len).unwrap_or(0) };
-        match attached.handler().read(attached, socket, &mut sink) {
-            Read::Data(n) => c_int::try_from(n).unwrap_or(-1),
-            Read::Ended(ending) => {
-                // nginx logs it (ngx_ssl_handshake()).
-                ngx_set_errno(ending.errno);
-                ending.result
-            }
-            Read::Suspended => {
-                // SAFETY: the filter is valid.
-                unsafe { BIO_set_retry_read(bio) };
-                -1
-            }
-            // SAFETY: both are valid; there is room for `len` bytes.
-            Read::Socket => unsafe {
-                let n = BIO_read(socket.as_ptr(), to.cast(), len);
-                copy_retry(bio, socket);
-                n
-            },
+    // SAFETY: BIO_meth_set_read(3): a filter of ours.
+    let filter = unsafe { BioRef::from_ptr(bio) };
+    filter.clear_retry();
+    let Some((attached, socket)) = parts::<H>(filter) else { return -1 };
+    let mut sink = Sink { to, room: usize::try_from(len).unwrap_or(0) };
+    match attached.handler().read(attached, &socket, &mut sink) {
+        Read::Data(n) => c_int::try_from(n).unwrap_or(-1),
+        Read::Ended(ending) => {
+            // nginx logs it (ngx_ssl_handshake()).
+            ngx_set_errno(ending.errno);
+            ending.result
         }
-    };
-    // SAFETY: BIO_meth_set_read(3): a filter of ours and room for `len` bytes.
-    unsafe {
-        BIO_clear_retry_flags(bio);
-        with_socket::<H, _>(bio, read).unwrap_or(-1)
+        Read::Suspended => {
+            filter.set_retry_read();
+            -1
+        }
+        Read::Socket => {
+            // SAFETY: BIO_meth_set_read(3): there is room for `len` bytes.
+            let n = unsafe { BIO_read(socket.as_ptr(), to.cast(), len) };
+            copy_retry(filter, &socket);
+            n
+        }
     }
 }
 
@@ -153,15 +145,14 @@ unsafe extern "C" fn bio_write<H: Handler>(
     from: *const c_char,
     len: c_int,
 ) -> c_int {
-    // SAFETY: BIO_meth_set_write(3). OpenSSL writes through a BIO of its own; this is for others.
-    unsafe {
-        with_socket::<H, _>(bio, |_, socket| {
-            let n = BIO_write(socket.as_ptr(), from.cast(), len);
-            copy_retry(bio, socket);
-            n
-        })
-    }
-    .unwrap_or(-1)
+    // SAFETY: BIO_meth_set_write(3): a filter of ours. OpenSSL writes through a BIO of its own; this is
+    // for others.
+    let filter = unsafe { BioRef::from_ptr(bio) };
+    let Some((_, socket)) = parts::<H>(filter) else { return -1 };
+    // SAFETY: BIO_meth_set_write(3): there are `len` bytes.
+    let n = unsafe { BIO_write(socket.as_ptr(), from.cast(), len) };
+    copy_retry(filter, &socket);
+    n
 }
 
 unsafe extern "C" fn bio_ctrl<H: Handler>(
@@ -170,24 +161,20 @@ unsafe extern "C" fn bio_ctrl<H: Handler>(
     number: c_long,
     data: *mut c_void,
 ) -> c_long {
-    // The filter is in no chain, so nothing about chains is passed on.
-    if matches!(command, BIO_CTRL_PUSH | BIO_CTRL_POP | BIO_CTRL_DUP) {
-        return 0;
+    // SAFETY: BIO_meth_set_ctrl(3): a filter of ours.
+    let filter = unsafe { BioRef::from_ptr(bio) };
+    let Some((attached, socket)) = parts::<H>(filter) else { return 0 };
+    let held = match command {
+        // The filter is in no chain, so nothing about chains is passed on.
+        BIO_CTRL_PUSH | BIO_CTRL_POP | BIO_CTRL_DUP => return 0,
+        BIO_CTRL_PENDING => attached.handler().pending(attached),
+        _ => 0,
+    };
+    match held {
+        // SAFETY: the socket is valid, and the rest the caller's.
+        0 => unsafe { BIO_ctrl(socket.as_ptr(), command, number, data) },
+        n => c_long::try_from(n).unwrap_or(c_long::MAX),
     }
-    // SAFETY: BIO_meth_set_ctrl(3); the socket is valid.
-    unsafe {
-        with_socket::<H, _>(bio, |attached, socket| {
-            let pending = match command {
-                BIO_CTRL_PENDING => attached.handler().pending(attached),
-                _ => 0,
-            };
-            match pending {
-                0 => BIO_ctrl(socket.as_ptr(), command, number, data),
-                n => c_long::try_from(n).unwrap_or(c_long::MAX),
-            }
-        })
-    }
-    .unwrap_or(0)
 }
 
 unsafe extern "C" fn bio_create(bio: *mut BIO) -> c_int {
@@ -197,26 +184,18 @@ unsafe extern "C" fn bio_create(bio: *mut BIO) -> c_int {
 }
 
 unsafe extern "C" fn bio_destroy<H: Handler>(bio: *mut BIO) -> c_int {
-    // SAFETY: BIO_meth_set_destroy(3).
-    if let Some(attached) = unsafe { attached_to::<H>(bio) } {
+    // SAFETY: BIO_meth_set_destroy(3): a filter of ours.
+    let filter = unsafe { BioRef::from_ptr(bio) };
+    if let Some(attached) = attached_to::<H>(filter) {
         attached.filter.set(ptr::null_mut());
-        // It is borrowed within the filter's own functions only.
+        // It is borrowed within the filter's other functions only.
         drop(attached.socket.try_borrow_mut().ok().and_then(|mut socket| socket.take()));
     }
     1
 }
 
 /// Sets the socket's "ask again" flags in the filter, for whoever asked the filter.
-///
-/// # Safety
-/// `filter` is valid.
-unsafe fn copy_retry(filter: *mut BIO, socket: &BioRef) {
-    const FLAGS: c_int = BIO_FLAGS_RWS | BIO_FLAGS_SHOULD_RETRY;
-    let socket = socket.as_ptr();
-    // SAFETY: BIO_copy_next_retry() for a BIO that is not chained; both are valid.
-    unsafe {
-        BIO_clear_retry_flags(filter);
-        BIO_set_flags(filter, BIO_test_flags(socket, FLAGS));
-        BIO_set_retry_reason(filter, BIO_get_retry_reason(socket));
-    }
+fn copy_retry(filter: &BioRef, socket: &BioRef) {
+    // SAFETY: both are valid.
+    unsafe { BIO_copy_retry(filter.as_ptr(), socket.as_ptr()) };
 }
