@@ -51,6 +51,20 @@ NAME(SSL_CTX_get0_verify_cert_store)(SSL_CTX *ctx)
 }
 
 
+static inline long
+NAME(SSL_CTX_set_current_cert)(SSL_CTX *ctx, long which)
+{
+    return SSL_CTX_set_current_cert(ctx, which);
+}
+
+
+static inline long
+NAME(SSL_CTX_select_current_cert)(SSL_CTX *ctx, X509 *certificate)
+{
+    return SSL_CTX_select_current_cert(ctx, certificate);
+}
+
+
 static inline size_t
 NAME(SSL_get0_raw_cipherlist)(SSL *ssl, const unsigned char **list)
 {

@@ -2,6 +2,6 @@
 
 #![allow(missing_docs, non_upper_case_globals)]
 
-use super::openssl::{BIO, SSL, SSL_CTX, X509_STORE};
+use super::openssl::{BIO, SSL, SSL_CTX, X509, X509_STORE};
 
 include!(concat!(env!("OUT_DIR"), "/shim.rs"));

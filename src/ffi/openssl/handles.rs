@@ -13,9 +13,9 @@ use openssl_sys::{
     SSL_CIPHER_get_digest_nid, SSL_CIPHER_get_protocol_id, SSL_CTX, SSL_CTX_free,
     SSL_CTX_get_ex_data, SSL_CTX_up_ref, SSL_SESSION, SSL_SESSION_free, SSL_free, SSL_get_ex_data,
     SSL_get1_peer_certificate, X509, X509_CRL, X509_CRL_digest, X509_CRL_get0_lastUpdate,
-    X509_CRL_get0_nextUpdate, X509_OBJECT, X509_OBJECT_get0_X509, X509_OBJECT_get0_X509_CRL,
-    X509_STORE, X509_STORE_get0_objects, X509_check_ip_asc, X509_digest, X509_free,
-    X509_get0_notAfter,
+    X509_CRL_get0_nextUpdate, X509_NAME, X509_NAME_digest, X509_OBJECT, X509_OBJECT_get0_X509,
+    X509_OBJECT_get0_X509_CRL, X509_STORE, X509_STORE_get0_objects, X509_check_ip_asc, X509_digest,
+    X509_free, X509_get0_notAfter,
 };
 
 use super::unheard;
@@ -106,6 +106,8 @@ lent_types! {
     StoreObjectRef: X509_OBJECT;
     /// A revocation list.
     CrlRef: X509_CRL;
+    /// A name, as certificates have them.
+    NameRef: X509_NAME;
 }
 
 unsafe fn up_ctx(ctx: *mut SSL_CTX) -> *mut SSL_CTX {
@@ -286,6 +288,7 @@ macro_rules! sha256 {
 sha256! {
     CertificateRef: X509_digest;
     CrlRef: X509_CRL_digest;
+    NameRef: X509_NAME_digest;
 }
 
 impl CertificateRef {

@@ -16,7 +16,7 @@ pub use self::errors::{clear_errors, unheard};
 pub(in crate::ffi) use self::handles::ask;
 pub use self::handles::{
     Algorithm, Answer, Bio, BioMethod, BioRef, CertificateRef, Cipher, CipherRef, Ctx, CtxRef,
-    Session, SessionRef, Ssl, SslRef, Stack, StoreRef, Suite, Time, lent,
+    NameRef, Session, SessionRef, Ssl, SslRef, Stack, StoreRef, Suite, Time, lent,
 };
 pub use super::shim::*;
 

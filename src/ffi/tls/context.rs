@@ -46,7 +46,7 @@ impl Context {
         NonNull::new(ctx).map(Context)
     }
 
-    fn ctx(&self) -> &CtxRef {
+    pub(super) fn ctx(&self) -> &CtxRef {
         // SAFETY: it is valid as long as this.
         unsafe { CtxRef::from_ptr(self.0.as_ptr()) }
     }
