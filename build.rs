@@ -23,11 +23,12 @@ const VERSIONS: [(&str, u32); 4] = [
 ];
 
 /// Macros of OpenSSL's that openssl-sys leaves out.
-const MACROS: [&str; 6] = [
+const MACROS: [&str; 7] = [
     "BIO_CTRL_(DUP|PENDING|POP|PUSH)",
     "BIO_TYPE_FILTER",
     "SSL3_AL_FATAL",
     "SSL_CB_(ACCEPT_LOOP|ALERT|HANDSHAKE_DONE|HANDSHAKE_START)",
+    "SSL_CERT_SET_(FIRST|NEXT)",
     "SSL_TICKET_(RETURN_(IGNORE_RENEW|USE|USE_RENEW)|SUCCESS|SUCCESS_RENEW)",
     "TLSEXT_TYPE_(max_fragment_length|server_name)",
 ];

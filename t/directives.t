@@ -2742,3 +2742,47 @@ fetch_timeout 10ms;
         ssl_session_lifetime 1h; # here
     }
 --- emerg: "ssl_session_lifetime" directive is not allowed here
+
+
+=== TEST 281: sessions bound to the certificate
+--- http_config
+    ssl_session_bind  certificate;
+    ssl_session_fetch shared:tls:1m;
+
+
+
+=== TEST 282: sessions bound to names
+--- http_config
+    ssl_session_bind  names;
+    ssl_session_fetch shared:tls:1m;
+
+
+
+=== TEST 283: sessions bound to something else
+--- http_config
+    ssl_session_bind name; # here
+--- emerg: invalid value "name" in "ssl_session_bind": it must be "certificate" or "names"
+
+
+
+=== TEST 284: sessions bound to two things
+--- http_config
+    ssl_session_bind names certificate; # here
+--- emerg: invalid number of arguments in "ssl_session_bind" directive
+
+
+
+=== TEST 285: sessions bound twice
+--- http_config
+    ssl_session_bind names;
+    ssl_session_bind names; # here
+--- emerg: "ssl_session_bind" directive is duplicate
+
+
+
+=== TEST 286: sessions of a server{} bound
+--- http_config
+    server {
+        ssl_session_bind names; # here
+    }
+--- emerg: "ssl_session_bind" directive is not allowed here

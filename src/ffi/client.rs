@@ -11,6 +11,7 @@ use std::boxed::Box;
 use std::ffi::CString;
 use std::string::{String, ToString};
 
+use foreign_types::ForeignTypeRef;
 use nginx_sys::{
     NGX_OK, NGX_SSL_TLSv1_2, NGX_SSL_TLSv1_3, ngx_connection_t, ngx_int_t, ngx_ssl_certificate,
     ngx_ssl_check_host, ngx_ssl_ciphers, ngx_ssl_cleanup_ctx, ngx_ssl_client_session_cache,
@@ -20,10 +21,8 @@ use nginx_sys::{
 
 use super::conf::{Conf, Flag, KeyVals, Num, Passwords, Protocols, Refusal, Str};
 use super::openssl::{
-    Cross, ERR_clear_error, SSL_CTX_set_default_verify_paths, SSL_CTX_set_mode,
-    SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, SSL_MODE_ENABLE_PARTIAL_WRITE, SSL_get_verify_result,
-    SSL_get1_peer_certificate, X509_V_OK, X509_check_ip_asc, X509_free,
-    X509_verify_cert_error_string,
+    Cross, SSL_CTX_set_default_verify_paths, SSL_CTX_set_mode, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER,
+    SSL_MODE_ENABLE_PARTIAL_WRITE, SslRef, X509_V_OK, X509_verify_cert_error_string, clear_errors,
 };
 
 /// Default of `ssl_protocols`.
@@ -181,7 +180,7 @@ impl TlsClient {
             checked(ngx_ssl_trusted_certificate(cf.as_ptr(), ssl, &raw mut trusted, depth))?;
             if trusted.is_empty() {
                 let set = SSL_CTX_set_default_verify_paths((*ssl).ctx.cross());
-                ERR_clear_error();
+                clear_errors();
                 if set != 1 {
                     return Err(cf.refuse(format_args!(
                         "the system's trusted certificates cannot \
@@ -217,8 +216,8 @@ impl TlsClient {
         }
         // SAFETY: the caller's. X509_verify_cert_error_string(3) gives a text that stays.
         unsafe {
-            let ssl = (*(*c).ssl).connection.cross();
-            let code = SSL_get_verify_result(ssl);
+            let ssl = SslRef::from_ptr((*(*c).ssl).connection.cross());
+            let code = ssl.verify_result();
             if code != c_long::from(X509_V_OK) {
                 let text = CStr::from_ptr(X509_verify_cert_error_string(code)).to_string_lossy();
                 return Err(TlsError::Verify { code, text: text.into() });
@@ -231,15 +230,9 @@ impl TlsClient {
                 return Ok(());
             }
             // nginx compares names only.
-            if name.is_ip {
-                let certificate = SSL_get1_peer_certificate(ssl);
-                if !certificate.is_null() {
-                    let matches = X509_check_ip_asc(certificate, name.name.as_ptr(), 0);
-                    X509_free(certificate);
-                    if matches == 1 {
-                        return Ok(());
-                    }
-                }
+            let certificate = ssl.peer_certificate().filter(|_| name.is_ip);
+            if certificate.is_some_and(|certificate| certificate.is_of_ip(&name.name)) {
+                return Ok(());
             }
         }
         Err(TlsError::Name(name.to_string().into()))

@@ -1,7 +1,7 @@
 //! nginx and OpenSSL, made safe: the only home of `unsafe`.
 //!
-//! Types of OpenSSL are those of `nginx-sys`, generated from the headers that nginx was built
-//! with; the module links no OpenSSL of its own and so cannot meet a second one at run time.
+//! Types are those of `nginx-sys` and, by way of `openssl`, of `openssl-sys`, both made from the headers
+//! that nginx was built with. The module links no OpenSSL and so cannot meet a second one at run time.
 //!
 //! A worker is one process with one thread. nginx's thread pools run none of this code, so no
 //! type here is, or has to be, `Send` or `Sync`; what is declared `Sync` says so beside it.

@@ -11,8 +11,8 @@ use ngx::core::Status;
 use super::event::{Event, Handle};
 use super::log::Log;
 use super::openssl::{
-    ERR_clear_error, SSL, SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_READ, SSL_do_handshake,
-    SSL_get_error,
+    SSL, SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_READ, SSL_do_handshake, SSL_get_error,
+    clear_errors,
 };
 use super::shim;
 use super::symbol;
@@ -75,9 +75,9 @@ impl Wake {
     /// and a handshake that has one ends by its timeout.
     fn handshake(&self, _: &mut Turn) -> bool {
         let ssl = self.ssl.as_ptr();
+        clear_errors();
         // SAFETY: both are valid, see new(), and nothing of OpenSSL's is under way.
         let (n, error) = unsafe {
-            ERR_clear_error();
             let n = SSL_do_handshake(ssl);
             (n, if n <= 0 { SSL_get_error(ssl, n) } else { 0 })
         };
@@ -87,8 +87,7 @@ impl Wake {
         let waits = [SSL_ERROR_WANT_READ, SSL_ERROR_WANT_CLIENT_HELLO_CB];
         let goes_on = n > 0 || waits.contains(&error);
         if !goes_on {
-            // SAFETY: OpenSSL's queue of this thread.
-            unsafe { ERR_clear_error() };
+            clear_errors();
         }
         goes_on
     }

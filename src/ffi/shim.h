@@ -32,6 +32,16 @@ NAME(BIO_should_retry)(BIO *bio)
 }
 
 
+/* BIO_copy_next_retry() for BIOs that are not chained. */
+static inline void
+NAME(BIO_copy_retry)(BIO *to, BIO *from)
+{
+    BIO_clear_retry_flags(to);
+    BIO_set_flags(to, BIO_get_retry_flags(from));
+    BIO_set_retry_reason(to, BIO_get_retry_reason(from));
+}
+
+
 static inline long
 NAME(SSL_CTX_get_session_cache_mode)(SSL_CTX *ctx)
 {
@@ -47,6 +57,20 @@ NAME(SSL_CTX_get0_verify_cert_store)(SSL_CTX *ctx)
 
     (void) SSL_CTX_get0_verify_cert_store(ctx, &store);
     return store;
+}
+
+
+static inline long
+NAME(SSL_CTX_set_current_cert)(SSL_CTX *ctx, long which)
+{
+    return SSL_CTX_set_current_cert(ctx, which);
+}
+
+
+static inline long
+NAME(SSL_CTX_select_current_cert)(SSL_CTX *ctx, X509 *certificate)
+{
+    return SSL_CTX_select_current_cert(ctx, certificate);
 }
 
 

@@ -9,6 +9,7 @@ use std::rc::Weak;
 use std::string::String;
 use std::vec::Vec;
 
+use foreign_types::ForeignType;
 use nginx_sys::{
     NGX_LOG_EMERG, NGX_LOG_INFO, ngx_close_connection, ngx_connection_t, ngx_destroy_pool,
     ngx_errno, ngx_event_connect_peer, ngx_event_get_peer, ngx_event_t, ngx_handle_read_event,
@@ -19,7 +20,7 @@ use ngx::core::Status;
 
 use crate::ffi::capture::Captured;
 use crate::ffi::log::Log;
-use crate::ffi::openssl::{Cross, ERR_clear_error, SSL_free};
+use crate::ffi::openssl::{Cross, Ssl, clear_errors};
 use crate::ffi::tls::Session;
 use crate::ffi::turn::Turn;
 use crate::ffi::{shim, text};
@@ -284,8 +285,7 @@ impl Link {
             n if Status(n) == Status::NGX_AGAIN && registered.is_ok() => Io::Again,
             _ => {
                 let errno = ngx_errno();
-                // SAFETY: as in handshake().
-                unsafe { ERR_clear_error() };
+                clear_errors();
                 Io::Failed(errno)
             }
         }
@@ -358,10 +358,10 @@ impl Drop for Link {
                 ssl.save_session = None;
                 ngx_ssl_shutdown(c);
                 if let Some(ssl) = (*c).ssl.as_ref() {
-                    SSL_free(ssl.connection.cross());
+                    drop(Ssl::from_ptr(ssl.connection.cross()));
                     (*c).ssl = ptr::null_mut();
                 }
-                ERR_clear_error();
+                clear_errors();
             }
             let pool = mem::replace(&mut (*c).pool, ptr::null_mut());
             ngx_close_connection(c);

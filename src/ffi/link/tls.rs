@@ -12,7 +12,7 @@ use nginx_sys::{
 use ngx::core::Status;
 
 use crate::ffi::client::{TlsClient, TlsError, TlsName};
-use crate::ffi::openssl::{Cross, ERR_clear_error, SSL_session_reused, SSL_set_tlsext_host_name};
+use crate::ffi::openssl::{Cross, SSL_session_reused, SSL_set_tlsext_host_name, clear_errors};
 use crate::ffi::shim;
 use crate::ffi::tls::Session;
 use crate::ffi::turn::Turn;
@@ -85,9 +85,7 @@ impl Link {
             return self.handshake_failed(Some(error));
         }
         stage.set(Stage::Tls);
-        // SAFETY: OpenSSL's queue of this thread. What is left there would be taken for an error
-        // of whatever connection comes next.
-        unsafe { ERR_clear_error() };
+        clear_errors();
         // OpenSSL may have read more than the handshake, which no event reports again.
         self.read_later();
         Handshake::Done
@@ -97,8 +95,7 @@ impl Link {
         let context = self.context();
         context.stage.set(Stage::Failed);
         context.session.set(None);
-        // SAFETY: as in handshake().
-        unsafe { ERR_clear_error() };
+        clear_errors();
         let said = || self.last_error().unwrap_or_else(|| "SSL_do_handshake() failed".to_string());
         Handshake::Failed(error.unwrap_or_else(|| TlsError::Handshake(said().into())))
     }

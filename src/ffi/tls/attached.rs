@@ -15,7 +15,7 @@ use session_core::slots::{Slots, Token};
 use super::connection::Connection;
 use super::index::Indexes;
 use crate::ffi::log::Log;
-use crate::ffi::openssl::{BIO, BIO_set_data, SSL, SSL_get_ex_data, SSL_set_ex_data};
+use crate::ffi::openssl::{BIO, BIO_set_data, Bio, SSL, SSL_set_ex_data, SslRef};
 use crate::ffi::turn::Turn;
 use crate::ffi::{quic, shim};
 
@@ -41,8 +41,8 @@ pub struct Attached<H: Keeper> {
     handler: Rc<H>,
     c: NonNull<ngx_connection_t>,
     ssl: NonNull<SSL>,
-    /// The socket's BIO, counted up, while there is a filter.
-    pub(super) socket: Cell<*mut BIO>,
+    /// The socket, while there is a filter.
+    pub(super) socket: RefCell<Option<Bio>>,
     /// The filter, while there is one; it belongs to the SSL object.
     pub(super) filter: Cell<*mut BIO>,
     token: Cell<Option<HandshakeToken>>,
@@ -65,6 +65,11 @@ impl<H: Keeper> Attached<H> {
     /// The handler it was attached for.
     pub fn handler(&self) -> &H {
         &self.handler
+    }
+
+    /// Whether there is a filter.
+    pub(super) fn has_filter(&self) -> bool {
+        !self.filter.get().is_null()
     }
 
     /// The connection. Only for use while a handshake is under way: the SSL object of a connection
@@ -163,8 +168,7 @@ impl<H: Keeper> Waiters<H> {
 impl Connection {
     /// What was attached, if anything.
     pub fn attached<H: Keeper>(&self) -> Option<&Attached<H>> {
-        // SAFETY: the SSL object is valid.
-        unsafe { attached_of(self.ssl.as_ptr()) }
+        attached_of(self.ssl())
     }
 
     /// Attaches `state` to the connection, once. It is dropped when the connection closes.
@@ -190,7 +194,7 @@ impl Connection {
                 handler: Rc::clone(handler),
                 c: self.c,
                 ssl: self.ssl,
-                socket: Cell::new(ptr::null_mut()),
+                socket: RefCell::new(None),
                 filter: Cell::new(ptr::null_mut()),
                 token: Cell::new(None),
                 wake: OnceCell::new(),
@@ -205,15 +209,11 @@ impl Connection {
 }
 
 /// What is attached to a connection, if anything.
-///
-/// # Safety
-/// `ssl` is valid for the current call.
-pub(super) unsafe fn attached_of<'a, H: Keeper>(ssl: *const SSL) -> Option<&'a Attached<H>> {
-    let indexes = Indexes::get()?;
-    // SAFETY: the caller's; the data of this index is what attach() set, in memory of the
-    // connection's pool, which lives longer than the SSL object (ngx_ssl_shutdown() frees that
-    // first).
-    unsafe { SSL_get_ex_data(ssl, indexes.attached).cast::<Attached<H>>().as_ref() }
+pub(super) fn attached_of<H: Keeper>(ssl: &SslRef) -> Option<&Attached<H>> {
+    let attached = ssl.data(Indexes::get()?.attached).cast::<Attached<H>>();
+    // SAFETY: it is what attach() has set, in memory of the connection's pool, which lives longer than
+    // the SSL object (ngx_ssl_shutdown() frees that first).
+    unsafe { attached.as_ref() }
 }
 
 unsafe extern "C" fn detach<H: Keeper>(data: *mut c_void) {

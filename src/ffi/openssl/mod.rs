@@ -1,15 +1,28 @@
 //! OpenSSL, as the headers have it that nginx is built with. Nothing else names openssl-sys.
+//!
+//! What is one object of OpenSSL's to C is one type here ([`Session`], and [`SessionRef`] where it is lent),
+//! with methods for what OpenSSL tells of it. What has rules of its own is called by its C name, where it is
+//! used.
+
+mod errors;
+mod handles;
 
 #[cfg(nginx_1_29_2)]
 use core::ffi::{c_int, c_void};
 
 pub use openssl_sys::*;
 
+pub use self::errors::{clear_errors, unheard};
+pub(in crate::ffi) use self::handles::ask;
+pub use self::handles::{
+    Algorithm, Answer, Bio, BioMethod, BioRef, CertificateRef, Cipher, CipherRef, Ctx, CtxRef,
+    NameRef, Session, SessionRef, Ssl, SslRef, Stack, StoreRef, Suite, Time, lent,
+};
 pub use super::shim::*;
 
-/// A pointer to a type of OpenSSL's, which nginx-sys has in a family of its own.
+/// A pointer to an object of OpenSSL's: nginx-sys has types of its own for these.
 pub trait Cross {
-    /// It in the other family.
+    /// The pointer in the other family of types.
     type Other;
 
     /// Takes it over.
