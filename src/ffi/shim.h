@@ -95,6 +95,12 @@ NAME(SSL_get0_raw_cipherlist)(SSL *ssl, const unsigned char **list)
     _Static_assert(__builtin_types_compatible_p(__typeof__(&function), type), \
                    #function " is of another type")
 
+/* OpenResty's patch has it. */
+typedef SSL_SESSION *(*NAME(SSL_magic_pending_session_ptr))(void);
+#ifdef SSL_ERROR_PENDING_SESSION
+IS_OF(NAME(SSL_magic_pending_session_ptr), SSL_magic_pending_session_ptr);
+#endif
+
 #if (NGX_STREAM_SSL)
 typedef ngx_stream_variable_t *(*NAME(stream_add_variable))(ngx_conf_t *cf,
     ngx_str_t *name, ngx_uint_t flags);

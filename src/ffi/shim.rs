@@ -14,6 +14,6 @@ use nginx_sys::{
 #[cfg(ngx_feature = "stream_ssl")]
 use nginx_sys::{ngx_conf_t, ngx_str_t, ngx_stream_variable_t, ngx_uint_t};
 
-use super::openssl::{BIO, SSL, SSL_CTX, X509, X509_STORE};
+use super::openssl::{BIO, SSL, SSL_CTX, SSL_SESSION, X509, X509_STORE};
 
 include!(concat!(env!("OUT_DIR"), "/shim.rs"));

@@ -1,14 +1,10 @@
 //! What is kept for one connection, in its pool.
 
 use core::cell::{Cell, OnceCell, RefCell};
-use core::ffi::c_void;
-use core::mem;
 use core::ptr::{self, NonNull};
 use std::rc::Rc;
 
-use nginx_sys::{
-    NGX_ALIGNMENT, ngx_connection_t, ngx_errno, ngx_pool_cleanup_add, ngx_posted_events,
-};
+use nginx_sys::{ngx_connection_t, ngx_errno, ngx_posted_events};
 use session_core::codec::OutOfMemory;
 use session_core::slots::{Slots, Token};
 
@@ -17,7 +13,7 @@ use super::index::Indexes;
 use crate::ffi::log::Log;
 use crate::ffi::openssl::{BIO, BIO_set_data, Bio, SSL, SSL_set_ex_data, SslRef};
 use crate::ffi::turn::Turn;
-use crate::ffi::{quic, shim};
+use crate::ffi::{pool, quic, shim};
 
 /// Tells handshakes that wait from others that have tokens.
 #[derive(Debug)]
@@ -177,33 +173,26 @@ impl Connection {
         handler: &Rc<H>,
         state: H::State,
     ) -> Result<&Attached<H>, OutOfMemory> {
-        const { assert!(mem::align_of::<Attached<H>>() <= NGX_ALIGNMENT) };
         let indexes = Indexes::get().ok_or(OutOfMemory)?;
-        // SAFETY: the memory comes from the connection's pool, aligned (ngx_palloc()) and of the
-        // size asked for; the cleanup runs when the pool goes, and only once there is something to
-        // drop.
+        let attached = Attached {
+            state,
+            handler: Rc::clone(handler),
+            c: self.c,
+            ssl: self.ssl,
+            socket: RefCell::new(None),
+            filter: Cell::new(ptr::null_mut()),
+            token: Cell::new(None),
+            wake: OnceCell::new(),
+        };
+        // SAFETY: the connection and its SSL object are valid; what is attached lives as long as the
+        // connection's pool.
         unsafe {
-            let pool = (*self.c.as_ptr()).pool;
-            let cleanup = ngx_pool_cleanup_add(pool, mem::size_of::<Attached<H>>());
-            if cleanup.is_null() {
+            let attached = pool::keep((*self.c.as_ptr()).pool, attached).ok_or(OutOfMemory)?;
+            let data = attached.as_ptr().cast();
+            if SSL_set_ex_data(self.ssl.as_ptr(), indexes.attached, data) != 1 {
                 return Err(OutOfMemory);
             }
-            let attached = (*cleanup).data.cast::<Attached<H>>();
-            attached.write(Attached {
-                state,
-                handler: Rc::clone(handler),
-                c: self.c,
-                ssl: self.ssl,
-                socket: RefCell::new(None),
-                filter: Cell::new(ptr::null_mut()),
-                token: Cell::new(None),
-                wake: OnceCell::new(),
-            });
-            (*cleanup).handler = Some(detach::<H>);
-            if SSL_set_ex_data(self.ssl.as_ptr(), indexes.attached, attached.cast()) != 1 {
-                return Err(OutOfMemory);
-            }
-            Ok(&*attached)
+            Ok(attached.as_ref())
         }
     }
 }
@@ -214,9 +203,4 @@ pub(super) fn attached_of<H: Keeper>(ssl: &SslRef) -> Option<&Attached<H>> {
     // SAFETY: it is what attach() has set, in memory of the connection's pool, which lives longer than
     // the SSL object (ngx_ssl_shutdown() frees that first).
     unsafe { attached.as_ref() }
-}
-
-unsafe extern "C" fn detach<H: Keeper>(data: *mut c_void) {
-    // SAFETY: the cleanup of attach(), which wrote an Attached<H> there.
-    unsafe { ptr::drop_in_place(data.cast::<Attached<H>>()) };
 }

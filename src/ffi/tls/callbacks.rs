@@ -2,8 +2,7 @@
 
 use core::cell::Cell;
 use core::ffi::{c_int, c_uchar, c_uint, c_void};
-use core::mem;
-use core::ptr::{self, NonNull};
+use core::ptr;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::rc::Rc;
 
@@ -27,7 +26,7 @@ use crate::ffi::openssl::{
     SSL_TICKET_RETURN_IGNORE_RENEW, SSL_TICKET_RETURN_USE, SSL_TICKET_RETURN_USE_RENEW,
     SSL_TICKET_STATUS, SSL_TICKET_SUCCESS, SSL_TICKET_SUCCESS_RENEW, SSL3_AL_FATAL, SslRef, lent,
 };
-use crate::ffi::symbol;
+use crate::ffi::{shim, symbol};
 
 /// What the callbacks of a context find there.
 pub(super) struct Hooks<H: Handler> {
@@ -60,11 +59,11 @@ type HelloCallback = Option<unsafe extern "C" fn(*mut SSL, *mut c_int, *mut c_vo
 /// What a callback returns that is to be asked again later, on an OpenSSL that knows it (OpenResty's
 /// patch, for `ssl_session_fetch_by_lua`): an address that is no session's. Null on any other.
 pub(super) fn pending_session() -> *mut SSL_SESSION {
-    type Pending = unsafe extern "C" fn() -> *mut SSL_SESSION;
-    symbol::find(c"SSL_magic_pending_session_ptr").map_or(ptr::null_mut(), |at| {
-        // SAFETY: the function of that name takes nothing, and returns the address of a static.
-        unsafe { mem::transmute::<NonNull<c_void>, Pending>(at)() }
-    })
+    // SAFETY: the type is of this function.
+    let pending: shim::SSL_magic_pending_session_ptr =
+        unsafe { symbol::function(c"SSL_magic_pending_session_ptr") };
+    // SAFETY: it only returns the address of a static.
+    pending.map_or(ptr::null_mut(), |pending| unsafe { pending() })
 }
 
 /// The hooks of a context. Hooked::hook() has set them, and takes them out before it frees them.
