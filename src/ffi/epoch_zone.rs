@@ -9,7 +9,7 @@ use super::conf::{Conf, MIN_ZONE_PAGES, Refusal};
 use super::slab::{Content, Locked, SharedZone};
 
 /// A zone of shared memory that holds one epoch, and outlives workers. All of an epoch is atomic: no
-/// lock is held, which a worker could take to its grave.
+/// lock is held, which a worker could take to its grave, as it can an `ngx::sync::RwLock`.
 pub struct EpochZone {
     zone: SharedZone,
 }

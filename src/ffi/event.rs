@@ -1,6 +1,6 @@
 //! Calls at a later time, by nginx's timers and posted events.
 //!
-//! By hand: the timers of `ngx` are for its tasks, which its waker may run at once.
+//! By hand: timers of `ngx` wake tasks, and its waker runs a task at once, wherever it is called.
 
 use core::cell::UnsafeCell;
 use core::ffi::c_void;

@@ -33,7 +33,7 @@ const USUAL_VALUE: usize = 512;
 /// Everything happens under the slab pool's mutex. A worker may have died in the middle of a change;
 /// whoever comes next sees that and starts with an empty zone.
 ///
-/// The tree is by hand: that of `ngx` knows no values of any length, and looks a name up by a hash.
+/// The tree is by hand: the map of `ngx` has values of one size only, and no mark of a change.
 pub struct Zone {
     zone: SharedZone,
 }
