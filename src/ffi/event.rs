@@ -87,13 +87,8 @@ impl<T: Handle<K>, K> Event<T, K> {
 
     /// Takes back [`Event::at`].
     pub fn cancel(&self) {
-        let event = self.event();
         // SAFETY: as in at().
-        unsafe {
-            if shim::timer_is_set(event) {
-                shim::del_timer(event);
-            }
-        }
+        unsafe { shim::del_timer(self.event()) };
     }
 
     /// Fires at the end of this turn of the event loop, unless it was posted for the next one.
@@ -137,14 +132,10 @@ impl<T, K> Event<T, K> {
 impl<T, K> Drop for Event<T, K> {
     fn drop(&mut self) {
         let event = self.event();
-        // SAFETY: nginx holds a pointer exactly when one of the two says so.
+        // SAFETY: nginx holds a pointer exactly while a timer is set, or the event is posted.
         unsafe {
-            if shim::timer_is_set(event) {
-                shim::del_timer(event);
-            }
-            if shim::is_posted(event) {
-                shim::delete_posted_event(event);
-            }
+            shim::del_timer(event);
+            shim::delete_posted_event(event);
         }
     }
 }

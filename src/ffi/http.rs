@@ -5,8 +5,8 @@ use core::ptr::{self, NonNull};
 use std::vec::Vec;
 
 use nginx_sys::{
-    ngx_connection_t, ngx_cycle_t, ngx_hash_find_combined, ngx_hash_key, ngx_http_add_variable,
-    ngx_http_conf_addr_t, ngx_http_conf_port_t, ngx_http_connection_t, ngx_http_core_main_conf_t,
+    ngx_connection_t, ngx_cycle_t, ngx_http_add_variable, ngx_http_conf_addr_t,
+    ngx_http_conf_port_t, ngx_http_connection_t, ngx_http_core_main_conf_t,
     ngx_http_core_srv_conf_t, ngx_http_request_t, ngx_http_variable_value_t, ngx_int_t,
     ngx_module_t,
 };
@@ -17,12 +17,12 @@ use ngx::http::{
 
 use session_core::origin::Verification;
 
-use super::block::{Block, Server};
+use super::block::{self, Block, Configured, Server, Socket};
 use super::conf::{Conf, Place, Refusal};
 use super::openssl::{Cross, SSL_CTX};
 use super::resolver::Resolver;
 use super::shim;
-use super::tls::{Context, Differences};
+use super::tls::Context;
 use super::variable::{self, Variable};
 
 /// `http{}`
@@ -36,44 +36,27 @@ impl Block for Http {
 
     fn servers(cf: &Conf) -> Vec<Server> {
         let Some(main) = NgxHttpCoreModule::main_conf(cf.raw()) else { return Vec::new() };
-        // SAFETY: in postconfiguration the modules of http{} have merged their configurations, and
-        // nginx has yet to free the list of ports.
+        // SAFETY: in postconfiguration the modules of http{} have merged their configurations, which
+        // stay as long as the cycle, and nginx has yet to free the list of ports.
         unsafe {
-            main.servers
-                .as_slice::<*mut ngx_http_core_srv_conf_t>()
-                .iter()
-                .filter_map(|&server| {
-                    let ssl = NgxHttpSslModule::server_conf(server.as_ref()?)?;
-                    let context = Context::from_ptr(ssl.ssl.ctx.cross())?;
-                    let listens = |is_of_kind: unsafe extern "C" fn(*const _) -> bool| {
-                        addresses(main)
-                            .filter(|&addr| is_of_kind(addr))
-                            .any(|addr| servers_of(addr).contains(&server))
-                    };
-                    Some(Server {
-                        context,
-                        verification: Verification {
-                            verify: ssl.verify as u64,
-                            depth: ssl.verify_depth as u64,
-                            ocsp: ssl.ocsp as u64,
-                            by_name: !ssl.certificate_values.is_null(),
-                            ..Verification::default()
-                        },
-                        place: Place::new(
-                            CStr::from_ptr((*server).file_name.cast()),
-                            (*server).line,
-                        ),
-                        listens_tls: listens(shim::http_is_tls),
-                        listens_quic: listens(shim::http_is_quic),
-                        differences: addresses(main)
-                            .filter(|addr| addr.default_server == server)
-                            .flat_map(|addr| servers_of(addr))
-                            .filter_map(|&other| Context::from_ptr(context_of(other)))
-                            .map(|other| context.differences(other))
-                            .fold(Differences::default(), Differences::and),
-                    })
+            let server = |server: &ngx_http_core_srv_conf_t| {
+                let ssl = NgxHttpSslModule::server_conf(server)?;
+                Some(Configured {
+                    id: ptr::from_ref(server).cast(),
+                    context: Context::from_ptr(ssl.ssl.ctx.cross())?,
+                    verification: Verification {
+                        verify: ssl.verify as u64,
+                        depth: ssl.verify_depth as u64,
+                        ocsp: ssl.ocsp as u64,
+                        by_name: !ssl.certificate_values.is_null(),
+                        ..Verification::default()
+                    },
+                    place: Place::new(CStr::from_ptr(server.file_name.cast()), server.line),
                 })
-                .collect()
+            };
+            let servers = main.servers.as_slice::<&ngx_http_core_srv_conf_t>();
+            let servers = servers.iter().filter_map(|one| server(one)).collect();
+            block::listening(servers, &sockets(main))
         }
     }
 
@@ -96,13 +79,7 @@ impl Block for Http {
             let (Some(names), Some(name)) = (address.virtual_names.as_ref(), name) else {
                 return or_default(default);
             };
-            let named = ngx_hash_find_combined(
-                (&raw const names.names).cast_mut(),
-                ngx_hash_key(name.as_ptr().cast_mut(), name.len()),
-                name.as_ptr().cast_mut(),
-                name.len(),
-            )
-            .cast::<ngx_http_core_srv_conf_t>();
+            let named = block::server_named::<ngx_http_core_srv_conf_t>(&names.names, name);
             if !named.is_null() {
                 return or_default(context_of(named));
             }
@@ -150,25 +127,21 @@ unsafe fn context_of(server: *const ngx_http_core_srv_conf_t) -> *mut SSL_CTX {
         .map_or(ptr::null_mut(), |ssl| ssl.ssl.ctx.cross())
 }
 
-/// The addresses that servers listen on.
+/// The sockets of the servers.
 ///
 /// # Safety
-/// As in [`Block::servers`].
-unsafe fn addresses(
-    main: &ngx_http_core_main_conf_t,
-) -> impl Iterator<Item = &ngx_http_conf_addr_t> {
+/// The list of ports is there.
+unsafe fn sockets(main: &ngx_http_core_main_conf_t) -> Vec<Socket> {
     // SAFETY: the caller's; the arrays hold what http core puts there (ngx_http_add_listen()).
     unsafe {
         let ports = main.ports.as_ref().map_or(&[][..], |ports| ports.as_slice());
-        ports.iter().flat_map(|port: &ngx_http_conf_port_t| port.addrs.as_slice())
+        let addresses = ports.iter().flat_map(|port: &ngx_http_conf_port_t| port.addrs.as_slice());
+        let socket = |addr: &ngx_http_conf_addr_t| Socket {
+            default: addr.default_server.cast_const().cast(),
+            servers: addr.servers.as_slice().to_vec(),
+            is_tls: shim::http_is_tls(addr),
+            is_quic: shim::http_is_quic(addr),
+        };
+        addresses.map(socket).collect()
     }
-}
-
-/// The servers that listen on an address.
-///
-/// # Safety
-/// As in [`addresses`].
-unsafe fn servers_of(addr: &ngx_http_conf_addr_t) -> &[*mut ngx_http_core_srv_conf_t] {
-    // SAFETY: the caller's.
-    unsafe { addr.servers.as_slice() }
 }

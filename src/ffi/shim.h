@@ -136,11 +136,13 @@ NAME(add_timer)(ngx_event_t *event, ngx_msec_t delay)
 }
 
 
-/* There is one. */
+/* Takes a timer back, if there is one. */
 static inline void
 NAME(del_timer)(ngx_event_t *event)
 {
-    ngx_del_timer(event);
+    if (event->timer_set) {
+        ngx_del_timer(event);
+    }
 }
 
 
@@ -165,11 +167,13 @@ NAME(post_event)(ngx_event_t *event, ngx_queue_t *queue)
 }
 
 
-/* It is posted. */
+/* Takes it back, if it was posted. */
 static inline void
 NAME(delete_posted_event)(ngx_event_t *event)
 {
-    ngx_delete_posted_event(event);
+    if (event->posted) {
+        ngx_delete_posted_event(event);
+    }
 }
 
 

@@ -15,20 +15,17 @@ use nginx_sys::{
     ngx_stream_variable_value_t,
 };
 #[cfg(nginx_1_25_5)]
-use nginx_sys::{
-    ngx_hash_find_combined, ngx_hash_key, ngx_stream_conf_addr_t, ngx_stream_conf_port_t,
-    ngx_stream_ssl_srv_conf_t,
-};
+use nginx_sys::{ngx_stream_conf_addr_t, ngx_stream_conf_port_t, ngx_stream_ssl_srv_conf_t};
 
 use session_core::origin::Verification;
 
-use super::block::{Block, Server};
+use super::block::{self, Block, Configured, Id, Server, Socket};
 use super::conf::{Conf, Place, Refusal};
 use super::openssl::{Cross, SSL_CTX};
 use super::resolver::Resolver;
 use super::shim;
 use super::symbol;
-use super::tls::{Context, Differences};
+use super::tls::Context;
 use super::variable::{self, Variable};
 
 /// `stream{}`
@@ -41,41 +38,34 @@ impl Block for Stream {
     }
 
     fn servers(cf: &Conf) -> Vec<Server> {
-        // SAFETY: in postconfiguration the modules of stream{} have merged their configurations, and
-        // nginx has yet to free the list of ports.
+        // SAFETY: in postconfiguration the modules of stream{} have merged their configurations, which
+        // stay as long as the cycle, and nginx has yet to free the list of ports.
         unsafe {
             let core = module(c"ngx_stream_core_module");
             let main = core.and_then(|core| Self::main_conf(&*cf.raw().cycle, core));
             let Some(main) = main else { return Vec::new() };
             let main: &ngx_stream_core_main_conf_t = main.as_ref();
-            main.servers
-                .as_slice::<*mut ngx_stream_core_srv_conf_t>()
-                .iter()
-                .filter_map(|&server| {
-                    let ssl = ssl_of((*(*server).ctx).srv_conf)?;
-                    let context = Context::from_ptr(ssl.ssl.ctx.cross())?;
-                    Some(Server {
-                        context,
-                        verification: Verification {
-                            verify: ssl.verify as u64,
-                            depth: ssl.verify_depth as u64,
-                            #[cfg(nginx_1_27_2)]
-                            ocsp: ssl.ocsp as u64,
-                            #[cfg(not(nginx_1_27_2))]
-                            ocsp: 0,
-                            by_name: !ssl.certificate_values.is_null(),
-                            ..Verification::default()
-                        },
-                        place: Place::new(
-                            CStr::from_ptr((*server).file_name.cast()),
-                            (*server).line,
-                        ),
-                        listens_tls: listens_tls(main, server),
-                        listens_quic: false,
-                        differences: differences(main, server, context),
-                    })
+            let server = |server: &ngx_stream_core_srv_conf_t| {
+                let ssl = ssl_of((*server.ctx).srv_conf)?;
+                Some(Configured {
+                    id: id_of(server),
+                    context: Context::from_ptr(ssl.ssl.ctx.cross())?,
+                    verification: Verification {
+                        verify: ssl.verify as u64,
+                        depth: ssl.verify_depth as u64,
+                        #[cfg(nginx_1_27_2)]
+                        ocsp: ssl.ocsp as u64,
+                        #[cfg(not(nginx_1_27_2))]
+                        ocsp: 0,
+                        by_name: !ssl.certificate_values.is_null(),
+                        ..Verification::default()
+                    },
+                    place: Place::new(CStr::from_ptr(server.file_name.cast()), server.line),
                 })
-                .collect()
+            };
+            let servers = main.servers.as_slice::<&ngx_stream_core_srv_conf_t>();
+            let servers = servers.iter().filter_map(|one| server(one)).collect();
+            block::listening(servers, &sockets(main))
         }
     }
 
@@ -111,13 +101,7 @@ impl Block for Stream {
             let (Some(names), Some(name)) = ((*session).virtual_names.as_ref(), name) else {
                 return or_default(default);
             };
-            let named = ngx_hash_find_combined(
-                (&raw const names.names).cast_mut(),
-                ngx_hash_key(name.as_ptr().cast_mut(), name.len()),
-                name.as_ptr().cast_mut(),
-                name.len(),
-            )
-            .cast::<ngx_stream_core_srv_conf_t>();
+            let named = block::server_named::<ngx_stream_core_srv_conf_t>(&names.names, name);
             if !named.is_null() {
                 return or_default(context_of((*(*named).ctx).srv_conf));
             }
@@ -207,92 +191,53 @@ unsafe fn ssl_of<'a>(srv_conf: *mut *mut c_void) -> Option<&'a ngx_stream_ssl_sr
     unsafe { (*srv_conf.add(ssl.ctx_index)).cast::<ngx_stream_ssl_srv_conf_t>().as_ref() }
 }
 
-/// The addresses that servers listen on.
+#[cfg(nginx_1_25_5)]
+fn id_of(server: &ngx_stream_core_srv_conf_t) -> Id {
+    ptr::from_ref(server).cast()
+}
+
+/// The sockets of the servers.
 ///
 /// # Safety
-/// As in [`Block::servers`].
+/// The list of ports is there.
 #[cfg(nginx_1_25_5)]
-unsafe fn addresses(
-    main: &ngx_stream_core_main_conf_t,
-) -> impl Iterator<Item = &ngx_stream_conf_addr_t> {
+unsafe fn sockets(main: &ngx_stream_core_main_conf_t) -> Vec<Socket> {
     // SAFETY: the caller's; the arrays hold what stream core puts there (ngx_stream_add_listen()).
     unsafe {
         let ports = main.ports.as_ref().map_or(&[][..], |ports| ports.as_slice());
-        ports.iter().flat_map(|port: &ngx_stream_conf_port_t| port.addrs.as_slice())
+        let addresses =
+            ports.iter().flat_map(|port: &ngx_stream_conf_port_t| port.addrs.as_slice());
+        let socket = |addr: &ngx_stream_conf_addr_t| Socket {
+            default: addr.default_server.cast_const().cast(),
+            servers: addr.servers.as_slice().to_vec(),
+            is_tls: shim::stream_is_tls(addr),
+            is_quic: false,
+        };
+        addresses.map(socket).collect()
     }
 }
 
-/// The servers that listen on an address.
-///
-/// # Safety
-/// As in [`addresses`].
-#[cfg(nginx_1_25_5)]
-unsafe fn servers_of(addr: &ngx_stream_conf_addr_t) -> &[*mut ngx_stream_core_srv_conf_t] {
-    // SAFETY: the caller's.
-    unsafe { addr.servers.as_slice() }
-}
-
-/// Whether a server has a listening socket with `ssl`.
-///
-/// # Safety
-/// As in [`Block::servers`].
-#[cfg(nginx_1_25_5)]
-unsafe fn listens_tls(
-    main: &ngx_stream_core_main_conf_t,
-    server: *mut ngx_stream_core_srv_conf_t,
-) -> bool {
-    // SAFETY: the caller's.
-    unsafe {
-        addresses(main)
-            .filter(|&addr| shim::stream_is_tls(addr))
-            .any(|addr| servers_of(addr).contains(&server))
-    }
-}
-
-/// In what other servers differ from this one, of the context, where it is the default server.
-///
-/// # Safety
-/// As in [`Block::servers`].
-#[cfg(nginx_1_25_5)]
-unsafe fn differences(
-    main: &ngx_stream_core_main_conf_t,
-    server: *mut ngx_stream_core_srv_conf_t,
-    context: Context,
-) -> Differences {
-    // SAFETY: the caller's.
-    unsafe {
-        addresses(main)
-            .filter(|addr| addr.default_server == server)
-            .flat_map(|addr| servers_of(addr))
-            .filter_map(|&other| Context::from_ptr(context_of((*(*other).ctx).srv_conf)))
-            .map(|other| context.differences(other))
-            .fold(Differences::default(), Differences::and)
-    }
-}
-
-/// Before virtual servers came each socket has one server.
-///
-/// # Safety
-/// None is needed.
+/// A socket knows the configurations of its server.
 #[cfg(not(nginx_1_25_5))]
-unsafe fn differences(
-    _: &ngx_stream_core_main_conf_t,
-    _: *mut ngx_stream_core_srv_conf_t,
-    _: Context,
-) -> Differences {
-    Differences::default()
+fn id_of(server: &ngx_stream_core_srv_conf_t) -> Id {
+    server.ctx.cast_const().cast()
 }
 
 /// The same before virtual servers came: each socket has one server.
+///
+/// # Safety
+/// The block has been read.
 #[cfg(not(nginx_1_25_5))]
-unsafe fn listens_tls(
-    main: &ngx_stream_core_main_conf_t,
-    server: *mut ngx_stream_core_srv_conf_t,
-) -> bool {
+unsafe fn sockets(main: &ngx_stream_core_main_conf_t) -> Vec<Socket> {
     // SAFETY: the caller's; the array holds what ngx_stream_core_listen() puts there.
     unsafe {
-        let listens = main.listen.as_slice::<ngx_stream_listen_t>();
-        listens.iter().any(|listen| shim::stream_is_tls(listen) && listen.ctx == (*server).ctx)
+        let socket = |listen: &ngx_stream_listen_t| Socket {
+            default: listen.ctx.cast_const().cast(),
+            servers: std::vec![listen.ctx.cast_const().cast()],
+            is_tls: shim::stream_is_tls(listen),
+            is_quic: false,
+        };
+        main.listen.as_slice().iter().map(socket).collect()
     }
 }
 
