@@ -144,7 +144,7 @@ impl OpenSsl {
             .lines()
             .filter_map(|line| line.strip_prefix("#define "))
             .filter(|line| line.starts_with("OPENSSL_") || line.starts_with("LIBRESSL_"))
-            .map(Into::into)
+            .map(|line| line.trim_end().into())
             .collect();
         Ok(OpenSsl { macros })
     }
