@@ -186,7 +186,7 @@ NAME(is_ready)(const ngx_event_t *event)
 }
 
 
-/* The other side has closed, and the event method knows. */
+/* Whether the event method knows that the other side has closed. */
 static inline bool
 NAME(is_pending_eof)(const ngx_event_t *event)
 {
@@ -208,7 +208,7 @@ NAME(set_idle)(ngx_connection_t *c)
 }
 
 
-/* Failures of it are the owner's to tell. */
+/* What fails by the network is logged as "info". */
 static inline void
 NAME(set_log_error_info)(ngx_peer_connection_t *peer)
 {
@@ -216,12 +216,15 @@ NAME(set_log_error_info)(ngx_peer_connection_t *peer)
 }
 
 
-/* Closing does not wait for the other side, and says so to it or not. */
+/* Closing does not wait for the other side. Nor does it say so to it, if it is quiet, or nginx has found
+   an error. */
 static inline void
-NAME(set_shutdown)(ngx_ssl_connection_t *ssl, bool says_so)
+NAME(set_shutdown)(ngx_ssl_connection_t *ssl, bool quiet)
 {
     ssl->no_wait_shutdown = 1;
-    ssl->no_send_shutdown = !says_so;
+    if (quiet) {
+        ssl->no_send_shutdown = 1;
+    }
 }
 
 
@@ -242,7 +245,7 @@ NAME(resolve_start)(ngx_resolver_t *resolver)
 }
 
 
-/* Nothing is logged where there is no memory. */
+/* Lets nginx write no line when there is no memory left. */
 static inline void
 NAME(slab_be_quiet)(ngx_slab_pool_t *pool)
 {
@@ -295,7 +298,7 @@ NAME(stream_is_tls)(const ngx_stream_listen_t *listen)
 
 /* Requests and variables. */
 
-/* No body goes with the header, as is known once that was sent. */
+/* Whether no body goes with the header: known once that was sent. */
 static inline bool
 NAME(is_header_only)(const ngx_http_request_t *r)
 {
@@ -313,7 +316,7 @@ NAME(set_last)(ngx_buf_t *buf, bool is_main)
 }
 
 
-/* Without text there is no value, which is "-" in a log. */
+/* Without text there is no value: "-" in a log. */
 static inline void
 NAME(set_variable)(ngx_variable_value_t *value, u_char *text, size_t len)
 {

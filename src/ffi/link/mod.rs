@@ -354,7 +354,7 @@ impl Drop for Link {
         // ngx_close_connection() takes back its events and timers.
         unsafe {
             if let Some(ssl) = (*c).ssl.as_mut() {
-                shim::set_shutdown(ssl, self.context().stage.get() == Stage::Tls);
+                shim::set_shutdown(ssl, self.context().stage.get() != Stage::Tls);
                 ssl.save_session = None;
                 ngx_ssl_shutdown(c);
                 if let Some(ssl) = (*c).ssl.as_ref() {
