@@ -5,7 +5,8 @@ use core::mem;
 use std::string::String;
 use std::vec::Vec;
 
-use nginx_sys::{NGX_OK, in_addr_t, ngx_inet_addr, ngx_int_t, ngx_parse_url, ngx_str_t, ngx_url_t};
+use nginx_sys::{ngx_inet_addr, ngx_parse_url, ngx_str_t, ngx_url_t};
+use ngx::core::Status;
 use session_core::target::Redacted;
 
 use super::reading::{Conf, Refusal};
@@ -34,11 +35,11 @@ impl Conf {
             let mut url: ngx_url_t = mem::zeroed();
             url.url = ngx_str_t::from_bytes(self.0.pool, text.as_bytes()).ok_or(Refusal::Said)?;
             url.default_port = default_port;
-            let rc = ngx_parse_url(self.0.pool, &raw mut url);
+            let rc = Status(ngx_parse_url(self.0.pool, &raw mut url));
             (rc, url)
         };
         let text = Redacted(text);
-        if rc != NGX_OK as ngx_int_t || url.uri.len != 0 {
+        if !rc.is_ok() || url.uri.len != 0 {
             let reason = if url.err.is_null() {
                 c"invalid address".to_string_lossy()
             } else {
@@ -70,7 +71,7 @@ impl Conf {
         let host = url.host.as_bytes();
         let inner = host.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
         // SAFETY: the host is valid; only read.
-        let is_ipv4 = unsafe { ngx_inet_addr(url.host.data, url.host.len) != in_addr_t::MAX };
+        let is_ipv4 = unsafe { ngx_inet_addr(url.host.data, url.host.len) != libc::INADDR_NONE };
         Ok(ServerUrl {
             addresses,
             host: String::from_utf8_lossy(inner.unwrap_or(host)).into_owned(),
