@@ -21,8 +21,9 @@ use nginx_sys::{
 
 use super::conf::{Conf, Flag, KeyVals, Num, Passwords, Protocols, Refusal, Str};
 use super::openssl::{
-    Cross, SSL_CTX_set_default_verify_paths, SSL_CTX_set_mode, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER,
-    SSL_MODE_ENABLE_PARTIAL_WRITE, SslRef, X509_V_OK, X509_verify_cert_error_string, clear_errors,
+    Certificate, Cross, SSL_CTX_set_default_verify_paths, SSL_CTX_set_mode,
+    SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, SSL_MODE_ENABLE_PARTIAL_WRITE, SslRef, X509_V_OK,
+    X509_verify_cert_error_string, clear_errors,
 };
 
 /// Default of `ssl_protocols`.
@@ -230,8 +231,8 @@ impl TlsClient {
                 return Ok(());
             }
             // nginx compares names only.
-            let certificate = ssl.peer_certificate().filter(|_| name.is_ip);
-            if certificate.is_some_and(|certificate| certificate.is_of_ip(&name.name)) {
+            let is_of_it = |shown: Certificate| shown.is_of_ip(&name.name);
+            if name.is_ip && ssl.peer_certificate().is_some_and(is_of_it) {
                 return Ok(());
             }
         }

@@ -13,9 +13,8 @@ use session_core::crypto::{AES_KEY_LEN, Crypto, Failed, NONCE_LEN, TAG_LEN};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::openssl::{
-    Algorithm, Cipher, CipherRef, EVP_CIPHER_CTX_ctrl, EVP_CIPHER_CTX_new, EVP_CTRL_GCM_GET_TAG,
-    EVP_CTRL_GCM_SET_TAG, EVP_CipherFinal_ex, EVP_CipherInit_ex2, EVP_CipherUpdate, RAND_bytes,
-    clear_errors,
+    Algorithm, Cipher, CipherRef, EVP_CIPHER_CTX_ctrl, EVP_CTRL_GCM_GET_TAG, EVP_CTRL_GCM_SET_TAG,
+    EVP_CipherFinal_ex, EVP_CipherInit_ex2, EVP_CipherUpdate, RAND_bytes, clear_errors,
 };
 
 /// The algorithms of OpenSSL's default context: its configuration says which providers they come
@@ -109,17 +108,11 @@ impl Crypto for Evp {
 impl Cipher {
     /// AES-256-GCM, without a key.
     fn aes_gcm(way: Way) -> Result<Self, Failed> {
-        // SAFETY: EVP_CIPHER_CTX_new(3) makes one that is ours, or returns null.
-        let context = unsafe {
-            let context = EVP_CIPHER_CTX_new();
-            if context.is_null() {
-                return Err(Failed);
-            }
-            Cipher::from_ptr(context)
+        let context = Cipher::new().ok_or(Failed)?;
+        let Some(algorithm) = Algorithm::fetch(c"AES-256-GCM") else {
+            clear_errors();
+            return Err(Failed);
         };
-        let algorithm = Algorithm::fetch(c"AES-256-GCM");
-        done(algorithm.is_some().into())?;
-        let algorithm = algorithm.ok_or(Failed)?;
         let (null, ctx) = (ptr::null(), context.as_ptr());
         // SAFETY: EVP_EncryptInit(3): the context counts the algorithm up.
         done(unsafe {

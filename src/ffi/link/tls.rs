@@ -2,7 +2,7 @@
 
 use std::string::ToString;
 
-use foreign_types::ForeignType;
+use foreign_types::{ForeignType, ForeignTypeRef};
 
 use nginx_sys::{
     NGX_SSL_CLIENT, ngx_connection_t, ngx_create_pool, ngx_posted_events,
@@ -12,7 +12,7 @@ use nginx_sys::{
 use ngx::core::Status;
 
 use crate::ffi::client::{TlsClient, TlsError, TlsName};
-use crate::ffi::openssl::{Cross, SSL_session_reused, SSL_set_tlsext_host_name, clear_errors};
+use crate::ffi::openssl::{Cross, SSL_set_tlsext_host_name, SslRef, clear_errors};
 use crate::ffi::shim;
 use crate::ffi::tls::Session;
 use crate::ffi::turn::Turn;
@@ -147,7 +147,10 @@ impl Link {
     pub fn was_resumed(&self) -> bool {
         self.context().stage.get() == Stage::Tls
             // SAFETY: at this stage there is an SSL object.
-            && unsafe { SSL_session_reused((*(*self.connection.as_ptr()).ssl).connection.cross()) == 1 }
+            && unsafe {
+                let ssl = (*(*self.connection.as_ptr()).ssl).connection;
+                SslRef::from_ptr(ssl.cross()).is_resumed()
+            }
     }
 }
 

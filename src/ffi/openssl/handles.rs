@@ -5,18 +5,7 @@ use core::marker::PhantomData;
 use core::ptr;
 
 use foreign_types::{ForeignType, ForeignTypeRef, Opaque, foreign_type};
-use openssl_sys::{
-    ASN1_TIME, ASN1_TIME_diff, ASN1_TIME_free, ASN1_TIME_set, BIO, BIO_METHOD, BIO_free,
-    BIO_meth_free, BIO_up_ref, EVP_CIPHER, EVP_CIPHER_CTX, EVP_CIPHER_CTX_free, EVP_CIPHER_fetch,
-    EVP_CIPHER_free, EVP_MD, EVP_MD_fetch, EVP_MD_free, EVP_sha256, NID_undef, OBJ_nid2sn,
-    OPENSSL_STACK, OPENSSL_sk_num, OPENSSL_sk_value, SSL, SSL_CIPHER, SSL_CIPHER_get_cipher_nid,
-    SSL_CIPHER_get_digest_nid, SSL_CIPHER_get_protocol_id, SSL_CTX, SSL_CTX_free,
-    SSL_CTX_get_ex_data, SSL_CTX_up_ref, SSL_SESSION, SSL_SESSION_free, SSL_free, SSL_get_ex_data,
-    SSL_get1_peer_certificate, X509, X509_CRL, X509_CRL_digest, X509_CRL_get0_lastUpdate,
-    X509_CRL_get0_nextUpdate, X509_NAME, X509_NAME_digest, X509_OBJECT, X509_OBJECT_get0_X509,
-    X509_OBJECT_get0_X509_CRL, X509_STORE, X509_STORE_get0_objects, X509_check_ip_asc, X509_digest,
-    X509_free, X509_get0_notAfter,
-};
+use openssl_sys::*;
 
 use super::unheard;
 
@@ -327,6 +316,14 @@ impl Algorithm {
     pub fn fetch(name: &CStr) -> Option<Self> {
         // SAFETY: the name is only read; what is found is counted up, or null.
         unsafe { owned(EVP_CIPHER_fetch(ptr::null_mut(), name.as_ptr(), ptr::null())) }
+    }
+}
+
+impl Cipher {
+    /// One that does nothing yet. `None` without memory.
+    pub fn new() -> Option<Self> {
+        // SAFETY: what is made is ours, or null.
+        unsafe { owned(EVP_CIPHER_CTX_new()) }
     }
 }
 
