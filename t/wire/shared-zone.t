@@ -251,7 +251,8 @@ subtest 'a session that came from the store ends with its own time, not later' =
     is $seen->{tier}, 'shared:tls', 'then from the zone';
     wait_until { visit($port, protocol => 'TLSv1.3', session => $session)->{status} eq 'MISS' } 10, 'its end';
     is $redis->cmd('EXISTS', cache_key($session)), 0, 'in both';
-    in_peace($_) for $nginx, $other;
+    # OpenSSL 3.2 and later take the last second for none: that is seen here dozens of times.
+    in_peace($_, 'SSL sessions that were found could not be resumed') for $nginx, $other;
 };
 
 done_testing;
