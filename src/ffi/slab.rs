@@ -121,14 +121,15 @@ impl Locked {
     }
 }
 
-unsafe extern "C" fn init<T: Content>(zone: *mut ngx_shm_zone_t, _: *mut c_void) -> ngx_int_t {
+unsafe extern "C" fn init<T: Content>(zone: *mut ngx_shm_zone_t, old: *mut c_void) -> ngx_int_t {
     // SAFETY: nginx calls this in the master with a zone of declare(), mapped and with its slab pool
-    // ready, whose data is null in a new one. Nobody else uses a new one yet.
+    // ready. Nobody else uses a new one yet. One that is handed on has `old`, and is left to its workers:
+    // one of them may be setting it up anew, or have died of that.
     unsafe {
         // Not used here; nginx takes a zone without data for one that is still to be made.
         (*zone).data = (*zone).shm.addr.cast();
         let zone = NonNull::new(zone).map(SharedZone);
-        let is_new = zone.is_some_and(|zone| zone.content::<T>().is_null());
+        let is_new = old.is_null() && zone.is_some_and(|zone| zone.content::<T>().is_null());
         let memory = zone.filter(|_| is_new).and_then(SharedZone::lock);
         match memory.map(|memory| T::set_up(&memory)) {
             Some(None) => Status::NGX_ERROR.into(),
