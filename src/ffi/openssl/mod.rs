@@ -51,16 +51,17 @@ macro_rules! cross {
 
 cross!(SSL SSL_CTX SSL_SESSION);
 
-/// nginx's callback for the ClientHello.
-///
-/// # Safety
-/// As for `SSL_CTX_set_client_hello_cb()`.
+/// A callback for the ClientHello (SSL_CTX_set_client_hello_cb(3)).
 #[cfg(nginx_1_29_2)]
-pub unsafe extern "C" fn ngx_ssl_client_hello_callback(
-    ssl: *mut SSL,
-    alert: *mut c_int,
-    argument: *mut c_void,
-) -> c_int {
-    // SAFETY: the caller's.
-    unsafe { nginx_sys::ngx_ssl_client_hello_callback(ssl.cross(), alert, argument) }
+type HelloCallback = unsafe extern "C" fn(*mut SSL, *mut c_int, *mut c_void) -> c_int;
+
+/// nginx's own callback for the ClientHello, itself: what is put back into a context must not lie in this
+/// module, which may go first.
+#[cfg(nginx_1_29_2)]
+pub fn client_hello_callback() -> HelloCallback {
+    type Theirs = unsafe extern "C" fn(*mut nginx_sys::SSL, *mut c_int, *mut c_void) -> c_int;
+    // SAFETY: the two types differ in what nginx-sys and openssl-sys call the same object.
+    unsafe {
+        core::mem::transmute::<Theirs, HelloCallback>(nginx_sys::ngx_ssl_client_hello_callback)
+    }
 }

@@ -18,7 +18,7 @@ use super::index::Indexes;
 use super::origin::{Common, FindServers, Judge};
 use super::session::{Session, SessionRef};
 #[cfg(nginx_1_29_2)]
-use crate::ffi::openssl::ngx_ssl_client_hello_callback;
+use crate::ffi::openssl::client_hello_callback;
 use crate::ffi::openssl::{
     Ctx, CtxRef, RAND_bytes, SSL, SSL_AD_CLOSE_NOTIFY, SSL_AD_USER_CANCELLED, SSL_CB_ACCEPT_LOOP,
     SSL_CB_ALERT, SSL_CB_HANDSHAKE_DONE, SSL_CB_HANDSHAKE_START, SSL_CLIENT_HELLO_ERROR,
@@ -170,7 +170,7 @@ pub(super) fn kept_hello(ctx: &CtxRef) -> HelloCallback {
     // SAFETY: a static of nginx's, which it sets when it starts.
     let index = unsafe { ngx_ssl_client_hello_arg_index };
     // ngx_ssl_set_client_hello_callback() sets both or none.
-    (!ctx.data(index).is_null()).then_some(ngx_ssl_client_hello_callback)
+    (!ctx.data(index).is_null()).then(client_hello_callback)
 }
 
 /// nginx before 1.29.2 has no such callback.
@@ -226,6 +226,7 @@ pub(super) unsafe extern "C" fn get<H: Handler>(
     // SAFETY: called as OpenSSL would; what it returns is a session, unless it is null or the one that is
     // none. With *copy = 0 the reference is ours to free.
     unsafe {
+        *copy = 1;
         let session = kept(ssl, id, len, copy);
         if session.is_null()
             || session == hooks.pending
