@@ -2042,6 +2042,7 @@ qq{    ssl_session_backend fleet {
         connect_timeout 1s;
         fetch_timeout   50;
         store_timeout   "1m 30s";
+        keepalive       1h;
         queue           1;
     }
     ssl_session_backend unused { server unix:/run/sessions.sock; }
@@ -2742,3 +2743,61 @@ fetch_timeout 10ms;
         ssl_session_lifetime 1h; # here
     }
 --- emerg: "ssl_session_lifetime" directive is not allowed here
+
+
+
+=== TEST 281: keepalive off
+--- http_config
+    ssl_session_backend fleet {
+        server    127.0.0.1;
+        keepalive off;
+    }
+
+
+
+=== TEST 282: keepalive of a minute
+--- http_config
+    ssl_session_backend fleet {
+        server    127.0.0.1;
+        keepalive 1m;
+    }
+
+
+
+=== TEST 283: keepalive of no time
+--- http_config
+    ssl_session_backend fleet {
+        server    127.0.0.1;
+        keepalive 0s;
+    } # here
+--- emerg: invalid "keepalive": it must be "off" or 1 to 32767 seconds in ssl_session_backend "fleet"
+
+
+
+=== TEST 284: keepalive of less than a second
+--- http_config
+    ssl_session_backend fleet {
+        server    127.0.0.1;
+        keepalive 500ms;
+    } # here
+--- emerg: invalid "keepalive": it must be "off" or 1 to 32767 seconds in ssl_session_backend "fleet"
+
+
+
+=== TEST 285: keepalive that is too long
+--- http_config
+    ssl_session_backend fleet {
+        server    127.0.0.1;
+        keepalive 10h;
+    } # here
+--- emerg: invalid "keepalive": it must be "off" or 1 to 32767 seconds in ssl_session_backend "fleet"
+
+
+
+=== TEST 286: keepalive that is no time
+--- http_config
+    ssl_session_backend fleet {
+        server    127.0.0.1;
+        keepalive on;
+    } # here
+--- emerg: invalid "keepalive": it must be "off" or 1 to 32767 seconds in ssl_session_backend "fleet"

@@ -313,21 +313,17 @@ redis STORE is down: reply to no request
 
 
 
-=== TEST 29: no reply at all
+=== TEST 29: no reply at all: one lookup that is late says nothing
 --- reply eval: ""
 --- timeout_ms: 100
 --- status: TIMEOUT
---- says
-redis STORE is down: no answer within N ms
 
 
 
-=== TEST 30: half a reply is silence
+=== TEST 30: half a reply is none
 --- reply eval: "\$100\r\nhello"
 --- timeout_ms: 1000
 --- status: TIMEOUT
---- says
-redis STORE is down: no answer within N ms
 
 
 
@@ -369,12 +365,10 @@ redis STORE is down: reply with an invalid line
 
 
 
-=== TEST 36: RESP3's push and no answer is silence
+=== TEST 36: RESP3's push is no answer
 --- reply eval: ">1\r\n+hello\r\n"
 --- timeout_ms: 1000
 --- status: TIMEOUT
---- says
-redis STORE is down: no answer within N ms
 
 
 

@@ -4,6 +4,11 @@
 //! failures within that time make a server unavailable. What differs is the way back: nginx lets a
 //! request try the server once `fail_timeout` has passed; here a probe, which no request waits
 //! for, tries it sooner.
+//!
+//! A server may answer probes and fail requests. So the length of the pauses is not forgotten when a
+//! probe succeeds: the server is on trial, and the next failure opens the breaker at once, with the
+//! pause that was due. Each request that is answered takes one doubling back, and a server that was
+//! up for as long as it was down has passed.
 
 /// The first pause after a breaker opened, in milliseconds; each further failure doubles it.
 pub const FIRST_PAUSE: u64 = 100;
@@ -69,19 +74,33 @@ enum State {
         fails: u32,
         /// The first of them.
         since: u64,
+        /// Whether it was down shortly before.
+        trial: Option<Trial>,
     },
     /// Requests are refused; from `until` on one may become a probe.
-    Open {
-        until: u64,
-        /// How many pauses there were so far, with this one.
-        pauses: u32,
-    },
+    Open { until: u64, down: Down },
     /// Requests are refused; a probe is under way.
-    Probing { pauses: u32 },
+    Probing { down: Down },
 }
 
 impl State {
-    const GOOD: Self = State::Closed { fails: 0, since: 0 };
+    const GOOD: Self = State::Closed { fails: 0, since: 0, trial: None };
+}
+
+/// A server that is down.
+#[derive(Clone, Copy, Debug)]
+struct Down {
+    since: u64,
+    /// How many pauses there were so far, with this one.
+    pauses: u32,
+}
+
+/// A server of which nothing is known but that it has answered a probe.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    /// When it has passed without anything else.
+    until: u64,
+    pauses: u32,
 }
 
 impl Breaker {
@@ -106,27 +125,36 @@ impl Breaker {
     }
 
     /// What to do with a request. After [`Verdict::Probe`] a probe has begun, and its end has to
-    /// be told by [`Breaker::succeeded`] or [`Breaker::failed`].
+    /// be told by [`Breaker::recovered`] or [`Breaker::failed`].
     pub fn ask(&mut self, now: u64) -> Verdict {
         match self.state {
             State::Closed { .. } => Verdict::Go,
-            State::Open { until, pauses } if now >= until => {
-                self.state = State::Probing { pauses };
+            State::Open { until, down } if now >= until => {
+                self.state = State::Probing { down };
                 Verdict::Probe
             }
             State::Open { .. } | State::Probing { .. } => Verdict::Refuse,
         }
     }
 
-    /// The server answered as it should: the failures so far are forgotten. Returns whether that
-    /// closed the breaker.
-    ///
-    /// A server may well accept connections and greetings and answer no request. Where more than
-    /// one failure opens the breaker, a greeting must therefore not be told unless it is a probe.
-    pub fn succeeded(&mut self) -> bool {
-        let was_open = self.is_open();
-        self.state = State::GOOD;
-        was_open
+    /// The server answered a request as it should: the failures so far are forgotten, and one of the
+    /// pauses that came before the last probe.
+    pub fn succeeded(&mut self) {
+        if let State::Closed { trial, .. } = self.state {
+            let trial =
+                trial.map(|trial| Trial { pauses: trial.pauses.saturating_sub(1), ..trial });
+            let trial = trial.filter(|trial| trial.pauses > 0);
+            self.state = State::Closed { fails: 0, since: 0, trial };
+        }
+    }
+
+    /// The server answered a probe. Returns whether that closed the breaker.
+    pub fn recovered(&mut self, now: u64) -> bool {
+        let (State::Open { down, .. } | State::Probing { down }) = self.state else { return false };
+        let until = now.saturating_add(now.saturating_sub(down.since));
+        let trial = Some(Trial { until, pauses: down.pauses });
+        self.state = State::Closed { fails: 0, since: 0, trial };
+        true
     }
 
     /// The server failed. Returns whether that opened the breaker.
@@ -135,15 +163,21 @@ impl Breaker {
     /// back all at once.
     pub fn failed(&mut self, now: u64, random: u32) -> bool {
         match self.state {
-            State::Closed { fails, since } => {
+            State::Closed { fails, since, trial } => {
+                let trial = trial.filter(|trial| now < trial.until);
                 let (fails, since) = self.count(fails, since, now);
                 let opens = self.config.max_fails != 0 && fails >= self.config.max_fails;
-                self.state =
-                    if opens { self.pause(0, now, random) } else { State::Closed { fails, since } };
+                let opens = opens || trial.is_some();
+                self.state = if opens {
+                    let pauses = trial.map_or(0, |trial| trial.pauses);
+                    self.pause(Down { since: now, pauses }, now, random)
+                } else {
+                    State::Closed { fails, since, trial: None }
+                };
                 opens
             }
-            State::Open { pauses, .. } | State::Probing { pauses } => {
-                self.state = self.pause(pauses, now, random);
+            State::Open { down, .. } | State::Probing { down } => {
+                self.state = self.pause(down, now, random);
                 false
             }
         }
@@ -159,14 +193,14 @@ impl Breaker {
         }
     }
 
-    /// The pause after `pauses` earlier ones.
-    fn pause(&self, pauses: u32, now: u64, random: u32) -> State {
+    /// The pause after those that there were.
+    fn pause(&self, down: Down, now: u64, random: u32) -> State {
         let full = FIRST_PAUSE
-            .saturating_mul(1u64.checked_shl(pauses).unwrap_or(u64::MAX))
+            .saturating_mul(1u64.checked_shl(down.pauses).unwrap_or(u64::MAX))
             .min(self.config.longest_pause());
         let jitter = (full / 4).saturating_mul(u64::from(random)) >> 32;
         let until = now.saturating_add(full.saturating_sub(jitter));
-        State::Open { until, pauses: pauses.saturating_add(1) }
+        State::Open { until, down: Down { pauses: down.pauses.saturating_add(1), ..down } }
     }
 }
 
@@ -199,8 +233,8 @@ mod tests {
         assert_eq!(breaker.ask(1000 + FIRST_PAUSE - 1), Verdict::Refuse);
         assert_eq!(breaker.ask(1000 + FIRST_PAUSE), Verdict::Probe);
         assert_eq!(breaker.ask(u64::MAX), Verdict::Refuse);
-        assert!(breaker.succeeded());
-        assert!(!breaker.succeeded());
+        assert!(breaker.recovered(1200));
+        assert!(!breaker.recovered(1200));
         assert_eq!(breaker.ask(u64::MAX), Verdict::Go);
     }
 
@@ -215,9 +249,72 @@ mod tests {
         }
         assert_eq!(pauses[..4], [100, 200, 400, 800]);
         assert_eq!(pauses[69], LONGEST_PAUSE);
+    }
+
+    /// A breaker that has been open for 400 ms, with its third pause, when a probe succeeds at 1400.
+    fn on_trial(max_fails: u32) -> Breaker {
+        let mut breaker = breaker(max_fails, 10_000);
+        for _ in 0..max_fails {
+            breaker.failed(1000, 0);
+        }
+        for now in [1100, 1300] {
+            assert_eq!(breaker.ask(now), Verdict::Probe);
+            breaker.failed(now, 0);
+        }
+        assert_eq!(until(&breaker), 1700);
+        assert_eq!(breaker.ask(1700), Verdict::Probe);
+        assert!(breaker.recovered(1700));
+        breaker
+    }
+
+    #[test]
+    fn a_probe_that_succeeds_does_not_make_the_pauses_short_again() {
+        for max_fails in [1, 5] {
+            let mut breaker = on_trial(max_fails);
+            assert_eq!(breaker.ask(1700), Verdict::Go);
+            assert!(breaker.failed(1710, 0), "the first failure is enough");
+            assert_eq!(until(&breaker), 1710 + 800);
+            assert_eq!(breaker.ask(2510), Verdict::Probe);
+            assert!(breaker.recovered(2510));
+            assert!(breaker.failed(2511, 0));
+            assert_eq!(until(&breaker), 2511 + 1600);
+        }
+    }
+
+    #[test]
+    fn requests_that_are_answered_make_the_pauses_short_again() {
+        let mut breaker = on_trial(1);
         breaker.succeeded();
+        assert!(breaker.failed(1710, 0));
+        assert_eq!(until(&breaker), 1710 + 400);
+        breaker.ask(2110);
+        breaker.recovered(2110);
+        (0..3).for_each(|_| breaker.succeeded());
+        assert!(breaker.failed(2120, 0));
+        assert_eq!(until(&breaker), 2120 + FIRST_PAUSE);
+    }
+
+    #[test]
+    fn after_as_long_up_as_it_was_down_the_pauses_are_short_again() {
+        for (now, pause) in [(2399, 800), (2400, FIRST_PAUSE)] {
+            let mut breaker = on_trial(1);
+            assert!(breaker.failed(now, 0));
+            assert_eq!(until(&breaker), now + pause);
+        }
+        let mut breaker = on_trial(2);
+        assert!(!breaker.failed(2400, 0), "and it takes as many failures as ever");
+        assert!(breaker.failed(2400, 0));
+    }
+
+    #[test]
+    fn an_answer_does_not_close_an_open_breaker() {
+        let mut breaker = Breaker::default();
         breaker.failed(0, 0);
-        assert_eq!(until(&breaker), FIRST_PAUSE);
+        breaker.succeeded();
+        assert!(breaker.is_open());
+        assert_eq!(breaker.ask(FIRST_PAUSE), Verdict::Probe);
+        breaker.succeeded();
+        assert!(breaker.is_open());
     }
 
     #[test]
@@ -271,16 +368,10 @@ mod tests {
         let mut breaker = breaker(2, 1000);
         for _ in 0..10 {
             assert!(!breaker.failed(0, 0));
-            assert!(!breaker.succeeded());
+            breaker.succeeded();
         }
         assert!(!breaker.failed(0, 0));
         assert!(breaker.failed(0, 0));
-        // As does the probe that closes it.
-        assert_eq!(breaker.ask(FIRST_PAUSE), Verdict::Probe);
-        assert!(breaker.succeeded());
-        assert!(!breaker.failed(200, 0));
-        assert!(breaker.failed(200, 0));
-        assert_eq!(until(&breaker), 200 + FIRST_PAUSE);
     }
 
     #[test]

@@ -35,13 +35,17 @@ const CONNECT_TIMEOUT: u64 = 100;
 const FETCH_TIMEOUT: u64 = 50;
 /// Default of `store_timeout`, in milliseconds.
 const STORE_TIMEOUT: u64 = 1000;
+/// Default of `keepalive`, in seconds.
+const KEEPALIVE: u32 = 30;
+/// The longest that systems take, in seconds (`MAX_TCP_KEEPIDLE`).
+const MAX_KEEPALIVE: u64 = 32767;
 /// Default of `queue`.
 const QUEUE: usize = 4096;
 /// The port of a Redis Sentinel.
 const SENTINEL_PORT: u16 = 26379;
 
 /// The directives of the block.
-pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 30]> = Commands::new([
+pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 31]> = Commands::new([
     directive::<Server>(BLOCK_CONF | NGX_CONF_1MORE),
     value(c"protocol", Slot::Str, mem::offset_of!(Backend, protocol)),
     flag(c"cluster", mem::offset_of!(Backend, cluster)),
@@ -56,6 +60,7 @@ pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 30]> = Commands::new([
     value(c"connect_timeout", Slot::Msec, mem::offset_of!(Backend, connect_timeout)),
     value(c"fetch_timeout", Slot::Msec, mem::offset_of!(Backend, fetch_timeout)),
     value(c"store_timeout", Slot::Msec, mem::offset_of!(Backend, store_timeout)),
+    value(c"keepalive", Slot::Str, mem::offset_of!(Backend, keepalive)),
     value(c"queue", Slot::Num, mem::offset_of!(Backend, queue)),
     flag(c"ssl", mem::offset_of!(Backend, ssl)),
     value(c"ssl_name", Slot::Str, mem::offset_of!(Backend, ssl_name)),
@@ -108,10 +113,13 @@ pub struct Backend {
     connect_timeout: Msec,
     fetch_timeout: Msec,
     store_timeout: Msec,
+    keepalive: Str,
     queue: Num,
     ssl: Flag,
     ssl_name: Str,
     tls: TlsConf,
+    /// What `keepalive` says.
+    keepalive_seconds: Option<u32>,
     servers: Vec<ServerLine>,
 }
 
@@ -160,13 +168,30 @@ impl Backend {
             connect_timeout: Msec::UNSET,
             fetch_timeout: Msec::UNSET,
             store_timeout: Msec::UNSET,
+            keepalive: Str::UNSET,
             queue: Num::UNSET,
             ssl: Flag::UNSET,
             ssl_name: Str::UNSET,
             tls: TlsConf::UNSET,
+            keepalive_seconds: None,
             servers: Vec::new(),
         };
         cf.block(crate::backend_module(), &mut backend)?;
+        backend.keepalive_seconds = match backend.keepalive.get() {
+            None => Some(KEEPALIVE),
+            Some(b"off") => None,
+            Some(text) => {
+                let seconds = cf.seconds(&String::from_utf8_lossy(text));
+                let seconds = seconds.filter(|seconds| (1..=MAX_KEEPALIVE).contains(seconds));
+                let Some(seconds) = seconds.and_then(|seconds| u32::try_from(seconds).ok()) else {
+                    return Err(cf.refuse(format_args!(
+                        "invalid \"keepalive\": it must be \"off\" or 1 to {MAX_KEEPALIVE} \
+                         seconds in ssl_session_backend \"{name}\""
+                    )));
+                };
+                Some(seconds)
+            }
+        };
         if let Some(problem) = backend.problem() {
             return Err(cf.refuse(format_args!("{problem} in ssl_session_backend \"{name}\"")));
         }
@@ -327,6 +352,7 @@ impl Backend {
             connect_timeout: self.connect_timeout.or(CONNECT_TIMEOUT),
             fetch_timeout: self.fetch_timeout.or(FETCH_TIMEOUT),
             store_timeout: self.store_timeout.or(STORE_TIMEOUT),
+            keepalive: self.keepalive_seconds,
             queue: self.queue.or(QUEUE),
             ..default_limits()
         }
@@ -515,6 +541,7 @@ fn default_limits() -> Limits {
         connect_timeout: CONNECT_TIMEOUT,
         fetch_timeout: FETCH_TIMEOUT,
         store_timeout: STORE_TIMEOUT,
+        keepalive: Some(KEEPALIVE),
         queue: QUEUE,
         max_value: MAX_ENTRY,
         redirects: false,

@@ -112,6 +112,8 @@ struct Pending {
     hash: u64,
     what: What,
     redirects: u8,
+    /// Whether it was made a second time.
+    again: bool,
     waiter: Option<Waiter>,
     /// Others that have joined.
     joined: Vec<Waiter>,
@@ -273,8 +275,15 @@ impl Backend {
         what: What,
         waiter: Option<Waiter>,
     ) -> Result<RequestToken, Refused> {
-        let pending =
-            Pending { key: key.clone(), hash, what, redirects: 0, waiter, joined: Vec::new() };
+        let pending = Pending {
+            key: key.clone(),
+            hash,
+            what,
+            redirects: 0,
+            again: false,
+            waiter,
+            joined: Vec::new(),
+        };
         let token = state.pending.insert(pending).map_err(|OutOfMemory| Refused::OutOfMemory)?;
         let peer = self.find(state, key);
         let sent = match (peer, state.pending.get(token)) {
@@ -364,6 +373,21 @@ impl Backend {
         peer.send(&request, Some(token), Some(deadline)).map_err(|_| Outcome::Down)
     }
 
+    /// Makes a lookup a second time, as the connection was to blame that it has no answer. Whether
+    /// that was possible.
+    fn again(&self, peer: &Peer, token: RequestToken, deadline: u64) -> bool {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return false };
+        let Some(pending) = state.pending.get_mut(token) else { return false };
+        let first = !mem::replace(&mut pending.again, true);
+        // What changes something may have been carried out.
+        if !first || !matches!(pending.what, What::Get) || deadline <= clock::now_ms() {
+            return false;
+        }
+        let key = pending.key.clone();
+        let request = Request { key: key.as_bytes(), command: Command::Get, asking: false };
+        peer.send(&request, Some(token), Some(deadline)).is_ok()
+    }
+
     /// Sends a request on to another node. `Err` is the outcome of the lookup.
     fn redirect(
         &self,
@@ -443,6 +467,10 @@ impl Replies for Backend {
             Reply::Missing => Outcome::Miss,
             Reply::Array(_) | Reply::Refused(_) => Outcome::Error,
             Reply::Failed(outcome) => outcome,
+            Reply::Again(outcome) => match self.again(peer, waiter, deadline) {
+                true => return,
+                false => outcome,
+            },
         };
         self.finish(turn, waiter, outcome, &[]);
     }

@@ -139,7 +139,7 @@ subtest 'the map is learned once, and then each request goes where the key is' =
     cmp_ok calls($cluster, 'cluster|slots'), '<=', 1, 'nor the map asked for';
     is sum0(map { $_->calls('get') } @masters), 120, 'one GET a lookup';
     is $_->calls('get'), 0, 'none at a replica' for $cluster->replicas;
-    is links($_), 2, 'one connection of each server' for @masters;
+    is links($_), 4, 'two connections of each server' for @masters;
     is_deeply [ $A->errors(warn => 1) ], [], 'nothing in the log';
     my @said = $B->errors(warn => 1, except => qr/SSL sessions not stored in/);
     for my $dead (@nobody) {
@@ -162,8 +162,8 @@ subtest 'the first lookups, before the map' => sub {
     cmp_ok sent_on($cluster, 'MOVED'), '>', 5, 'that were elsewhere';
     wait_until { calls($cluster, 'cluster|slots') } 5, 'the question for the map';
     for my $n (1, 2) {
-        cmp_ok links($masters[$n]) - $links[$n], '<=', 1, 'all of them over one connection';
-        cmp_ok $masters[$n]->info('total_connections_received'), '<=', 1, 'and no other has been';
+        cmp_ok links($masters[$n]) - $links[$n], '<=', 2, 'all of them over one connection, and what is stored over another';
+        cmp_ok $masters[$n]->info('total_connections_received'), '<=', 2, 'and no other has been';
     }
     $new->quit;
 };
@@ -268,14 +268,15 @@ subtest 'a slot is on its way, to a master that has none yet' => sub {
     is_deeply statuses($A, ($there) x 30), { HIT => 30 }, 'what has left is found';
     is sent_on($cluster, 'ASK'), 30, 'with ASK each time';
     is $new->calls('asking'), 30, 'and ASKING';
-    cmp_ok links($new), '<=', 1, 'over one connection: ' . links($new);
-    cmp_ok $new->info('total_connections_received'), '<=', 1, 'and no other has been';
+    cmp_ok links($new), '<=', 2, 'over two connections at most: ' . links($new);
+    cmp_ok $new->info('total_connections_received'), '<=', 2, 'and no other has been';
 
     $cluster->migrate($new, $slots[0]);
     $cluster->close_slot($new, $_) for @slots;
     is_deeply statuses($A, $here, $there), { HIT => 2 }, 'when all is there';
     wait_until { my $n = sent_on($cluster, 'MOVED'); statuses($A, $here, $there); sent_on($cluster, 'MOVED') == $n } 5, 'the new map';
-    is links($new), 1, 'and then there is one connection';
+    cmp_ok links($new), '>=', 1, 'and then there is one';
+    cmp_ok links($new), '<=', 2, 'or one more for what is stored';
     is_deeply [ $A->errors(warn => 1, except => qr/corrupt SSL session/) ], [], 'nothing in the log';
 };
 
@@ -322,7 +323,7 @@ subtest 'TLS, a password, no replicas; and a master is lost' => sub {
     reset_stats($cluster);
     is_deeply statuses($blind, @sessions), { HIT => 24 }, 'hits of a user who may not see the map';
     cmp_ok sent_on($cluster, 'MOVED'), '>', 2, 'by being sent on';
-    cmp_ok $_->info('total_connections_received'), '<=', 1, 'over one connection to each' for $dead, @others;
+    cmp_ok $_->info('total_connections_received'), '<=', 2, 'over two connections to each at most' for $dead, @others;
     $blind->quit;
 
     my @its = at($dead, @sessions);

@@ -89,6 +89,7 @@ subtest 'every default is what the code has' => sub {
         protocol    => $one->($conf, qr/^\s+None \| Some\(b"(\w+)"\) =>/m),
         key_prefix  => $one->($conf, qr/^const KEY_PREFIX: &\[u8\] = b"(.*)";/m),
         queue       => $one->($conf, qr/^const QUEUE: usize = (\d+);/m),
+        keepalive   => $one->($conf, qr/^const KEEPALIVE: u32 = (\d+);/m) . 's',
         database    => $each->($conf, qr/self\.database\.or\((\d)\)/),
         cluster     => $flag->($each->($conf, qr/self\.cluster\.or\((\w+)\)/)),
         ssl         => $flag->($one->($conf, qr/match self\.ssl\.or\((\w+)\)/)),

@@ -324,6 +324,9 @@ subtest 'a server that dies, comes back, hangs and goes on' => sub {
     ok +($session = good_session($edge)), 'it is used again';
     is $edge->log_count(qr/ is (?:down|up again)/, from => $from), 2, 'two lines for that';
 
+    # Each of these lines is there once a second.
+    my $quiet = time + 2;
+    wait_until { time >= $quiet } 5;
     $from = $edge->log_pos;
     $server->pause;
     is status($edge, $session), 'TIMEOUT', 'it hangs';

@@ -11,6 +11,7 @@ use SSLSession::Fixture;
 use SSLSession::Process;
 use IO::Socket::INET;
 use Socket qw(inet_aton);
+use List::Util qw(uniq);
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -110,7 +111,7 @@ sub linked {
     my ($pid) = $nginx->workers;
     my $port  = sprintf '%04X', $redis->port;
     my %socket = map { $_ => 1 } map { readlink($_) // '' } glob "/proc/$pid/fd/*";
-    return map { join '.', unpack 'C4', pack 'V', hex $_->[0] }
+    return uniq map { join '.', unpack 'C4', pack 'V', hex $_->[0] }
         grep { $_->[1] eq $port && $_->[2] eq '01' && $socket{"socket:[$_->[3]]"} }
         map { [ /^\s*\d+: \S+ ([0-9A-F]{8}):([0-9A-F]{4}) ([0-9A-F]{2}) (?:\S+ +){5}(\d+) / ] }
         grep { / 01 / } split /\n/, slurp('/proc/net/tcp');

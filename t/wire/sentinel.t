@@ -101,7 +101,7 @@ subtest 'the master is found' => sub {
     is scalar(grep { status($edge, $_) eq 'HIT' } @stock), 40, 'hits';
     is $master->calls('get'), 40, 'at the master';
     is $replica->calls('get'), 0, 'none at the replica';
-    is links($master), 1, 'one connection';
+    is links($master), 2, 'a connection for lookups, and one for what is stored';
     is links($replica), 0, 'none to the replica';
     my $said = qr/\[notice\] .* master "fleet" is redis \Q${\ $master->address }\E/;
     is $edge->log_count($said), 1, 'which is said once';

@@ -28,6 +28,9 @@ mod tls;
 pub use crate::ffi::address::Address;
 pub use tls::Handshake;
 
+/// How often the system asks in vain whether the other side is still there.
+const KEEPALIVE_PROBES: u32 = 3;
+
 /// Is called when something happens on a [`Link`].
 pub trait LinkOwner {
     /// There is something to read, the connection has ended, or the worker wants idle
@@ -304,6 +307,35 @@ impl Link {
                 return false;
             }
             ngx_handle_read_event((*c).read, 0) == NGX_OK as ngx_int_t
+        }
+    }
+
+    /// Has the system ask whether the other side is still there, once nothing was heard for so many
+    /// seconds and then every third of that, and end the connection when that was in vain three times.
+    /// What is on the way does not forget a connection on which that happens often enough.
+    pub fn keep_alive(&self, seconds: u32) {
+        let every = (seconds / KEEPALIVE_PROBES).max(1);
+        for (level, option, value) in [
+            (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, seconds),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, every),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, KEEPALIVE_PROBES),
+        ] {
+            let value = c_int::try_from(value).unwrap_or(c_int::MAX);
+            if !self.is_tcp {
+                return;
+            }
+            // SAFETY: the descriptor is open; option value and length are ours. Where the system does
+            // not take one there is none.
+            unsafe {
+                libc::setsockopt(
+                    (*self.connection.as_ptr()).fd,
+                    level,
+                    option,
+                    (&raw const value).cast(),
+                    mem::size_of::<c_int>() as libc::socklen_t,
+                );
+            }
         }
     }
 
