@@ -9,6 +9,11 @@
 //! probe succeeds: the server is on trial, and the next failure opens the breaker at once, with the
 //! pause that was due. Each request that is answered takes one doubling back, and a server that was
 //! up for as long as it was down has passed.
+//!
+//! The workers of a machine have a [`Board`] in common for each server, on which the one that finds
+//! it down, or up again, puts that down for the others.
+
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The first pause after a breaker opened, in milliseconds; each further failure doubles it.
 pub const FIRST_PAUSE: u64 = 100;
@@ -49,6 +54,131 @@ pub enum Verdict {
     Probe,
     /// Do not send it.
     Refuse,
+}
+
+/// What the workers of a machine know of a server together: one word in shared memory, so that nobody
+/// waits for a lock that a dead worker holds. A configuration knows nothing of what the one before it
+/// has put down: it may be right about what that was wrong about.
+#[derive(Clone, Copy, Debug)]
+pub struct Board<'a> {
+    word: &'a AtomicU64,
+    /// Tells configurations apart.
+    generation: u16,
+}
+
+/// What is on a [`Board`]: until when the server is left alone, or 0 if it is up, and how many pauses
+/// there were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Note {
+    until: u64,
+    pauses: u32,
+}
+
+/// How many servers there are boards for. Those that come later have none.
+const SERVERS: usize = 512;
+
+/// The boards of all servers, in memory that the workers share.
+#[derive(Debug)]
+pub struct Boards {
+    places: [Place; SERVERS],
+}
+
+/// The word of a server, and the number that it goes by; 0 if nobody has taken the place.
+#[derive(Debug)]
+struct Place {
+    server: AtomicU64,
+    word: AtomicU64,
+}
+
+impl Boards {
+    /// The place of a server, which has a number of its own, for ever. `None` if there is no room.
+    pub fn place(&self, server: u64) -> Option<usize> {
+        let server = server.max(1);
+        self.places.iter().position(|place| {
+            let relaxed = Ordering::Relaxed;
+            match place.server.compare_exchange(0, server, relaxed, relaxed) {
+                Ok(_) => true,
+                Err(taken) => taken == server,
+            }
+        })
+    }
+
+    /// The word at a place.
+    pub fn word(&self, place: usize) -> Option<&AtomicU64> {
+        self.places.get(place).map(|place| &place.word)
+    }
+}
+
+impl Default for Boards {
+    fn default() -> Self {
+        Boards {
+            places: [const { Place { server: AtomicU64::new(0), word: AtomicU64::new(0) } };
+                SERVERS],
+        }
+    }
+}
+
+/// The bits of a word: the generation, the pauses, and the time in milliseconds.
+const UNTIL_BITS: u32 = 42;
+const PAUSES_BITS: u32 = 6;
+const UNTIL_MASK: u64 = (1 << UNTIL_BITS) - 1;
+const PAUSES_MASK: u64 = (1 << PAUSES_BITS) - 1;
+/// How long what another configuration has put down is in the way, in milliseconds after the time.
+const FOREIGN: u64 = 2 * LONGEST_PAUSE;
+
+impl<'a> Board<'a> {
+    /// The board in a word, which is 0 at first.
+    pub const fn new(word: &'a AtomicU64, generation: u16) -> Self {
+        Board { word, generation }
+    }
+
+    fn pack(self, note: Note) -> u64 {
+        let pauses = u64::from(note.pauses).min(PAUSES_MASK);
+        let generation = u64::from(self.generation) << (UNTIL_BITS + PAUSES_BITS);
+        generation | pauses << UNTIL_BITS | note.until.min(UNTIL_MASK)
+    }
+
+    /// What is on it, unless it is another configuration's.
+    fn read(self) -> Option<Note> {
+        let word = self.word.load(Ordering::Relaxed);
+        let note = Note {
+            until: word & UNTIL_MASK,
+            pauses: u32::try_from(word >> UNTIL_BITS & PAUSES_MASK).unwrap_or(0),
+        };
+        (word >> (UNTIL_BITS + PAUSES_BITS) == u64::from(self.generation)).then_some(note)
+    }
+
+    /// Puts a note in the place of what is there, unless that is news.
+    fn write(self, note: Note, now: u64) {
+        let word = self.word.load(Ordering::Relaxed);
+        let until = word & UNTIL_MASK;
+        if self.read().is_some() || until == 0 || until.saturating_add(FOREIGN) < now {
+            self.word.store(self.pack(note), Ordering::Relaxed);
+        }
+    }
+
+    /// Takes the probe that is due, for so long as it may take. Whether nobody else was first.
+    fn claim(self, note: Note, until: u64) -> bool {
+        let claimed = self.pack(Note { until, ..note });
+        let exchanged = self.word.compare_exchange(
+            self.pack(note),
+            claimed,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        exchanged.is_ok()
+    }
+}
+
+/// What a worker learns from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Nothing.
+    None,
+    /// The server is down.
+    Down,
+    /// It is up again.
+    Up,
 }
 
 /// A circuit breaker. Failures open it; after a pause one probe at a time may close it again.
@@ -122,6 +252,54 @@ impl Breaker {
             State::Open { until, .. } => now >= until,
             State::Probing { .. } => false,
         }
+    }
+
+    /// Takes over what others know. To be called before [`Breaker::ask`].
+    pub fn hear(&mut self, board: Board<'_>, now: u64) -> News {
+        let Some(note) = board.read() else { return News::None };
+        match &mut self.state {
+            State::Closed { .. } if note.until > 0 => {
+                let down = Down { since: now, pauses: note.pauses };
+                self.state = State::Open { until: note.until, down };
+                News::Down
+            }
+            State::Open { .. } if note.until == 0 => {
+                self.recovered(now);
+                News::Up
+            }
+            State::Open { until, down } => {
+                *until = note.until;
+                down.pauses = note.pauses;
+                News::None
+            }
+            State::Closed { .. } | State::Probing { .. } => News::None,
+        }
+    }
+
+    /// Tells others how the server stands now.
+    pub fn tell(&self, board: Board<'_>, now: u64) {
+        let note = match self.state {
+            State::Open { until, down } => Note { until, pauses: down.pauses },
+            State::Closed { .. } => Note { until: 0, pauses: 0 },
+            State::Probing { .. } => return,
+        };
+        if board.read() != Some(note) {
+            board.write(note, now);
+        }
+    }
+
+    /// Whether the probe that [`Breaker::ask`] has given is nobody else's; else it is taken back. A
+    /// worker that dies with it has it for `most` milliseconds.
+    pub fn claims(&mut self, board: Board<'_>, now: u64, most: u64) -> bool {
+        let State::Probing { down } = self.state else { return false };
+        let Some(note) = board.read() else { return true };
+        let until = now.saturating_add(most);
+        if note.until > 0 && note.until <= now && board.claim(note, until) {
+            return true;
+        }
+        // Another one has begun, or is through with it: that is heard before the next request.
+        self.state = State::Open { until: now, down };
+        false
     }
 
     /// What to do with a request. After [`Verdict::Probe`] a probe has begun, and its end has to
@@ -397,6 +575,108 @@ mod tests {
         assert!(breaker.is_usable(FIRST_PAUSE), "to ask this starts no probe");
         assert_eq!(breaker.ask(FIRST_PAUSE), Verdict::Probe);
         assert!(!breaker.is_usable(u64::MAX));
+    }
+
+    #[test]
+    fn what_one_worker_finds_down_others_do_not_ask() {
+        let word = AtomicU64::new(0);
+        let board = Board::new(&word, 7);
+        let mut workers = [Breaker::default(), Breaker::default(), Breaker::default()];
+        for worker in &mut workers {
+            assert_eq!(worker.hear(board, 900), News::None);
+            assert_eq!(worker.ask(900), Verdict::Go);
+        }
+        assert!(workers[0].failed(1000, 0));
+        workers[0].tell(board, 1000);
+        for worker in &mut workers[1..] {
+            assert_eq!(worker.hear(board, 1010), News::Down);
+            assert_eq!(worker.ask(1010), Verdict::Refuse);
+            assert_eq!(worker.hear(board, 1010), News::None, "it is told once");
+        }
+        // One of them has the probe.
+        let mut probes = 0;
+        for worker in &mut workers {
+            worker.hear(board, 1100);
+            if worker.ask(1100) == Verdict::Probe && worker.claims(board, 1100, 300) {
+                probes += 1;
+            }
+        }
+        assert_eq!(probes, 1);
+        assert_eq!(workers[1].hear(board, 1399), News::None);
+        assert_eq!(workers[1].ask(1399), Verdict::Refuse);
+        // It fails: all of them wait for the next pause to end.
+        assert!(!workers[0].failed(1150, 0));
+        workers[0].tell(board, 1150);
+        for worker in &mut workers {
+            worker.hear(board, 1349);
+            assert_eq!(worker.ask(1349), Verdict::Refuse);
+        }
+        // Another one has the next, and finds the server up.
+        workers[2].hear(board, 1350);
+        assert_eq!(workers[2].ask(1350), Verdict::Probe);
+        assert!(workers[2].claims(board, 1350, 300));
+        assert!(workers[2].recovered(1360));
+        workers[2].tell(board, 1360);
+        for worker in &mut workers[..2] {
+            assert_eq!(worker.hear(board, 1361), News::Up);
+            assert_eq!(worker.ask(1361), Verdict::Go);
+        }
+        // For each it is on trial.
+        assert!(workers[1].failed(1370, 0));
+        assert_eq!(until(&workers[1]), 1370 + 400);
+    }
+
+    #[test]
+    fn each_server_has_a_word_of_its_own_while_there_is_room() {
+        let boards = Boards::default();
+        let servers = (0..SERVERS as u64).map(|n| 7 + 1000 * n);
+        let word = |server| boards.word(boards.place(server).unwrap()).unwrap();
+        for server in servers.clone() {
+            assert_eq!(word(server).fetch_add(server, Ordering::Relaxed), 0, "nobody else has it");
+        }
+        for server in servers {
+            assert_eq!(word(server).load(Ordering::Relaxed), server);
+        }
+        assert!(boards.place(3).is_none() && boards.word(SERVERS).is_none());
+        assert!(Boards::default().place(0).is_some());
+    }
+
+    #[test]
+    fn a_probe_of_a_worker_that_is_gone_is_due_again() {
+        let word = AtomicU64::new(0);
+        let board = Board::new(&word, 7);
+        let (mut dead, mut other) = (Breaker::default(), Breaker::default());
+        dead.failed(0, 0);
+        dead.tell(board, 0);
+        assert_eq!(dead.ask(100), Verdict::Probe);
+        assert!(dead.claims(board, 100, 300));
+        for (now, verdict) in [(399, Verdict::Refuse), (400, Verdict::Probe)] {
+            other.hear(board, now);
+            assert_eq!(other.ask(now), verdict);
+        }
+        assert!(other.claims(board, 400, 300));
+    }
+
+    #[test]
+    fn a_configuration_does_not_hear_what_another_one_has_told() {
+        let word = AtomicU64::new(0);
+        let (old, new) = (Board::new(&word, 7), Board::new(&word, 8));
+        let mut worker = Breaker::default();
+        worker.failed(1000, 0);
+        worker.tell(old, 1000);
+        let mut next = Breaker::default();
+        assert_eq!(next.hear(new, 1001), News::None);
+        assert_eq!(next.ask(1001), Verdict::Go);
+        // Nor does it take the board away while that counts.
+        next.failed(1002, 0);
+        next.tell(new, 1002);
+        assert_eq!(old.read(), Some(Note { until: 1100, pauses: 1 }));
+        assert_eq!(next.ask(1102), Verdict::Probe);
+        assert!(next.claims(new, 1102, 300), "each probes for itself");
+        next.failed(12_000, 0);
+        next.tell(new, 12_000);
+        assert_eq!(old.read(), None);
+        assert_eq!(new.read(), Some(Note { until: 12_200, pauses: 2 }));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::string::{String, ToString};
 use std::vec::Vec;
 
 use nginx_sys::{NGX_CONF_1MORE, NGX_CONF_FLAG, NGX_CONF_TAKE1, NGX_CONF_TAKE2, ngx_command_t};
+use session_core::breaker::Boards;
 use session_core::cache_key::MAX_PREFIX;
 use session_core::codec::Codec;
 use session_core::memcached::{Memcached, key_problem};
@@ -18,10 +19,12 @@ use zeroize::Zeroizing;
 
 use crate::ffi::address::Address;
 use crate::ffi::client::{TlsClient, TlsConf, TlsName};
+use crate::ffi::clock;
 use crate::ffi::conf::{
     BLOCK_CONF, Conf, Directive, Flag, Msec, Num, Refusal, ServerUrl, Slot, Str, directive, slot,
 };
 use crate::ffi::module::Commands;
+use crate::ffi::shared_value::SharedValue;
 use crate::handshake::MAX_ENTRY;
 use crate::net::backend::Backend as Servers;
 use crate::net::peer::{Limits, Peer, Replies};
@@ -41,6 +44,8 @@ const KEEPALIVE: u32 = 30;
 const MAX_KEEPALIVE: u64 = 32767;
 /// Default of `queue`.
 const QUEUE: usize = 4096;
+/// The zone of what the workers know of servers.
+const BOARDS: &str = "SSL session servers";
 /// The port of a Redis Sentinel.
 const SENTINEL_PORT: u16 = 26379;
 
@@ -389,7 +394,7 @@ impl Backend {
             }),
             false => None,
         };
-        let limits = Limits { redirects: cluster, ..self.limits() };
+        let limits = Limits { redirects: cluster, boards: Some(boards(cf)?), ..self.limits() };
         let prefix = self.prefix().to_vec();
         let port = self.default_port();
         let finder = match sentinel {
@@ -495,7 +500,8 @@ impl Settings {
             parameters: Parameters::default(),
         };
         let breaker = line.parameters.breaker;
-        let links = Links { codec, limits: default_limits(), tls, breaker };
+        let limits = Limits { boards: Some(boards(cf)?), ..default_limits() };
+        let links = Links { codec, limits, tls, breaker };
         let prefix = KEY_PREFIX.to_vec();
         Ok(Settings { links, finder: Finder::Key, servers: Vec::from([line]), prefix })
     }
@@ -535,6 +541,11 @@ impl Settings {
     }
 }
 
+/// What the workers know of servers together.
+fn boards(cf: &mut Conf) -> Result<SharedValue<Boards>, Refusal> {
+    SharedValue::declare(cf, BOARDS, crate::backend_module())
+}
+
 /// The limits of a server that is given without a block.
 fn default_limits() -> Limits {
     Limits {
@@ -546,5 +557,8 @@ fn default_limits() -> Limits {
         max_value: MAX_ENTRY,
         redirects: false,
         backend: "".into(),
+        boards: None,
+        // Read with the configuration, so that all workers have the same.
+        generation: clock::now_ms() as u16,
     }
 }

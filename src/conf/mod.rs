@@ -21,9 +21,9 @@ use crate::ffi::block::{Block, Server};
 use crate::ffi::conf::{Conf, DUPLICATE, Directive, Place, Refusal, directive};
 use crate::ffi::content;
 use crate::ffi::counters::Counters;
-use crate::ffi::epoch_zone::EpochZone;
 use crate::ffi::log::Level;
 use crate::ffi::module::{self, Commands, Module};
+use crate::ffi::shared_value::SharedValue;
 use crate::ffi::tls::{self, Hooked};
 use crate::ffi::turn::Turn;
 use crate::handshake::{Policy, Rules, Watch};
@@ -426,7 +426,7 @@ impl MainConf {
             Some(tier) => {
                 let zone = std::format!("SSL session epoch \"{name}\" in \"{}\"", tier.name());
                 // As for the counters.
-                let zone = EpochZone::declare(cf, &zone, crate::backend_module())?;
+                let zone = SharedValue::declare(cf, &zone, crate::backend_module())?;
                 Ok(Some(Watch::new(name, Rc::clone(tier), zone)))
             }
             None => refuse(format_args!(

@@ -20,7 +20,6 @@ pub mod conf;
 pub mod content;
 pub mod counters;
 pub mod crypto;
-pub mod epoch_zone;
 pub mod event;
 pub mod http;
 pub mod link;
@@ -29,6 +28,7 @@ pub mod module;
 mod quic;
 pub mod resolver;
 #[cfg(ngx_feature = "stream_ssl")]
+pub mod shared_value;
 pub mod stream;
 mod symbol;
 pub mod tls;

@@ -279,6 +279,44 @@ subtest 'a server that takes too long for each lookup goes down and stays down' 
     is $nginx->log_count(qr/ is up again/), 1, 'it is up when it is in time';
 };
 
+subtest 'what one worker finds down the others do not ask, and one of them probes' => sub {
+    my ($port, $redis) = (free_port(), redis());
+    my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
+    my $nginx = nginx(workers => 4, conf => conf($port, '127.0.0.1:' . $relay->port, store => $redis->url)
+        =~ s/(location \/ \{ return 200 ")/$1\$pid|/r);
+    my $session = new_session($port, $redis);
+    # Several at once, so that all workers have their turn.
+    my %served;
+    my $round = sub {
+        my @clients = map { client($port, $session)->start } 1 .. 8;
+        my @seen    = map { [ split /\|/, $_->request ] } @clients;
+        $served{ $_->[0] }++ for @seen;
+        return map { $_->[1] } @seen;
+    };
+    wait_until { $round->(); keys %served == 4 } 20, 'answers of all workers';
+    $relay->mute;
+    wait_until { !grep { $_ ne 'DOWN' } $round->() } 10, 'it is down for all';
+    my $pings = $relay->requests('PING');
+    my $end   = time + 2;
+    my %seen;
+    while (time < $end) {
+        $seen{$_}++ for $round->();
+        after(0.02);
+    }
+    is_deeply [ keys %seen ], ['DOWN'], 'nobody asks it' or diag explain \%seen;
+    # Pauses of 0.1, 0.2, 0.4 and 0.8 s, each up to a quarter shorter, and each probe takes its time.
+    my $probes = $relay->requests('PING') - $pings;
+    cmp_ok $probes, '>=', 1, 'it is probed';
+    cmp_ok $probes, '<=', 6, "by one worker at a time: $probes probes";
+    is $nginx->log_count(qr/ is down: /), 1, 'one line when it went down';
+    $relay->mute(0);
+    wait_until { !grep { $_ ne 'HIT' } $round->() } 10, 'it is up for all';
+    %served = ();
+    wait_until { $round->(); keys %served == 4 } 20, 'answers of all workers';
+    is $nginx->log_count(qr/ is up again/), 1, 'one line when it is back';
+    log_has_only($nginx, qr/ is down: no answer within/);
+};
+
 # The timers of the system for connections to a port: [what, seconds].
 sub timers {
     my ($port) = @_;

@@ -239,7 +239,7 @@ const SERVER: &[Family] = &[
         .by("session", &["new", "reused"]),
     counter(
         "server_transitions_total",
-        "Changes of the state of a server in a worker, to down or to up.",
+        "Changes of the state of a server for all workers, to down or to up.",
     )
     .by("to", &["down", "up"]),
     counter("server_bytes_total", "Bytes received from and sent to a server.")

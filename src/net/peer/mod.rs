@@ -6,13 +6,15 @@
 //! `events.rs`. A request posts such an event. What follows from the end of a connection is in
 //! `verdict.rs`.
 
-use core::cell::RefCell;
+use core::cell::{OnceCell, RefCell};
 use core::fmt;
+use core::hash::{Hash, Hasher};
 use std::boxed::Box;
+use std::hash::DefaultHasher;
 use std::rc::{Rc, Weak};
 use std::vec::Vec;
 
-use session_core::breaker::{self, Breaker, Verdict};
+use session_core::breaker::{self, Board, Boards, Breaker, News, Verdict};
 use session_core::codec::{Codec, OutOfMemory};
 use session_core::conversation;
 use session_core::inflight::Kind;
@@ -31,6 +33,7 @@ use crate::ffi::counters::Count;
 use crate::ffi::event::Event;
 use crate::ffi::log::Log;
 use crate::ffi::resolver::Resolver;
+use crate::ffi::shared_value::SharedValue;
 use crate::ffi::tls::Session;
 use crate::ffi::turn::{Outside, Turn};
 use crate::log_at;
@@ -118,9 +121,19 @@ pub struct Limits {
     pub redirects: bool,
     /// The name of the backend.
     pub backend: Rc<str>,
+    /// What the workers know of servers together.
+    pub boards: Option<SharedValue<Boards>>,
+    /// Tells the configuration from others.
+    pub generation: u16,
 }
 
 impl Limits {
+    /// The longest that a probe can take, with what a busy worker adds.
+    fn longest_probe(&self) -> u64 {
+        let connected = self.connect_timeout.saturating_mul(2);
+        connected.saturating_add(self.fetch_timeout.saturating_mul(2))
+    }
+
     fn of_conversation(&self, lane: Lane, probe: bool) -> conversation::Limits {
         conversation::Limits {
             fetch_timeout: self.fetch_timeout,
@@ -172,6 +185,8 @@ pub struct Peer {
     /// A second connection has shown that the server works.
     verdict: Event<Peer, SecondLook>,
     count: Count,
+    /// The place of its board, if there is one.
+    place: OnceCell<Option<usize>>,
 }
 
 struct Work;
@@ -248,6 +263,7 @@ impl Peer {
             work: Event::new(this.clone()),
             verdict: Event::new(this.clone()),
             count: Count::default(),
+            place: OnceCell::new(),
         })
     }
 
@@ -339,18 +355,58 @@ impl Peer {
         if self.book.try_borrow().is_ok_and(|book| book.due(clock::unix_time()).is_some()) {
             self.work.post();
         }
+        if let Some(board) = self.board() {
+            match state.breaker.hear(board, now) {
+                News::None => {}
+                News::Up => {
+                    // Who has made the probe has said it.
+                    state.said_down = false;
+                    self.show_state(state);
+                }
+                News::Down => {
+                    // Who has found that out has said it.
+                    state.said_down = true;
+                    state.desert();
+                    self.show_state(state);
+                }
+            }
+        }
         match state.breaker.ask(now) {
             Verdict::Go => Ok(()),
             Verdict::Refuse => Err(Refused::Down),
             Verdict::Probe => {
+                let most = self.limits.longest_probe();
+                if self.board().is_some_and(|board| !state.breaker.claims(board, now, most)) {
+                    return Err(Refused::Down);
+                }
                 let Ok(line) = Line::new(self, Lane::Lookups, true) else {
                     // Another one has to follow.
                     state.breaker.failed(now, clock::random());
+                    self.tell(state, now);
                     return Err(Refused::OutOfMemory);
                 };
                 state.second = Some(line);
                 Err(Refused::Down)
             }
+        }
+    }
+
+    /// What the workers know of the server together.
+    fn board(&self) -> Option<Board<'_>> {
+        let boards = self.limits.boards.as_ref()?.get()?;
+        let place = *self.place.get_or_init(|| {
+            // The same in all workers, which are of one binary.
+            let mut hasher = DefaultHasher::new();
+            (&self.limits.backend, std::format!("{self}")).hash(&mut hasher);
+            boards.place(hasher.finish())
+        });
+        Some(Board::new(boards.word(place?)?, self.limits.generation))
+    }
+
+    /// Tells the other workers how the server stands.
+    fn tell(&self, state: &State, now: u64) {
+        if let Some(board) = self.board() {
+            state.breaker.tell(board, now);
         }
     }
 

@@ -4,6 +4,7 @@
 use std::rc::Rc;
 use std::vec::Vec;
 
+use session_core::breaker::News;
 use session_core::conversation;
 use session_core::stats::server as stats;
 
@@ -73,6 +74,12 @@ impl State {
         }
     }
 
+    /// No more is asked of the server: what is under way may be answered all the same.
+    pub(super) fn desert(&mut self) {
+        let lines = [self.lookups.take(), self.stores.take(), self.second.take()];
+        lines.into_iter().for_each(|line| self.leave(line));
+    }
+
     /// No more is asked on a connection.
     fn leave(&mut self, line: Option<Rc<Line>>) {
         if let Some(line) = line {
@@ -105,6 +112,7 @@ impl Peer {
                 }
             }
         }
+        let mut back = false;
         if accepted {
             let is_it = |other: &Option<Rc<Line>>| {
                 other.as_ref().is_some_and(|other| core::ptr::eq(Rc::as_ptr(other), line))
@@ -112,6 +120,8 @@ impl Peer {
             if is_it(&state.stores) {
                 state.stores_breaker.recovered(now);
             } else if is_it(&state.second) && state.breaker.recovered(now) {
+                back = true;
+                self.tell(state, now);
                 self.count.add(stats::UP, 1);
                 let before = core::mem::replace(&mut state.lookups, state.second.take());
                 state.leave(before);
@@ -125,7 +135,8 @@ impl Peer {
             }
         }
         if state.said_down && !state.breaker.is_open() {
-            if let Some(times) = state.up.pass(now) {
+            let times = if back { state.up.pass(now) } else { state.up.release(now) };
+            if let Some(times) = times {
                 state.said_down = false;
                 log_at!(
                     Log::cycle(),
@@ -178,7 +189,7 @@ impl Peer {
         if trips && (server || role == Role::Stores) {
             self.count.add(stats::FAILURES, 1);
         }
-        let opened = server && state.breaker.failed(now, clock::random());
+        let opened = server && self.failed(state, now);
         if opened {
             self.count.add(stats::DOWN, 1);
         } else if trips && !server && role == Role::Stores {
@@ -186,7 +197,9 @@ impl Peer {
         }
         let quiet = role == Role::Second || facts.stale && facts.lost == 0;
         if opened || server && was_open && !state.said_down {
-            if let Some(times) = state.down.pass(now) {
+            // What was held back when it went down is said as long as that is so.
+            let times = if opened { state.down.pass(now) } else { state.down.release(now) };
+            if let Some(times) = times {
                 state.said_down = true;
                 log_at!(Log::cycle(), Error, "{self} is down: {failure}{}{doing}", Times(times));
             }
@@ -233,6 +246,22 @@ impl Peer {
             stores.settle(turn, Err(conversation::Failure::Suspect.into()));
         }
         self.show();
+    }
+
+    /// The server has failed. Whether that is what makes it count as down, which another worker may
+    /// have found out just now.
+    fn failed(&self, state: &mut State, now: u64) -> bool {
+        let heard = self.board().map_or(News::None, |board| state.breaker.hear(board, now));
+        if heard == News::Down {
+            state.said_down = true;
+            state.desert();
+            return false;
+        }
+        let opened = state.breaker.failed(now, clock::random());
+        if state.breaker.is_open() {
+            self.tell(state, now);
+        }
+        opened
     }
 
     /// Whether the end of a connection is a failure of what is at its other end.
