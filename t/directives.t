@@ -2745,8 +2745,52 @@ fetch_timeout 10ms;
 --- emerg: "ssl_session_lifetime" directive is not allowed here
 
 
+=== TEST 281: sessions bound to the certificate
+--- http_config
+    ssl_session_bind  certificate;
+    ssl_session_fetch shared:tls:1m;
 
-=== TEST 281: keepalive off
+
+
+=== TEST 282: sessions bound to names
+--- http_config
+    ssl_session_bind  names;
+    ssl_session_fetch shared:tls:1m;
+
+
+
+=== TEST 283: sessions bound to something else
+--- http_config
+    ssl_session_bind name; # here
+--- emerg: invalid value "name" in "ssl_session_bind": it must be "certificate" or "names"
+
+
+
+=== TEST 284: sessions bound to two things
+--- http_config
+    ssl_session_bind names certificate; # here
+--- emerg: invalid number of arguments in "ssl_session_bind" directive
+
+
+
+=== TEST 285: sessions bound twice
+--- http_config
+    ssl_session_bind names;
+    ssl_session_bind names; # here
+--- emerg: "ssl_session_bind" directive is duplicate
+
+
+
+=== TEST 286: sessions of a server{} bound
+--- http_config
+    server {
+        ssl_session_bind names; # here
+    }
+--- emerg: "ssl_session_bind" directive is not allowed here
+
+
+
+=== TEST 287: keepalive off
 --- http_config
     ssl_session_backend fleet {
         server    127.0.0.1;
@@ -2755,7 +2799,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 282: keepalive of a minute
+=== TEST 288: keepalive of a minute
 --- http_config
     ssl_session_backend fleet {
         server    127.0.0.1;
@@ -2764,7 +2808,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 283: keepalive of no time
+=== TEST 289: keepalive of no time
 --- http_config
     ssl_session_backend fleet {
         server    127.0.0.1;
@@ -2774,7 +2818,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 284: keepalive of less than a second
+=== TEST 290: keepalive of less than a second
 --- http_config
     ssl_session_backend fleet {
         server    127.0.0.1;
@@ -2784,7 +2828,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 285: keepalive that is too long
+=== TEST 291: keepalive that is too long
 --- http_config
     ssl_session_backend fleet {
         server    127.0.0.1;
@@ -2794,7 +2838,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 286: keepalive that is no time
+=== TEST 292: keepalive that is no time
 --- http_config
     ssl_session_backend fleet {
         server    127.0.0.1;

@@ -59,28 +59,30 @@ const COUNTERS_LEN: usize = 4 * 1024 * 1024;
 
 /// The directives of both blocks. nginx has the same numbers for `http{}` and `stream{}`, and keeps
 /// them apart by the module's type.
-const MAIN_COMMANDS: [ngx_command_t; 6] = [
+const MAIN_COMMANDS: [ngx_command_t; 7] = [
     directive::<SslSessionFetch>(NGX_HTTP_MAIN_CONF | NGX_CONF_1MORE),
     directive::<SslSessionStore>(NGX_HTTP_MAIN_CONF | NGX_CONF_1MORE),
     directive::<SslSessionBackend>(NGX_HTTP_MAIN_CONF | NGX_CONF_BLOCK | NGX_CONF_TAKE1),
     directive::<SslSessionKey>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
     directive::<SslSessionEpoch>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
     directive::<SslSessionLifetime>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
+    directive::<SslSessionBind>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
 ];
 
 /// The directives of `http{}`.
-pub static COMMANDS: Commands<[ngx_command_t; 8]> = {
-    let [fetch, store, backend, key, epoch, lifetime] = MAIN_COMMANDS;
+pub static COMMANDS: Commands<[ngx_command_t; 9]> = {
+    let [fetch, store, backend, key, epoch, lifetime, bind] = MAIN_COMMANDS;
     let status = directive::<SslSessionStatus>(NGX_HTTP_LOC_CONF | NGX_CONF_NOARGS);
-    Commands::new([fetch, store, backend, key, epoch, lifetime, status, ngx_command_t::empty()])
+    let end = ngx_command_t::empty();
+    Commands::new([fetch, store, backend, key, epoch, lifetime, bind, status, end])
 };
 
 /// The directives of `stream{}`.
 #[cfg(ngx_feature = "stream_ssl")]
-pub static STREAM_COMMANDS: Commands<[ngx_command_t; 7]> = {
+pub static STREAM_COMMANDS: Commands<[ngx_command_t; 8]> = {
     const _: () = assert!(NGX_STREAM_MAIN_CONF == NGX_HTTP_MAIN_CONF);
-    let [fetch, store, backend, key, epoch, lifetime] = MAIN_COMMANDS;
-    Commands::new([fetch, store, backend, key, epoch, lifetime, ngx_command_t::empty()])
+    let [fetch, store, backend, key, epoch, lifetime, bind] = MAIN_COMMANDS;
+    Commands::new([fetch, store, backend, key, epoch, lifetime, bind, ngx_command_t::empty()])
 };
 
 /// What the directives have said.
@@ -101,6 +103,8 @@ pub struct MainConf {
     single_use: bool,
     /// How long after its full handshake a session is good, in seconds.
     lifetime: Option<i64>,
+    /// What of a server's certificates a session is bound to.
+    bind: Option<Bind>,
     /// Whether sessions of clients that have shown a certificate are left out.
     no_client_cert: bool,
     /// Tiers by the text of their targets; one that is both fetched from and stored in is one.
@@ -205,6 +209,40 @@ impl Directive for SslSessionLifetime {
                 )));
             }
         }
+        Ok(())
+    }
+}
+
+/// What of a server's certificates a session is bound to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bind {
+    /// Themselves, as nginx has it (ngx_ssl_session_id_context()).
+    Certificate,
+    /// Their names.
+    Names,
+}
+
+struct SslSessionBind;
+
+impl Directive for SslSessionBind {
+    type Conf = MainConf;
+    const NAME: &'static CStr = c"ssl_session_bind";
+
+    fn set(cf: &mut Conf, conf: &mut MainConf) -> Result<(), Refusal> {
+        if conf.bind.is_some() {
+            return Err(DUPLICATE);
+        }
+        let text = word(cf);
+        conf.bind = Some(match text.as_str() {
+            "certificate" => Bind::Certificate,
+            "names" => Bind::Names,
+            _ => {
+                return Err(cf.refuse(format_args!(
+                    "invalid value \"{text}\" in \"ssl_session_bind\": it must be \"certificate\" or \
+                     \"names\""
+                )));
+            }
+        });
         Ok(())
     }
 }
@@ -503,7 +541,10 @@ impl module::MainConf for MainConf {
         for server in &servers {
             let Server { context, verification, differences, .. } = server;
             let find = M::Block::find_servers;
-            if self.hooked.hook(context, verification, *differences, find, &policy).is_err() {
+            let by_names = self.bind == Some(Bind::Names);
+            let bound = if by_names { context.bind_to_names(self.scope) } else { Ok(()) };
+            let mut hook = || self.hooked.hook(context, verification, *differences, find, &policy);
+            if bound.and_then(|()| hook()).is_err() {
                 return Err(cf.refuse(format_args!("no memory for the SSL sessions of a server")));
             }
         }

@@ -9,6 +9,7 @@ use session_core::hello::SessionId;
 use session_core::key_ring::{KeyRing, Tls};
 use session_core::stats::Kind;
 use session_core::throttle::Throttle;
+use session_core::unusable::Unusable;
 
 use super::count::Tally;
 use super::epoch::Watch;
@@ -54,6 +55,7 @@ pub struct Policy {
     pub(super) wire: RefCell<Vec<u8>>,
     pub(super) too_large: RefCell<Throttle>,
     pub(super) corrupt: RefCell<Throttle>,
+    pub(super) unusable: RefCell<Unusable>,
     failed: RefCell<Throttle>,
 }
 
@@ -69,6 +71,7 @@ impl Policy {
             wire: RefCell::new(Vec::new()),
             too_large: RefCell::new(Throttle::new()),
             corrupt: RefCell::new(Throttle::new()),
+            unusable: RefCell::new(Unusable::new()),
             failed: RefCell::new(Throttle::new()),
         }
     }

@@ -56,6 +56,10 @@ impl Context {
         }
     }
 
+    pub(super) fn as_ptr(&self) -> *mut SSL_CTX {
+        self.0.as_ptr()
+    }
+
     fn options(&self) -> u64 {
         // SAFETY: the context is valid.
         unsafe { SSL_CTX_get_options(self.0.as_ptr()) }

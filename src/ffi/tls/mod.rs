@@ -6,10 +6,10 @@
 //! the ClientHello, where nginx allows that, and otherwise behind a filter in front of the socket
 //! ([`Connection::suspendable`]). A [`Session`] goes to a store and comes back as DER.
 //!
-//! Each file uses only those after it: `context` puts the callbacks of `callbacks` into contexts; they
-//! and the `filter` ask the trait in `handler`; its methods are about a `session`, about what is
-//! `attached` to a `connection`, and about the `socket` below the filter; `index` is where data of ours
-//! is in objects of OpenSSL.
+//! Each file uses only those after it: `names` are what a `context` can bind sessions to; that puts the
+//! callbacks of `callbacks` into contexts; they and the `filter` ask the trait in `handler`; its methods
+//! are about a `session`, about what is `attached` to a `connection`, and about the `socket` below the
+//! filter; `index` is where data of ours is in objects of OpenSSL.
 
 mod attached;
 mod callbacks;
@@ -18,6 +18,7 @@ mod context;
 mod filter;
 mod handler;
 mod index;
+mod names;
 mod origin;
 mod session;
 mod socket;

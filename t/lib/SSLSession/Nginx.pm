@@ -229,10 +229,10 @@ sub halt {
 
 # HUP. Returns once the new workers serve and the old ones accept nothing any more; what they
 # have goes on. Dies with nginx's words when it refuses the configuration. workers => n: so many
-# from now on.
+# from now on; stream => text: what is in stream{} from now on.
 sub reload {
     my ($self, $conf, %arg) = @_;
-    $self->{workers} = $arg{workers} // $self->{workers};
+    $self->{$_} = $arg{$_} // $self->{$_} for qw(workers stream);
     $self->write_conf($conf) if defined $conf;
     my $from = $self->log_pos;
     my @old  = $self->workers;

@@ -86,17 +86,19 @@ sub _http_text {
     }
     $text .= "    ssl_session_fetch @fetch" . ($http->{single_use} ? ' single_use' : '') . ";\n" if @fetch;
     $text .= "    ssl_session_store @store" . ($http->{no_client_cert} ? ' no_client_cert' : '') . ";\n" if @store;
-    $text .= "    ssl_session_lifetime $http->{lifetime};\n" if $http->{lifetime} && _has_lifetime();
+    $text .= "    ssl_session_lifetime $http->{lifetime};\n" if $http->{lifetime} && _has('ssl_session_lifetime');
+    $text .= "    ssl_session_bind $http->{bind};\n" if $http->{bind} && _has('ssl_session_bind');
     $text .= "    ssl_session_epoch epoch;\n" if $http->{epoch} && grep { $_ eq 'fleet' } @fetch;
     $text .= "    ssl_session_ticket_key @{[ _ticket_key() ]};\n" if $http->{shared_key};
     return $text . _caching_text($http);
 }
 
-# An older module has no such directive.
-my %has_lifetime;
-sub _has_lifetime {
+# An older module does not have all directives.
+my %has;
+sub _has {
+    my ($directive) = @_;
     my $module = module_path();
-    return $has_lifetime{$module} //= slurp($module) =~ /ssl_session_lifetime/ ? 1 : 0;
+    return $has{$module}{$directive} //= slurp($module) =~ /$directive/ ? 1 : 0;
 }
 
 my $ticket_key;

@@ -75,6 +75,7 @@ sub _conf {
         tickets => one('off', 'off', 'off', 'on'),
     );
     $http{store} = chance(85) ? $http{fetch} : one(map { [ split ] } 'redis', 'shared', 'shared redis');
+    $http{bind} = 'names' if chance(40);
     _change_http(\%http) for 1 .. one(0, 0, 1, 2);
 
     my %like = (cert => one('ec', 'ec', 'ec', 'rsa', 'var'), listen => [0]);
@@ -127,12 +128,13 @@ sub _variant {
 
 sub _change_http {
     my ($http) = @_;
-    my $what = one(qw(fetch store single_use no_client_cert lifetime epoch tickets cache timeout shared_key));
+    my $what = one(qw(fetch store single_use no_client_cert lifetime epoch tickets cache timeout shared_key bind));
     if    ($what eq 'fetch')    { $http->{fetch} = one([], ['redis'], ['shared'], [qw(shared redis)]) }
     elsif ($what eq 'store')    { $http->{store} = one([], ['redis'], ['shared'], [qw(shared redis)]) }
     elsif ($what eq 'lifetime') { $http->{lifetime} = one('1s', '60s', '2h') }
     elsif ($what eq 'tickets')  { $http->{tickets} = one(qw(on off)) }
     elsif ($what eq 'cache')    { $http->{cache} = one(qw(none builtin shared off), 'builtin shared') }
+    elsif ($what eq 'bind')     { $http->{bind} = one(qw(certificate names)) }
     elsif ($what eq 'timeout')  { $http->{timeout} = one('2s', '10m') }
     # Stateless tickets of one node are good at the others.
     elsif ($what eq 'shared_key') { $http->{shared_key} = 1; $http->{tickets} = 'on' }
