@@ -390,7 +390,7 @@ impl Backend {
                     ))
                 })?),
                 name: self.ssl_name(),
-                sni: self.tls.server_name.or(false),
+                sni: self.tls.server_name.or(true),
             }),
             false => None,
         };
@@ -490,7 +490,7 @@ impl Settings {
             true => Some(TlsSettings {
                 client: Rc::new(TlsClient::new(cf, &TlsConf::UNSET)?),
                 name: None,
-                sni: false,
+                sni: true,
             }),
             false => None,
         };

@@ -36,7 +36,7 @@ const MAX_NAME: usize = 255;
 /// to the fields.
 #[repr(C)]
 pub struct TlsConf {
-    /// `ssl_server_name`: the name is sent (SNI). Off by default; it is for [`TlsName::new`].
+    /// `ssl_server_name`: the name is sent (SNI). On by default; it is for [`TlsName::new`].
     pub server_name: Flag,
     /// `ssl_verify`: the server's certificate is verified. On by default.
     pub verify: Flag,
@@ -270,9 +270,9 @@ pub struct TlsName {
 }
 
 impl TlsName {
-    /// A name, or an IP address; brackets around it and a port behind it are left out. `sni`: it
-    /// is sent, unless it is an address (RFC 6066, section 3). What [`TlsName::is_valid`] refuses
-    /// matches no certificate.
+    /// A name, or an IP address; brackets around it, a port behind it and the dot at the end of a
+    /// full name are left out. `sni`: it is sent, unless it is an address (RFC 6066, section 3).
+    /// What [`TlsName::is_valid`] refuses matches no certificate.
     pub fn new(text: &str, sni: bool) -> Self {
         let is_ip = |text: &str| text.parse::<IpAddr>().is_ok();
         let text = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
@@ -280,6 +280,7 @@ impl TlsName {
             None if is_ip(text) => text,
             None => text.split(':').next().unwrap_or_default(),
         };
+        let text = text.strip_suffix('.').unwrap_or(text);
         let text = if Self::is_valid(text) { text } else { "" };
         let is_ip = is_ip(text);
         TlsName {

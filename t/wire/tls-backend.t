@@ -145,7 +145,7 @@ subtest 'memcached behind TLS' => sub {
     lines_are($nginx);
 };
 
-subtest 'the name is sent if that was asked for, and never an address' => sub {
+subtest 'the name is sent unless that is off, and never an address' => sub {
     my $redis = redis();
     my $tls   = tls_relay(upstream => $redis->address);
     my ($ip, $host) = ($tls->address, 'localhost:' . $tls->port);
@@ -153,13 +153,15 @@ subtest 'the name is sent if that was asked for, and never an address' => sub {
     my $nginx;
     my $n = 0;
     for my $case (
-        [ $host, {}, undef ],
+        [ $host, {}, 'localhost' ],
         [ $host, { ssl_server_name => 'on' }, 'localhost' ],
-        [ $ip, { ssl_server_name => 'on' }, undef ],
-        [ $ip, { ssl_server_name => 'on', ssl_name => 'backend.example' }, 'backend.example' ],
-        [ $ip, { ssl_name => 'backend.example' }, undef ],
-        [ $host, { ssl_server_name => 'on', ssl_name => '127.0.0.1' }, undef ],
-        [ $host, { ssl_server_name => 'on', ssl_name => '[::1]' }, undef ],
+        [ $host, { ssl_server_name => 'off' }, undef ],
+        [ $ip, {}, undef ],
+        [ $ip, { ssl_name => 'backend.example' }, 'backend.example' ],
+        [ $ip, { ssl_name => 'backend.example.' }, 'backend.example' ],
+        [ $ip, { ssl_name => 'backend.example', ssl_server_name => 'off' }, undef ],
+        [ $host, { ssl_name => '127.0.0.1' }, undef ],
+        [ $host, { ssl_name => '[::1]' }, undef ],
     ) {
         my ($server, $more, $sni) = @$case;
         my $conf = conf($port, 'store', backend($server, %$more));
@@ -172,6 +174,15 @@ subtest 'the name is sent if that was asked for, and never an address' => sub {
     }
     is scalar($tls->handshakes), $n, 'two handshakes each';
     lines_are($nginx);
+
+    for my $case ([ $host, 'localhost' ], [ $ip, undef ]) {
+        my ($server, $sni) = @$case;
+        my $port = free_port();
+        my $nginx = nginx(env => { SSL_CERT_FILE => $certs->{ca_crt} }, conf => conf($port, "rediss://$server"));
+        works($port, $redis, "rediss://$server");
+        is +($tls->wait_handshakes(++$n))[-1]{sni}, $sni, 'the same of a URL: ' . ($sni // 'none sent');
+        lines_are($nginx);
+    }
 };
 
 subtest 'several replies in one TLS record, and several records at once' => sub {
