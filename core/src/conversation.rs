@@ -36,6 +36,7 @@ use crate::buffer;
 use crate::codec::{
     Answer, Codec, DecodeError, Expected, Expiry, OutOfMemory, Place, Redirect, Unfit,
 };
+use crate::hint::Hint;
 use crate::inflight::{self, InFlight, Kind};
 use crate::outcome::Outcome;
 use crate::resp;
@@ -170,6 +171,16 @@ pub enum Refusal<'a> {
     Redirect(Node<'a>),
 }
 
+impl Refusal<'_> {
+    /// What an operator can do about it.
+    pub fn hint<'c>(&self, codec: &'c dyn Codec) -> Option<Hint<'c>> {
+        match self {
+            Refusal::Error(text) => codec.hint(text, None),
+            Refusal::Redirect(_) => Some(Hint::Cluster),
+        }
+    }
+}
+
 impl fmt::Display for Refusal<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -271,6 +282,8 @@ pub struct Conversation<W> {
     /// time since [`Conversation::take_good`].
     proven: bool,
     good: bool,
+    /// Whether anything has come.
+    is_heard: bool,
     /// Whether a probe was accepted since [`Conversation::take_accepted`].
     accepted: bool,
     /// Whether the server has refused a request.
@@ -420,6 +433,7 @@ impl<W: Copy> Conversation<W> {
             suspect: 0,
             proven: false,
             good: false,
+            is_heard: false,
             accepted: false,
             has_refused: false,
             ends: Vec::new(),
@@ -576,6 +590,7 @@ impl<W: Copy> Conversation<W> {
     ///
     /// A request stays in the line until its answer is accepted, so that a failure finds it there.
     pub fn received(&mut self, now: u64) -> Result<(), Failure> {
+        self.is_heard |= !self.input.is_empty();
         let result = self.decode(now);
         if self.ends.is_empty() {
             self.forget_decoded();
@@ -617,6 +632,12 @@ impl<W: Copy> Conversation<W> {
                 }
                 self.decoded = at.saturating_add(used);
                 continue;
+            }
+            // It may be read before what was asked is written, or after it.
+            if let (Answer::Refused(text), false) = (&answer, self.proven) {
+                if self.codec.refuses_connection(rest.get(text.clone()).unwrap_or_default()) {
+                    return Err(unaccepted(Unfit::Refused, &answer, rest));
+                }
             }
             // What was not asked cannot be answered, though it may wait to be asked.
             let asked = |request: &inflight::Request<W>| {
@@ -879,6 +900,11 @@ impl<W: Copy> Conversation<W> {
     /// What the server is asked for now.
     pub fn front(&self) -> Option<Kind<W>> {
         self.inflight.front().map(|request| request.kind)
+    }
+
+    /// Whether anything has come on this connection.
+    pub fn is_heard(&self) -> bool {
+        self.is_heard
     }
 
     /// Whether the server has given a proper answer to a request on this connection.

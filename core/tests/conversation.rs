@@ -11,6 +11,7 @@ use session_core::codec::{Codec, DecodeError, Expiry};
 use session_core::conversation::{
     Command, Conversation, Counts, Ended, Ends, Failure, IDLE, Limits, Refused, Reply, Request,
 };
+use session_core::hint::Hint;
 use session_core::inflight::Kind;
 use session_core::memcached::Memcached;
 use session_core::outcome::Outcome;
@@ -54,8 +55,8 @@ impl Script {
     /// memcached, which has accepted the greeting.
     fn memcached() -> Self {
         let mut script = Self::connected(Memcached, LIMITS);
-        assert_eq!(script.write(), "version\r\n");
-        assert_eq!(script.read("VERSION 1.6.18\r\n"), NONE);
+        assert_eq!(script.write(), "version\r\nmn\r\n");
+        assert_eq!(script.read("VERSION 1.6.18\r\nMN\r\n"), NONE);
         script
     }
 
@@ -349,6 +350,16 @@ fn a_memcached_that_is_too_old_is_refused_by_its_version() {
 }
 
 #[test]
+fn a_proxy_without_meta_commands_gets_no_session() {
+    let mut script = Script::connected(Memcached, LIMITS);
+    script.get(1);
+    script.write();
+    let failure = script.receive("VERSION 1.6.21\r\nERROR\r\n").unwrap_err();
+    assert_eq!(failure, Failure::Greeting("ERROR".into()));
+    assert_eq!(script.write(), "", "nothing of it would be taken for what it is");
+}
+
+#[test]
 fn a_server_that_does_not_accept_the_greeting_in_its_time_is_silent() {
     let mut script = Script::new(secured(), LIMITS, false);
     assert_eq!(script.next(), None);
@@ -567,10 +578,44 @@ fn a_server_that_refuses_before_it_is_asked_is_given_up_in_its_words() {
     let mut script = Script::redis();
     assert_eq!(script.receive(format!("-{words}\r\n")), refused);
 
-    let mut script = Script::redis();
-    script.get(1);
-    assert_eq!(script.receive(format!("-{words}\r\n")), refused);
-    assert_eq!(script.fail(Outcome::Error), (1, vec!["1: ERROR".into()]));
+    // Whether that is read before a request is written or after it.
+    for writes in [false, true] {
+        let mut script = Script::redis();
+        script.get(1);
+        if writes {
+            script.write();
+        }
+        assert_eq!(script.receive(format!("-{words}\r\n")), refused);
+        assert_eq!(script.fail(Outcome::Error), (1, vec!["1: ERROR".into()]));
+    }
+}
+
+/// What Redis says to a connection from another machine as long as it has no password.
+const PROTECTED: &str = "DENIED Redis is running in protected mode because protected mode is \
+    enabled and no password is set for the default user. In this mode connections are only \
+    accepted from the loopback interface. If you want to connect from external computers to Redis \
+    you may adopt one of the following solutions: 1) Just disable protected mode sending the \
+    command 'CONFIG SET protected-mode no' from the loopback interface by connecting to Redis from \
+    the same host the server is running, however MAKE SURE Redis is not publicly accessible from \
+    internet if you do so. Use CONFIG REWRITE to make this change permanent. 2) Alternatively you \
+    can just disable the protected mode by editing the Redis configuration file, and setting the \
+    protected mode option to 'no', and then restarting the server. 3) If you started the server \
+    manually just for testing, restart it with the '--protected-mode no' option. 4) Setup a an \
+    authentication password for the default user. NOTE: You only need to do one of the above \
+    things in order for the server to start accepting connections from the outside.";
+
+#[test]
+fn the_long_words_of_a_redis_in_protected_mode_are_read() {
+    assert_eq!(PROTECTED.len(), 1067 - "-\r\n".len());
+    let shown = format!("{}...", PROTECTED.get(..200).unwrap());
+    for script in [Script::redis(), Script::greeting()] {
+        let mut script = script;
+        script.get(1);
+        script.write();
+        let failure = script.receive(format!("-{PROTECTED}\r\n")).unwrap_err();
+        assert_eq!(failure, Failure::Greeting(shown.clone().into()));
+        assert_eq!(secured().hint(shown.as_bytes(), None), Some(Hint::ProtectedMode));
+    }
 }
 
 #[test]

@@ -485,7 +485,8 @@ impl Run {
         // Those before it are answered, or their answers are under way.
         let step = all - steps + self.model.answered;
         match (self.is_redis, self.codec.greeting_is_array(step)) {
-            (false, _) => b"VERSION 1.6.18\r\n".to_vec(),
+            (false, _) if step == 0 => b"VERSION 1.6.18\r\n".to_vec(),
+            (false, _) => b"MN\r\n".to_vec(),
             (true, true) => MASTER.to_vec(),
             (true, false) => b"+OK\r\n".to_vec(),
         }

@@ -120,7 +120,7 @@ fn general(codec: &dyn Codec, answer: &Answer, bytes: &[u8], expected: &Expected
         Answer::Refused(range) => {
             let text = &bytes[range.clone()];
             assert!(range.end == bytes.len() - 2);
-            assert!(text.len() < 1024 && !text.contains(&b'\n'));
+            assert!(text.len() < 4096 && !text.contains(&b'\n'));
             said(text);
         }
         Answer::Redirect(redirect) => {

@@ -323,6 +323,19 @@ pub enum TlsError {
     Name(Box<str>),
 }
 
+impl TlsError {
+    /// Whether the server seems to speak another protocol than TLS, or none that is allowed.
+    pub fn is_of_protocol(&self) -> bool {
+        // What the server has sent is no record, or it has closed the connection, as servers do
+        // that take a ClientHello for a command.
+        let words = ["wrong version number", "unknown protocol", "packet length too long"];
+        match self {
+            TlsError::Handshake(text) => words.iter().any(|words| text.contains(words)),
+            TlsError::Verify { .. } | TlsError::Name(_) => false,
+        }
+    }
+}
+
 impl fmt::Display for TlsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -3,10 +3,15 @@
 use core::fmt;
 use std::boxed::Box;
 
+use session_core::codec::{Codec, DecodeError};
 use session_core::conversation;
+use session_core::hint::Hint;
 use session_core::outcome::Outcome;
 
 use crate::ffi::client::TlsError;
+
+/// What a record begins with by which TLS ends a connection (RFC 8446, section 5.1).
+const TLS_ALERT: u8 = 21;
 
 /// Why a connection is given up. The text is what follows `SERVER is down: `.
 pub enum Failure {
@@ -42,6 +47,30 @@ impl Failure {
     /// Whether the connection has merely ended.
     pub fn is_end(&self) -> bool {
         matches!(self, Failure::Closed | Failure::Io(_) | Failure::Tls(_))
+    }
+
+    /// What an operator can do about it. `step`: of the greeting, if that was under way; `tls`:
+    /// over TLS; `heard`: something has come on the connection.
+    pub fn hint<'a>(
+        &self,
+        codec: &'a dyn Codec,
+        step: Option<usize>,
+        tls: bool,
+        heard: bool,
+    ) -> Option<Hint<'a>> {
+        match self {
+            Failure::Conversation(conversation::Failure::Greeting(text)) => {
+                codec.hint(text.as_bytes(), step)
+            }
+            Failure::Conversation(conversation::Failure::Decode(DecodeError::UnexpectedType(
+                TLS_ALERT,
+            ))) if !tls => Some(Hint::SpeaksTls),
+            Failure::Closed | Failure::Io(_) if !tls && !heard => Some(Hint::WantsTls),
+            Failure::Closed | Failure::Io(_) | Failure::Tls(_) => codec.missing(step?),
+            Failure::Handshake(error) if error.is_of_protocol() => Some(Hint::SpeaksNoTls),
+            Failure::HandshakeTimeout => Some(Hint::SpeaksNoTls),
+            _ => None,
+        }
     }
 
     /// What this means for the lookups that wait.

@@ -139,6 +139,19 @@ subtest 'every line of the log is explained' => sub {
     cmp_ok $lines, '>', 12, 'there are some';
 };
 
+subtest 'every hint is explained' => sub {
+    my ($table) = $text{'operation.md'} =~ /^### Hints\n(.*?)(?=^\S(?!\|)[^\n]*debug)/ms or return fail('a table of them');
+    my ($texts) = slurp(root() . '/core/src/hint.rs') =~ /^impl fmt::Display for Hint.*?\n\{?(.*?)^\}/ms;
+    my $hints = 0;
+    while ($texts =~ /"((?:[^"\\]|\\.)*)"/sg) {
+        my $hint = $1 =~ s/\\\n\s*//gr =~ s/\\"/"/gr;
+        my $pattern = join '\w+', map { quotemeta } split /\{\}|\{right\}/, $hint, -1;
+        $hints++;
+        ok scalar($table =~ /^\| `$pattern` \| .* \|$/m), $hint;
+    }
+    cmp_ok $hints, '>', 20, 'there are some';
+};
+
 subtest 'every link leads somewhere' => sub {
     my $links = 0;
     for my $file (map { root() . "/$_" } 'README.md', 'SECURITY.md', map({ "docs/$_" } grep { !/^(?:README|SECURITY)\.md$/ } keys %text), 'nginx-conf/README.md') {

@@ -6,6 +6,7 @@
 use std::rc::{Rc, Weak};
 
 use session_core::conversation::{self, Conversation, Ends};
+use session_core::hint::Hinted;
 use session_core::inflight::Kind;
 use session_core::stats::server as stats;
 
@@ -162,10 +163,11 @@ impl Line {
                 let times = peer.state.try_borrow_mut().ok();
                 if let Some(times) = times.and_then(|mut state| state.refused.pass(clock::now_ms()))
                 {
+                    let hint = Hinted(refusal.hint(&*peer.codec));
                     log_at!(
                         Log::cycle(),
                         Error,
-                        "{peer} refused {times} requests, the last with \"{refusal}\"{}",
+                        "{peer} refused {times} requests, the last with \"{refusal}\"{hint}{}",
                         peer.doing(Some(wording::action(end.kind)))
                     );
                 }
@@ -191,11 +193,18 @@ impl Line {
             Phase::Open => conversation.front().map(wording::action),
         };
         let dead = matches!(failure, Failure::Conversation(conversation::Failure::Dead(_)));
+        let step = match conversation.front() {
+            Some(Kind::Greeting(step)) => Some(step),
+            _ => None,
+        };
+        let heard = conversation.is_heard();
+        let hint = failure.hint(&*peer.codec, step, peer.tls.is_some(), heard);
         let (asked, stale) = (conversation.unanswered() > 0, conversation.is_stale());
         let (proven, refused) = (conversation.is_proven(), conversation.has_refused());
         let (lost, ends) = conversation.fail(failure.outcome(), stale || dead);
         self.shut(turn);
-        peer.ended(turn, self, failure, &Facts { action, asked, stale, proven, refused, lost });
+        let facts = Facts { action, hint: Hinted(hint), asked, stale, proven, refused, lost };
+        peer.ended(turn, self, failure, &facts);
         Some(ends)
     }
 

@@ -6,6 +6,7 @@ use std::vec::Vec;
 
 use session_core::breaker::News;
 use session_core::conversation;
+use session_core::hint::Hinted;
 use session_core::stats::server as stats;
 
 use super::line::{Lane, Line};
@@ -22,9 +23,11 @@ use crate::{debug, log_at};
 const GRACE: u64 = 5;
 
 /// A connection as it was when it ended.
-pub(super) struct Facts {
+pub(super) struct Facts<'a> {
     /// What was being done.
     pub(super) action: Option<&'static str>,
+    /// What an operator can do about it.
+    pub(super) hint: Hinted<'a>,
     /// Whether something was asked.
     pub(super) asked: bool,
     /// Whether it was idle, and has shown nothing since.
@@ -166,9 +169,9 @@ impl Peer {
     }
 
     /// A connection has ended, by a failure.
-    pub(super) fn ended(&self, turn: &Turn, line: &Line, failure: &Failure, facts: &Facts) {
+    pub(super) fn ended(&self, turn: &Turn, line: &Line, failure: &Failure, facts: &Facts<'_>) {
         let now = clock::now_ms();
-        let doing = self.doing(facts.action);
+        let (hint, doing) = (facts.hint, self.doing(facts.action));
         self.count.add(stats::LOST, facts.lost as u64);
         let Ok(mut guard) = self.state.try_borrow_mut() else { return };
         let state = &mut *guard;
@@ -201,13 +204,18 @@ impl Peer {
             let times = if opened { state.down.pass(now) } else { state.down.release(now) };
             if let Some(times) = times {
                 state.said_down = true;
-                log_at!(Log::cycle(), Error, "{self} is down: {failure}{}{doing}", Times(times));
+                log_at!(
+                    Log::cycle(),
+                    Error,
+                    "{self} is down: {failure}{}{hint}{doing}",
+                    Times(times)
+                );
             }
         } else if role == Role::Probe || state.breaker.is_open() && (server || role == Role::Left) {
             debug!(Log::cycle(), "SSL session backend {self} is still down: {failure}{doing}");
         } else if !quiet && (trips || facts.lost > 0 || !failure.is_end()) {
             if let Some(times) = state.closed.pass(now) {
-                log_at!(Log::cycle(), Error, "{self}: {failure} ({times} times){doing}");
+                log_at!(Log::cycle(), Error, "{self}: {failure} ({times} times){hint}{doing}");
             }
         } else {
             debug!(Log::cycle(), "SSL session backend {self}: {failure}{doing}");
@@ -265,7 +273,7 @@ impl Peer {
     }
 
     /// Whether the end of a connection is a failure of what is at its other end.
-    fn trips(&self, failure: &Failure, facts: &Facts) -> bool {
+    fn trips(&self, failure: &Failure, facts: &Facts<'_>) -> bool {
         match failure {
             // A server may end a connection that nobody uses, and so may what is between.
             Failure::Closed | Failure::Io(_) | Failure::Tls(_) => {

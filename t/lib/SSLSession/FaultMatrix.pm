@@ -142,14 +142,14 @@ my @table = (
         tls_lookup => 'TIMEOUT|ERROR|HIT > DOWN|HIT down?',
         store      => '- > HIT stored',
         connect    => 'CORRUPT!|HIT|ERROR > HIT|MISS lost',
-        greeting   => 'TIMEOUT > TIMEOUT|DOWN|HIT down',
+        greeting   => 'TIMEOUT|ERROR > TIMEOUT|DOWN|HIT down',
         handshake  => 'ERROR > DOWN|HIT down' ],
     [ 'a reply is lost',
         lookup     => 'CORRUPT!|ERROR > HIT|MISS lost',
         tls_lookup => 'TIMEOUT|ERROR|HIT > DOWN|HIT down?',
         store      => '- > HIT|ERROR|DOWN down?',
         connect    => 'CORRUPT!|ERROR > HIT|MISS lost',
-        greeting   => 'TIMEOUT > TIMEOUT|DOWN|HIT down',
+        greeting   => 'TIMEOUT|ERROR > TIMEOUT|DOWN|HIT down',
         handshake  => 'ERROR > DOWN|HIT down' ],
     # A server that completes no reply in time is silent, however many bytes of it have come. A worker
     # that had to wait for the processor has the first reply as a whole; it comes first to what it
