@@ -170,6 +170,11 @@ pub trait Codec {
     /// it before it is asked, and closes the connection.
     fn refuses_connection(&self, text: &[u8]) -> bool;
 
+    /// Whether a refusal in these words may be of the connection more than of the server that is
+    /// meant: behind a stable address servers change places, and a connection stays with the one
+    /// that it was made to.
+    fn is_of_connection(&self, text: &[u8]) -> bool;
+
     /// What an operator can do about a refusal in these words, as they are or as a log has them, to
     /// the `step`-th request of the greeting or to another request.
     fn hint(&self, text: &[u8], step: Option<usize>) -> Option<Hint<'_>>;

@@ -48,6 +48,8 @@ pub enum Hint<'a> {
     NotCluster,
     /// The server is a node of a cluster.
     Cluster,
+    /// A node of a cluster is reached by an address that leads to others, too.
+    OwnAddress,
     /// Another command is missing.
     Command,
     /// The server is a replica.
@@ -109,6 +111,10 @@ impl fmt::Display for Hint<'_> {
             Hint::NotSentinel => "with \"sentinel\" each \"server\" is a Sentinel, port 26379",
             Hint::NotCluster => "the server is no node of a cluster: remove \"cluster\"",
             Hint::Cluster => "the server is a node of a cluster: set \"cluster on\"",
+            Hint::OwnAddress => {
+                "each node needs an address of its own: \"cluster-announce-ip\" and \
+                 \"cluster-announce-port\""
+            }
             Hint::Command => {
                 "the module needs GET, SET and DEL: is there a proxy, or \"rename-command\"?"
             }

@@ -106,6 +106,11 @@ impl Codec for Memcached {
         text.starts_with(TOO_MANY)
     }
 
+    /// One memcached is as good as another.
+    fn is_of_connection(&self, _text: &[u8]) -> bool {
+        false
+    }
+
     fn hint(&self, text: &[u8], _step: Option<usize>) -> Option<Hint<'_>> {
         let begins = |words: &[u8]| text.starts_with(words);
         if begins(TOO_MANY) {

@@ -262,6 +262,14 @@ impl Codec for Redis {
         text.starts_with(b"DENIED ") || text.starts_with(b"ERR max number of clients")
     }
 
+    /// What a replica says is nothing of the connection where Sentinels say who the master is.
+    fn is_of_connection(&self, text: &[u8]) -> bool {
+        match split_word(text).0 {
+            b"READONLY" | b"MASTERDOWN" => !self.master,
+            word => word == b"LOADING",
+        }
+    }
+
     fn hint(&self, text: &[u8], step: Option<usize>) -> Option<Hint<'_>> {
         let step = step.and_then(|step| self.steps().nth(step));
         let (word, rest) = split_word(text);
@@ -834,6 +842,22 @@ mod tests {
             assert_eq!(full.hint(text.as_bytes(), Some(step)), Some(hint), "{text} {step}");
         }
         assert_eq!(full.hint(b"ERR no", Some(4)), None);
+    }
+
+    #[test]
+    fn what_a_replica_says_may_be_of_the_connection_unless_sentinels_know_better() {
+        let watched = Redis { master: true, ..REDIS };
+        for (text, of_connection, with_sentinels) in [
+            ("READONLY You can't write against a read only replica.", true, false),
+            ("MASTERDOWN Link with MASTER is down", true, false),
+            ("LOADING Redis is loading the dataset in memory", true, true),
+            ("READONLYX", false, false),
+            ("OOM", false, false),
+            ("", false, false),
+        ] {
+            assert_eq!(REDIS.is_of_connection(text.as_bytes()), of_connection, "{text}");
+            assert_eq!(watched.is_of_connection(text.as_bytes()), with_sentinels, "{text}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use core::cell::{OnceCell, RefCell};
 use core::fmt;
 use core::hash::{BuildHasher, BuildHasherDefault, Hasher};
-use core::mem;
+use core::{mem, ptr};
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::rc::{Rc, Weak};
@@ -16,17 +16,21 @@ use std::vec::Vec;
 use session_core::buffer;
 use session_core::cache_key::CacheKey;
 use session_core::codec::{Expiry, OutOfMemory};
+use session_core::hint::{Hint, Hinted};
 use session_core::outcome::Outcome;
 use session_core::slots::Slots;
+use session_core::throttle::Throttle;
 use zeroize::Zeroizing;
 
 use super::peer::{Command, Node, Peer, Refused, Replies, Reply, Request, RequestToken, Requests};
 use super::route::{Choice, Route};
 use crate::ffi::clock;
 use crate::ffi::event::{Event, Handle};
+use crate::ffi::log::Log;
 use crate::ffi::resolver::Resolver;
 use crate::ffi::tls::HandshakeToken;
 use crate::ffi::turn::Turn;
+use crate::log_at;
 
 /// How often one lookup is sent on. A cluster that is being changed needs two.
 const MAX_REDIRECTS: u8 = 4;
@@ -84,6 +88,8 @@ struct State {
     asking: bool,
     /// When the next one may be asked.
     next_query: u64,
+    /// Of what nodes send on, and cannot be.
+    misdirected: Throttle,
 }
 
 /// Hashes what is a hash already.
@@ -158,6 +164,7 @@ impl Backend {
                 lookups: HashMap::default(),
                 asking: false,
                 next_query: 0,
+                misdirected: Throttle::new(),
             }),
             refresh: Event::new(this.clone()),
         })
@@ -409,12 +416,36 @@ impl Backend {
             return Err(Outcome::Timeout);
         }
         if redirects > MAX_REDIRECTS {
+            from.misdirected();
+            if let Some(times) = state.misdirected.pass(clock::now_ms()) {
+                log_at!(
+                    Log::cycle(),
+                    Error,
+                    "{from} sends on what was sent on {MAX_REDIRECTS} times ({times} times){}",
+                    from.doing(None)
+                );
+            }
             return Err(Outcome::Error);
         }
         let Some(peer) = state.route.redirected(from, to) else {
+            from.misdirected();
             self.ask_soon(state);
             return Err(Outcome::Error);
         };
+        // Another node has its place, at an address that leads to both.
+        if ptr::eq(Rc::as_ptr(&peer), from) && !from.renew() {
+            from.misdirected();
+            if let Some(times) = state.misdirected.pass(clock::now_ms()) {
+                let hint = Hinted(Some(Hint::OwnAddress));
+                log_at!(
+                    Log::cycle(),
+                    Error,
+                    "{from} sends to its own address ({times} times){hint}{}",
+                    from.doing(None)
+                );
+            }
+            return Err(Outcome::Error);
+        }
         let Some(pending) = state.pending.get(token) else { return Ok(()) };
         let request = Request {
             key: pending.key.as_bytes(),

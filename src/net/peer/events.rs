@@ -172,6 +172,9 @@ impl Line {
                     );
                 }
             }
+            if end.refusal.is_some_and(|refusal| refusal.is_of_connection(&*peer.codec)) {
+                peer.renew();
+            }
             match (end.reply, end.kind, end.kind.waiter()) {
                 (Some(reply), _, Some(waiter)) => {
                     replies.replied(turn, peer, waiter, end.deadline, reply);

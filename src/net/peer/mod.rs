@@ -206,6 +206,8 @@ struct State {
     stores_breaker: Breaker,
     /// Whether the server is to be forgotten when it has answered what it was asked.
     retired: bool,
+    /// When the connections were last renewed.
+    renewed: Option<u64>,
     /// Whether the log has it that the server is down.
     said_down: bool,
     down: Throttle,
@@ -251,6 +253,7 @@ impl Peer {
                 breaker: Breaker::new(breaker),
                 stores_breaker: Breaker::new(breaker),
                 retired: false,
+                renewed: None,
                 said_down: false,
                 down: Throttle::new(),
                 up: Throttle::new(),

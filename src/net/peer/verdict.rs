@@ -22,6 +22,9 @@ use crate::{debug, log_at};
 /// was silent has for it when another has an answer, in milliseconds.
 const GRACE: u64 = 5;
 
+/// The least time between two renewals of the connections to a server, in milliseconds.
+const RENEWAL_PAUSE: u64 = 1000;
+
 /// A connection as it was when it ended.
 pub(super) struct Facts<'a> {
     /// What was being done.
@@ -168,6 +171,35 @@ impl Peer {
         state.second = Line::new(self, Lane::Lookups, true).ok();
     }
 
+    /// What is being told may be of the connection: it and the others are to lead to another server
+    /// behind the same address. No more is asked on them, and the next request opens another one; at
+    /// most once in [`RENEWAL_PAUSE`]. Whether a request that is made now goes over another one.
+    pub fn renew(&self) -> bool {
+        let telling = self.telling.try_borrow().ok().and_then(|line| line.upgrade());
+        let Some(telling) = telling else { return false };
+        let Ok(mut state) = self.state.try_borrow_mut() else { return false };
+        let is_it =
+            |line: &Option<Rc<Line>>| line.as_ref().is_some_and(|line| Rc::ptr_eq(line, &telling));
+        if !is_it(&state.lookups) && !is_it(&state.stores) {
+            return true;
+        }
+        let now = clock::now_ms();
+        if state.renewed.is_some_and(|renewed| now.saturating_sub(renewed) < RENEWAL_PAUSE) {
+            return false;
+        }
+        debug!(Log::cycle(), "SSL session backend {self}: connected to anew");
+        state.renewed = Some(now);
+        let (lookups, stores) = (state.lookups.take(), state.stores.take());
+        state.leave(lookups);
+        state.leave(stores);
+        true
+    }
+
+    /// A request that was to be sent on has come to its end.
+    pub fn misdirected(&self) {
+        self.count.add(stats::MISDIRECTED, 1);
+    }
+
     /// A connection has ended, by a failure.
     pub(super) fn ended(&self, turn: &Turn, line: &Line, failure: &Failure, facts: &Facts<'_>) {
         let now = clock::now_ms();
@@ -180,7 +212,9 @@ impl Peer {
         let not_master = matches!(failure, Failure::Conversation(conversation::Failure::NotMaster));
         let dead = matches!(failure, Failure::Conversation(conversation::Failure::Dead(_)));
         let suspect = matches!(failure, Failure::Conversation(conversation::Failure::Suspect));
-        let lookups_well = state.lookups.as_ref().is_some_and(|lookups| lookups.is_well());
+        // One on which nothing was answered shows nothing.
+        let proven = |line: &Line| line.with(|it| it.is_proven()).unwrap_or(false);
+        let lookups_well = state.lookups.as_ref().is_some_and(|it| it.is_well() && proven(it));
         let was_open = state.breaker.is_open();
         // A probe that cannot be made has failed, too: another one has to follow.
         let server = match role {
@@ -198,7 +232,9 @@ impl Peer {
         } else if trips && !server && role == Role::Stores {
             state.stores_breaker.failed(now, clock::random());
         }
-        let quiet = role == Role::Second || facts.stale && facts.lost == 0;
+        // That the server is down has been said.
+        let known = role == Role::Left && was_open;
+        let quiet = known || role == Role::Second || facts.stale && facts.lost == 0;
         if opened || server && was_open && !state.said_down {
             // What was held back when it went down is said as long as that is so.
             let times = if opened { state.down.pass(now) } else { state.down.release(now) };

@@ -185,6 +185,15 @@ impl Cluster {
         let mut known = self.nodes.iter().chain(&self.seeds).chain(&self.guests);
         if !known.any(|known| Rc::ptr_eq(known, &peer)) {
             if self.guests.len() >= MAX_GUESTS {
+                if let Some(times) = self.trouble.pass(clock::now_ms()) {
+                    log_at!(
+                        Log::cycle(),
+                        Error,
+                        "{from} sends to more than {MAX_GUESTS} nodes that CLUSTER SLOTS does not \
+                         name ({times} times){}",
+                        from.doing(None)
+                    );
+                }
                 return None;
             }
             self.guests.push(Rc::clone(&peer));
