@@ -26,7 +26,7 @@ pub enum Answer {
     Refused(Range<usize>),
     /// Another node of the cluster has the entry.
     Redirect(Redirect),
-    /// An entry longer than the limit. That many bytes, not yet received, have to be skipped.
+    /// An entry longer than the limit. That many bytes, not yet received, belong to it.
     TooLarge(usize),
     /// A reply of several values, as the server wrote it: the whole of it.
     Array(Range<usize>),

@@ -50,6 +50,9 @@ const MAX_ASIDE: usize = 64 * 1024;
 pub const IDLE: u64 = 1000;
 /// After so many timeouts without a lookup that is answered in time the server is too slow.
 const SLOW: u64 = 20;
+/// The longest value that is skipped, in bytes. What lies behind a longer one had better be asked
+/// for again, on another connection.
+const MAX_SKIPPED: usize = 64 * 1024;
 /// So many suspect replies in a row end a connection, before any more entries are removed for it: they
 /// may be good.
 const MAX_SUSPECT: u32 = 2;
@@ -211,6 +214,8 @@ pub enum Failure {
     /// No complete answer came for so many milliseconds, while the server answered on another
     /// connection.
     Dead(u64),
+    /// An entry of so many bytes, which are not waited for. Its lookup has ended.
+    Oversized(usize),
     /// A reply that no request leads to.
     OutOfStep,
     /// Replies with other sessions than those asked for.
@@ -241,6 +246,7 @@ impl fmt::Display for Failure {
             Failure::Silent(ms) => write!(f, "no answer within {ms} ms"),
             Failure::Slow(ms) => write!(f, "no answer in time for {ms} ms"),
             Failure::Dead(ms) => write!(f, "no answer within {ms} ms on this connection"),
+            Failure::Oversized(len) => write!(f, "entry of {len} bytes"),
             Failure::OutOfStep => f.write_str("reply to no request"),
             Failure::Suspect => f.write_str("reply with another session"),
             Failure::Unasked => f.write_str("too many messages that answer no request"),
@@ -715,6 +721,9 @@ impl<W: Copy> Conversation<W> {
                 let answer = end.map(|answer| answer.shifted(at));
                 let inflight::Request { kind, deadline, .. } = request;
                 self.ends.push(End { kind, deadline, answer, again: false, told, refused });
+            }
+            if skip > MAX_SKIPPED {
+                return Err(Failure::Oversized(skip));
             }
         }
     }

@@ -22,9 +22,9 @@ const OLDEST: [u64; 3] = [1, 6, 10];
 /// What follows the prefix in a cache key: 32 bytes in base64url without padding.
 const ENCODED_ID: usize = 43;
 
-/// The longest value that is skipped, in bytes. A server that sends a longer one is not worth its
-/// connection.
-const MAX_SKIPPED: usize = 1024 * 1024;
+/// The longest value that memcached can be told to take, in bytes (option `-I`). A longer one is
+/// taken for nonsense.
+const MAX_ITEM: usize = 1024 * 1024 * 1024;
 
 /// The longest ttl that memcached takes as a length of time, in seconds. It reads a larger one as
 /// a point in time.
@@ -227,7 +227,7 @@ fn read_value(
     let len = words.next().and_then(parse_decimal).ok_or(DecodeError::BadLength)?;
     let len = usize::try_from(len).map_err(|_| DecodeError::BadLength)?;
     let whole = len.checked_add(2).ok_or(DecodeError::BadLength)?;
-    if len > limit.max(MAX_SKIPPED) {
+    if len > limit.max(MAX_ITEM) {
         return Err(DecodeError::BadLength);
     }
     // Other flags say what is known of an entry that was invalidated, which ours never are.
@@ -472,12 +472,13 @@ mod tests {
     }
 
     #[test]
-    fn a_value_over_the_limit_is_skipped_without_waiting_for_it() {
+    fn a_value_over_the_limit_is_not_waited_for() {
         assert_eq!(decode(b"VA 100\r\n"), Ok(None));
         assert_eq!(decode(b"VA 101\r\n"), Ok(Some((Answer::TooLarge(103), 8))));
         assert_eq!(decode(b"VA 101 c3\r\nab"), Ok(Some((Answer::TooLarge(103), 11))));
-        assert_eq!(decode(b"VA 1048576\r\n"), Ok(Some((Answer::TooLarge(1_048_578), 12))));
-        assert_eq!(decode(b"VA 1048577\r\n"), Err(DecodeError::BadLength));
+        let largest = Answer::TooLarge(1_073_741_826);
+        assert_eq!(decode(b"VA 1073741824\r\n"), Ok(Some((largest, 15))));
+        assert_eq!(decode(b"VA 1073741825\r\n"), Err(DecodeError::BadLength));
         assert_eq!(decode(b"VA 18446744073709551615\r\n"), Err(DecodeError::BadLength));
         assert_eq!(decode(b"VA 18446744073709551616\r\n"), Err(DecodeError::BadLength));
     }

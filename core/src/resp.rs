@@ -23,9 +23,9 @@ use crate::line::{Decimal, line_at, parse_decimal};
 /// model").
 pub const SLOTS: u16 = 16384;
 
-/// The longest value that is skipped, in bytes. A server that sends a longer one is not worth its
-/// connection.
-const MAX_SKIPPED: usize = 1024 * 1024;
+/// The longest string that Redis has unless its limit is raised, in bytes
+/// (`proto-max-bulk-len`). A longer one is taken for nonsense.
+const MAX_STRING: usize = 512 * 1024 * 1024;
 
 /// The longest reply of several values, in bytes. `CLUSTER SLOTS` takes some 200 for each range
 /// of slots with a master and a replica.
@@ -388,7 +388,7 @@ fn read(
         b'_' => return Err(DecodeError::BadLine),
         b'$' => {
             let len = parse_length(line).ok_or(DecodeError::BadLength)?;
-            if len > expected.limit.max(MAX_SKIPPED) {
+            if len > expected.limit.max(MAX_STRING) {
                 return Err(DecodeError::BadLength);
             }
             if len > expected.limit {
@@ -1263,10 +1263,11 @@ mod tests {
     }
 
     #[test]
-    fn a_value_over_the_limit_is_skipped_without_waiting_for_it() {
+    fn a_value_over_the_limit_is_not_waited_for() {
         assert_eq!(decode(b"$101\r\n"), Ok(Some((Answer::TooLarge(103), 6))));
-        assert_eq!(decode(b"$1048576\r\n"), Ok(Some((Answer::TooLarge(1048578), 10))));
-        assert_eq!(decode(b"$1048577\r\n"), Err(DecodeError::BadLength));
+        let largest = Answer::TooLarge(536_870_914);
+        assert_eq!(decode(b"$536870912\r\n"), Ok(Some((largest, 12))));
+        assert_eq!(decode(b"$536870913\r\n"), Err(DecodeError::BadLength));
         assert_eq!(decode(b"$18446744073709551615\r\n"), Err(DecodeError::BadLength));
     }
 

@@ -1197,13 +1197,32 @@ fn a_value_over_the_limit_does_not_pile_up() {
     let mut script = Script::redis();
     (1..=2).for_each(|waiter| script.get(waiter));
     script.write();
-    assert_eq!(script.read(format!("${}\r\n", 1024 * 1024)), ["1: CORRUPT"]);
-    for _ in 0..1024 {
+    assert_eq!(script.read(format!("${}\r\n", 60 * 1024)), ["1: CORRUPT"]);
+    for _ in 0..60 {
         assert_eq!(script.read([b'x'; 1024]), NONE);
         assert!(script.conversation.input().is_empty());
         assert!(script.conversation.input().capacity() <= KEPT);
     }
     assert_eq!(script.read("\r\n".to_owned() + &value("ok")), ["2: ok"]);
+}
+
+#[test]
+fn a_value_that_is_not_worth_waiting_for_ends_the_connection_and_only_its_own_lookup() {
+    for (codec, long) in [
+        (true, "$65537\r\n"),
+        (true, "$104857600\r\nxxx"),
+        (false, "VA 65537\r\n"),
+        (false, "VA 104857600 c1\r\nxxx"),
+    ] {
+        let mut script = if codec { Script::redis() } else { Script::memcached() };
+        (1..=2).for_each(|waiter| script.get(waiter));
+        script.ask(3, Command::Take);
+        script.write();
+        let failure = script.receive(long).unwrap_err();
+        assert!(matches!(failure, Failure::Oversized(_)), "{failure}");
+        let (_, ends) = script.conversation.fail(failure.outcome(), true);
+        assert_eq!(show_all(&ends), ["1: CORRUPT", "2: again, or ERROR", "3: ERROR"]);
+    }
 }
 
 #[test]

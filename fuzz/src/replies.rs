@@ -115,7 +115,7 @@ fn general(codec: &dyn Codec, answer: &Answer, bytes: &[u8], expected: &Expected
         }
         // The line end is skipped too.
         Answer::TooLarge(skipped) => {
-            assert!(*skipped > limit + 2 && *skipped <= 2 + 1024 * 1024);
+            assert!(*skipped > limit + 2 && *skipped <= 2 + 1024 * 1024 * 1024);
         }
         Answer::Refused(range) => {
             let text = &bytes[range.clone()];

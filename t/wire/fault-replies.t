@@ -248,7 +248,7 @@ sub dripping {
 
 my %dripping = (
     'a value'                                => [ "\$16000\r\n", 'TIMEOUT' ],
-    'a value that is too long'               => [ "\$900000\r\n", 'CORRUPT' ],
+    'a value that is too long'               => [ "\$60000\r\n", 'CORRUPT' ],
     'an array of which only a string lacks'  => [ "*130001\r\n" . ":1\r\n" x 130_000 . "\$9999\r\n", 'ERROR' ],
     'a message that nobody asked for'        => [ ">9000\r\n" . ":1\r\n" x 8_999 . "\$9999\r\n", 'TIMEOUT' ],
 );

@@ -161,7 +161,8 @@ subtest 'what is corrupt or withdrawn is removed' => sub {
         is status($edge, $session), 'CORRUPT', "$what: the outcome";
         wait_until { !defined $memcached->get($key) } 5, 'the removal';
         is status($edge, $session), 'MISS', 'then it is gone';
-        is $memcached->stats('total_connections'), $connections, 'over the same connection';
+        # What lies behind a long one is not waited for.
+        is $memcached->stats('total_connections') - $connections, $what eq 'huge' ? 1 : 0, 'over the same connection, or another';
     }
     my $session = good_session($edge);
     my $client  = client($edge, $session, handshake => 1);

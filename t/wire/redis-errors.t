@@ -321,16 +321,25 @@ subtest 'answers of all kinds, in one segment and in pieces' => sub {
     $edge->quit;
 };
 
-subtest 'an entry of megabytes' => sub {
-    my $edge    = edge($redis);
-    my $session = good_session($edge);
-    my $other   = good_session($edge);
-    $redis->cmd('SET', cache_key($session), 'x' x 2_000_000);
-    is status($edge, $session), 'ERROR', 'is not read';
-    my $line = qr/is down: reply with an invalid length$doing$/;
-    like $edge->log_like($line), $line, 'the log says why';
-    wait_until { status($edge, $other) eq 'HIT' } 10, 'a hit';
-    ok 1, 'another connection is good';
-};
+for my $bytes (100_000, 2_000_000, 100_000_000) {
+    subtest "an entry of $bytes bytes in place of a session" => sub {
+        my $edge  = edge($redis);
+        my @good  = map { good_session($edge) } 1 .. 2;
+        my $large = good_session($edge);
+        $redis->cmd('SET', cache_key($large), 'x' x $bytes);
+        # Lookups behind it, which the end of the connection does not concern.
+        $redis->pause;
+        my @clients = map { client($edge, $_)->start } $good[0], $large, $good[1];
+        $redis->resume;
+        is_deeply [ map { answer($_) } @clients ], [qw(HIT CORRUPT HIT)], 'is corrupt, and others are hits';
+        wait_until { !$redis->cmd('EXISTS', cache_key($large)) } 5, 'the entry to be removed';
+        is status($edge, $large), 'MISS', 'and is removed';
+        is status($edge, $good[0]), 'HIT', 'the server is good';
+        my $line = qr/corrupt SSL session [0-9a-f]{8} in "store", redis 127\.0\.0\.1:\d+, 1 times: too large/;
+        like $edge->log_like($line), $line, 'the log says why';
+        is scalar($edge->errors(except => $line)), 0, 'and nothing else';
+        $edge->quit;
+    };
+}
 
 done_testing;

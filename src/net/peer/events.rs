@@ -195,7 +195,12 @@ impl Line {
             Phase::Handshaking { .. } => Some("SSL handshaking to backend"),
             Phase::Open => conversation.front().map(wording::action),
         };
-        let dead = matches!(failure, Failure::Conversation(conversation::Failure::Dead(_)));
+        let of_link = matches!(
+            failure,
+            Failure::Conversation(
+                conversation::Failure::Dead(_) | conversation::Failure::Oversized(_)
+            )
+        );
         let step = match conversation.front() {
             Some(Kind::Greeting(step)) => Some(step),
             _ => None,
@@ -204,7 +209,7 @@ impl Line {
         let hint = failure.hint(&*peer.codec, step, peer.tls.is_some(), heard);
         let (asked, stale) = (conversation.unanswered() > 0, conversation.is_stale());
         let (proven, refused) = (conversation.is_proven(), conversation.has_refused());
-        let (lost, ends) = conversation.fail(failure.outcome(), stale || dead);
+        let (lost, ends) = conversation.fail(failure.outcome(), stale || of_link);
         self.shut(turn);
         let facts = Facts { action, hint: Hinted(hint), asked, stale, proven, refused, lost };
         peer.ended(turn, self, failure, &facts);

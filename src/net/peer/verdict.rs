@@ -234,7 +234,10 @@ impl Peer {
         }
         // That the server is down has been said.
         let known = role == Role::Left && was_open;
-        let quiet = known || role == Role::Second || facts.stale && facts.lost == 0;
+        // As has an entry that is too large: it counts as corrupt.
+        let oversized =
+            matches!(failure, Failure::Conversation(conversation::Failure::Oversized(_)));
+        let quiet = known || oversized || role == Role::Second || facts.stale && facts.lost == 0;
         if opened || server && was_open && !state.said_down {
             // What was held back when it went down is said as long as that is so.
             let times = if opened { state.down.pass(now) } else { state.down.release(now) };
@@ -317,6 +320,7 @@ impl Peer {
             }
             Failure::Conversation(conversation::Failure::Dead(_)) => !facts.stale && !facts.proven,
             Failure::Conversation(conversation::Failure::Suspect) => !facts.proven,
+            Failure::Conversation(conversation::Failure::Oversized(_)) => false,
             Failure::Local | Failure::OutOfMemory => false,
             _ => true,
         }
