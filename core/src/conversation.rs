@@ -175,14 +175,6 @@ pub enum Refusal<'a> {
 }
 
 impl Refusal<'_> {
-    /// Whether another connection may lead to a server that does not refuse.
-    pub fn is_of_connection(&self, codec: &dyn Codec) -> bool {
-        match self {
-            Refusal::Error(text) => codec.is_of_connection(text),
-            Refusal::Redirect(_) => false,
-        }
-    }
-
     /// What an operator can do about it.
     pub fn hint<'c>(&self, codec: &'c dyn Codec) -> Option<Hint<'c>> {
         match self {

@@ -380,19 +380,22 @@ impl Backend {
         peer.send(&request, Some(token), Some(deadline)).map_err(|_| Outcome::Down)
     }
 
-    /// Makes a lookup a second time, as the connection was to blame that it has no answer. Whether
-    /// that was possible.
-    fn again(&self, peer: &Peer, token: RequestToken, deadline: u64) -> bool {
+    /// Makes a request a second time, as the connection was to blame that it has no answer, or was
+    /// `refused`. Whether that was possible.
+    fn again(&self, peer: &Peer, token: RequestToken, deadline: u64, refused: bool) -> bool {
         let Ok(mut state) = self.state.try_borrow_mut() else { return false };
         let Some(pending) = state.pending.get_mut(token) else { return false };
         let first = !mem::replace(&mut pending.again, true);
-        // What changes something may have been carried out.
-        if !first || !matches!(pending.what, What::Get) || deadline <= clock::now_ms() {
+        // What changes something, and was not refused, may have been carried out.
+        let harmless = refused || matches!(pending.what, What::Get);
+        let deadline = pending.what.is_lookup().then_some(deadline);
+        if !first || !harmless || deadline.is_some_and(|deadline| deadline <= clock::now_ms()) {
             return false;
         }
         let key = pending.key.clone();
-        let request = Request { key: key.as_bytes(), command: Command::Get, asking: false };
-        peer.send(&request, Some(token), Some(deadline)).is_ok()
+        let command = pending.what.command();
+        let request = Request { key: key.as_bytes(), command, asking: false };
+        peer.send(&request, Some(token), deadline).is_ok()
     }
 
     /// Sends a request on to another node. `Err` is the outcome of the lookup.
@@ -496,9 +499,15 @@ impl Replies for Backend {
                 None => Outcome::Miss,
             },
             Reply::Missing => Outcome::Miss,
+            Reply::Refused(text) if peer.leads_elsewhere(text) => {
+                match self.again(peer, waiter, deadline, true) {
+                    true => return,
+                    false => Outcome::Error,
+                }
+            }
             Reply::Array(_) | Reply::Refused(_) => Outcome::Error,
             Reply::Failed(outcome) => outcome,
-            Reply::Again(outcome) => match self.again(peer, waiter, deadline) {
+            Reply::Again(outcome) => match self.again(peer, waiter, deadline, false) {
                 true => return,
                 false => outcome,
             },

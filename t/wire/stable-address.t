@@ -87,6 +87,7 @@ for my $case ([ stores => '', 'TLSv1.2' ], [ takes => 'single_use', 'TLSv1.3' ])
         wait_until { $old->cmd('DBSIZE') >= 2 } 5, 'the sessions in the store';
         change_places($relay, $old, $new);
         my $start = time;
+        is status($edge, $taken, @with), 'HIT', 'the first lookup is a hit' . ($fetch ? ', which takes what it finds' : '');
         wait_until { status($edge, stored($edge, @with), @with) eq 'HIT' } 10, 'a hit';
         cmp_ok time - $start, '<', 3 * patience(), 'is there soon';
         is status($edge, $keeps), 'HIT', 'what was stored before is found';

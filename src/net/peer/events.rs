@@ -5,7 +5,7 @@
 
 use std::rc::{Rc, Weak};
 
-use session_core::conversation::{self, Conversation, Ends};
+use session_core::conversation::{self, Conversation, Ends, Refusal};
 use session_core::hint::Hinted;
 use session_core::inflight::Kind;
 use session_core::stats::server as stats;
@@ -172,8 +172,9 @@ impl Line {
                     );
                 }
             }
-            if end.refusal.is_some_and(|refusal| refusal.is_of_connection(&*peer.codec)) {
-                peer.renew();
+            // Nobody may wait for what was refused.
+            if let Some(Refusal::Error(text)) = end.refusal {
+                peer.leads_elsewhere(text);
             }
             match (end.reply, end.kind, end.kind.waiter()) {
                 (Some(reply), _, Some(waiter)) => {

@@ -171,6 +171,12 @@ impl Peer {
         state.second = Line::new(self, Lane::Lookups, true).ok();
     }
 
+    /// Whether a refusal in these words, which is being told, is of the connection, and a request
+    /// that is made now goes over another one.
+    pub fn leads_elsewhere(&self, text: &[u8]) -> bool {
+        self.codec.is_of_connection(text) && self.renew()
+    }
+
     /// What is being told may be of the connection: it and the others are to lead to another server
     /// behind the same address. No more is asked on them, and the next request opens another one; at
     /// most once in [`RENEWAL_PAUSE`]. Whether a request that is made now goes over another one.
