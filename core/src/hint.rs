@@ -13,13 +13,25 @@ pub enum Hint<'a> {
     /// Redis in protected mode.
     ProtectedMode,
     /// Redis wants a password.
-    PasswordNeeded,
+    PasswordNeeded {
+        /// What the directives begin with.
+        of: &'static str,
+    },
     /// Redis has no password.
-    PasswordNotNeeded,
+    PasswordNotNeeded {
+        /// What the directives begin with.
+        of: &'static str,
+    },
     /// The password, or the user, is another one.
-    Credentials,
+    Credentials {
+        /// What the directives begin with.
+        of: &'static str,
+    },
     /// Redis before 6 has no users.
-    NoUsers,
+    NoUsers {
+        /// What the directives begin with.
+        of: &'static str,
+    },
     /// The user lacks a right.
     Allow {
         /// The user.
@@ -70,6 +82,12 @@ pub enum Hint<'a> {
     MemcachedItemSize,
     /// memcached is full.
     MemcachedMemory,
+    /// The certificate of the server is of a CA that is not trusted.
+    Trust,
+    /// The certificate of the server is of another name.
+    TlsName,
+    /// The server may want a certificate.
+    ClientCertificate,
     /// The server may want TLS.
     WantsTls,
     /// The server speaks TLS.
@@ -85,14 +103,29 @@ impl fmt::Display for Hint<'_> {
                 "give the server a password, \"requirepass\" or ACL SETUSER, and set \
                  \"password_file\""
             }
-            Hint::PasswordNeeded => "set \"password_file\", and \"username\" if it is a user's",
-            Hint::PasswordNotNeeded => {
-                "the server has no password: remove \"password_file\", or set \"requirepass\" there"
+            Hint::PasswordNeeded { of } => {
+                return write!(
+                    f,
+                    "set \"{of}password_file\", and \"{of}username\" if it is a user's"
+                );
             }
-            Hint::Credentials => {
-                "check \"username\" and \"password_file\" by ACL GETUSER at the server, then reload"
+            Hint::PasswordNotNeeded { of } => {
+                return write!(
+                    f,
+                    "the server has no password: remove \"{of}password_file\", or set \
+                     \"requirepass\" there"
+                );
             }
-            Hint::NoUsers => "users need Redis 6: remove \"username\"",
+            Hint::Credentials { of } => {
+                return write!(
+                    f,
+                    "check \"{of}username\" and \"{of}password_file\" by ACL GETUSER at the server, \
+                     then reload"
+                );
+            }
+            Hint::NoUsers { of } => {
+                return write!(f, "users need Redis 6: remove \"{of}username\"");
+            }
             Hint::Allow { user, right } => {
                 return write!(f, "at the server: ACL SETUSER {} {right}", Said(user));
             }
@@ -135,6 +168,11 @@ impl fmt::Display for Hint<'_> {
             Hint::MemcachedConnections => "raise -c of memcached",
             Hint::MemcachedItemSize => "raise -I of memcached",
             Hint::MemcachedMemory => "raise -m of memcached",
+            Hint::Trust => "name the server's CA in \"ssl_trusted_certificate\"",
+            Hint::TlsName => "set \"ssl_name\" to a name that the certificate has",
+            Hint::ClientCertificate => {
+                "if the server wants a certificate: \"ssl_certificate\" and \"ssl_certificate_key\""
+            }
             Hint::WantsTls => "if the server wants TLS: \"ssl on\", or \"rediss://\"",
             Hint::SpeaksTls => "the server speaks TLS: \"ssl on\", or \"rediss://\"",
             Hint::SpeaksNoTls => "if the server speaks no TLS: \"ssl off\", or \"redis://\"",
@@ -175,6 +213,11 @@ mod tests {
     fn what_is_to_be_typed_has_the_user() {
         let allow = Hint::Allow { user: b"nginx", right: "+getdel" };
         assert_eq!(allow.to_string(), "at the server: ACL SETUSER nginx +getdel");
+        let of = "sentinel_";
+        assert_eq!(
+            Hint::NoUsers { of }.to_string(),
+            "users need Redis 6: remove \"sentinel_username\""
+        );
         let odd = Hint::AllowKeys { user: b"a\nb" };
         assert!(odd.to_string().contains("SETUSER a\\x0ab ~PREFIX*"), "{odd}");
     }

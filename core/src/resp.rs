@@ -55,6 +55,8 @@ pub struct Redis {
     pub database: u32,
     /// Whether the server has to be a master.
     pub master: bool,
+    /// Whether the server is a Sentinel.
+    pub sentinel: bool,
 }
 
 impl fmt::Debug for Redis {
@@ -64,6 +66,7 @@ impl fmt::Debug for Redis {
             .field("client_name", &self.client_name)
             .field("database", &self.database)
             .field("master", &self.master)
+            .field("sentinel", &self.sentinel)
             .finish_non_exhaustive()
     }
 }
@@ -111,7 +114,7 @@ const RIGHTS: [Right; 12] = {
         right("asking", "+asking", Hint::NotCluster),
         right("cluster", "+cluster|slots", Hint::NotCluster),
         right("sentinel", "+sentinel|get-master-addr-by-name", Hint::NotSentinel),
-        step(Step::Authenticate, "auth", "+auth", Hint::PasswordNotNeeded),
+        step(Step::Authenticate, "auth", "+auth", Hint::PasswordNotNeeded { of: "" }),
         step(Step::Name, "client", "+client|setname", Hint::ClientName),
         step(Step::Select, "select", "+select", Hint::Database),
         step(Step::Role, "role", "+role", Hint::Role),
@@ -137,9 +140,13 @@ impl Right {
 }
 
 /// What there is to do where the server does not know a command.
-fn unknown(text: &[u8], step: Option<Step>) -> Option<Hint<'static>> {
+fn unknown(text: &[u8], step: Option<Step>, of: &'static str) -> Option<Hint<'static>> {
     let right = RIGHTS.iter().find(|right| right.is_named_in(text, step));
-    Some(right.map_or(Hint::Command, |right| right.unknown))
+    Some(match right.map(|right| right.unknown) {
+        Some(Hint::PasswordNotNeeded { .. }) => Hint::PasswordNotNeeded { of },
+        Some(hint) => hint,
+        None => Hint::Command,
+    })
 }
 
 /// The first word of a text, and what follows it.
@@ -272,11 +279,12 @@ impl Codec for Redis {
 
     fn hint(&self, text: &[u8], step: Option<usize>) -> Option<Hint<'_>> {
         let step = step.and_then(|step| self.steps().nth(step));
+        let of = if self.sentinel { "sentinel_" } else { "" };
         let (word, rest) = split_word(text);
         match word {
             b"DENIED" => Some(Hint::ProtectedMode),
-            b"NOAUTH" => Some(Hint::PasswordNeeded),
-            b"WRONGPASS" => Some(Hint::Credentials),
+            b"NOAUTH" => Some(Hint::PasswordNeeded { of }),
+            b"WRONGPASS" => Some(Hint::Credentials { of }),
             b"NOPERM" => Some(self.lacks(rest, step)),
             b"MOVED" | b"ASK" => Some(Hint::Cluster),
             b"READONLY" | b"MASTERDOWN" => Some(Hint::Replica),
@@ -285,19 +293,19 @@ impl Codec for Redis {
             b"WRONGTYPE" => Some(Hint::Keys),
             b"ERR" if has(rest, "max number of clients") => Some(Hint::MaxClients),
             b"ERR" if has(rest, "without any password") || has(rest, "no password is set") => {
-                Some(Hint::PasswordNotNeeded)
+                Some(Hint::PasswordNotNeeded { of })
             }
             b"ERR" if has(rest, "cluster mode") => Some(Hint::Cluster),
             b"ERR" if has(rest, "cluster support disabled") => Some(Hint::NotCluster),
-            b"ERR" if has(rest, "unknown") || has(rest, "unsupported") => unknown(rest, step),
+            b"ERR" if has(rest, "unknown") || has(rest, "unsupported") => unknown(rest, step, of),
             b"LOADING" | b"BUSY" => None,
             _ => match step? {
                 Step::Authenticate
                     if has(rest, "number of arguments") && self.username.is_some() =>
                 {
-                    Some(Hint::NoUsers)
+                    Some(Hint::NoUsers { of })
                 }
-                Step::Authenticate => Some(Hint::Credentials),
+                Step::Authenticate => Some(Hint::Credentials { of }),
                 Step::Select => Some(Hint::Database),
                 Step::Name => Some(Hint::ClientName),
                 Step::Role => Some(Hint::Role),
@@ -697,8 +705,14 @@ mod tests {
     use std::string::String;
     use std::vec;
 
-    const REDIS: Redis =
-        Redis { username: None, password: None, client_name: None, database: 0, master: false };
+    const REDIS: Redis = Redis {
+        username: None,
+        password: None,
+        client_name: None,
+        database: 0,
+        master: false,
+        sentinel: false,
+    };
     const EXPIRY: Expiry = Expiry { ttl: 4294967295, at: 0 };
 
     /// Everything that a greeting may begin with.
@@ -709,6 +723,7 @@ mod tests {
             client_name: Some(b"web1".to_vec()),
             database: 12,
             master: true,
+            sentinel: false,
         }
     }
 
@@ -774,10 +789,10 @@ mod tests {
         let named = Redis { username: Some(b"nginx".to_vec()), ..REDIS };
         let allow = |right| Some(Hint::Allow { user: b"nginx", right });
         for (text, hint) in [
-            ("NOAUTH Authentication required.", Some(Hint::PasswordNeeded)),
+            ("NOAUTH Authentication required.", Some(Hint::PasswordNeeded { of: "" })),
             (
                 "WRONGPASS invalid username-password pair or user is disabled.",
-                Some(Hint::Credentials),
+                Some(Hint::Credentials { of: "" }),
             ),
             ("NOPERM this user has no permissions to run the 'getdel' command", allow("+getdel")),
             ("NOPERM User nginx has no permissions to run the 'get' command", allow("+get")),
@@ -817,6 +832,12 @@ mod tests {
         ] {
             assert_eq!(named.hint(text.as_bytes(), None), hint, "{text}");
         }
+        let sentinel = Redis { sentinel: true, ..REDIS };
+        let of = "sentinel_";
+        assert_eq!(sentinel.hint(b"NOAUTH no", None), Some(Hint::PasswordNeeded { of }));
+        assert_eq!(sentinel.hint(b"WRONGPASS no", None), Some(Hint::Credentials { of }));
+        let unknown = b"ERR unknown command 'AUTH'";
+        assert_eq!(sentinel.hint(unknown, None), Some(Hint::PasswordNotNeeded { of }));
         let default = Hint::Allow { user: b"default", right: "+get" };
         assert_eq!(REDIS.hint(b"NOPERM to run the 'get' command", None), Some(default));
     }
@@ -827,12 +848,12 @@ mod tests {
         let unset =
             "ERR AUTH <password> called without any password configured for the default user.";
         for (text, step, hint) in [
-            (unset, 0, Hint::PasswordNotNeeded),
-            ("ERR Client sent AUTH, but no password is set", 0, Hint::PasswordNotNeeded),
-            ("ERR wrong number of arguments for 'auth' command", 0, Hint::NoUsers),
-            ("ERR invalid password", 0, Hint::Credentials),
-            ("(the password)", 0, Hint::Credentials),
-            ("ERR Unsupported command", 0, Hint::PasswordNotNeeded),
+            (unset, 0, Hint::PasswordNotNeeded { of: "" }),
+            ("ERR Client sent AUTH, but no password is set", 0, Hint::PasswordNotNeeded { of: "" }),
+            ("ERR wrong number of arguments for 'auth' command", 0, Hint::NoUsers { of: "" }),
+            ("ERR invalid password", 0, Hint::Credentials { of: "" }),
+            ("(the password)", 0, Hint::Credentials { of: "" }),
+            ("ERR Unsupported command", 0, Hint::PasswordNotNeeded { of: "" }),
             ("ERR Unsupported command", 1, Hint::ClientName),
             ("ERR Unsupported command", 2, Hint::Database),
             ("ERR DB index is out of range", 2, Hint::Database),

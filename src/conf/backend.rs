@@ -379,6 +379,7 @@ impl Backend {
                 client_name: owned(&self.client_name),
                 database: u32::try_from(self.database.or(0)).unwrap_or(u32::MAX),
                 master: sentinel.is_some(),
+                sentinel: false,
             }),
         };
         let tls = match self.ssl.or(false) {
@@ -402,6 +403,7 @@ impl Backend {
                 let codec = Redis {
                     username: owned(&self.sentinel_username),
                     password: secret(cf, &self.sentinel_password_file)?,
+                    sentinel: true,
                     ..Redis::default()
                 };
                 Finder::Sentinel(Rc::new(codec), name)

@@ -21,6 +21,8 @@ use nginx_sys::{
     ngx_ssl_trusted_certificate, ngx_str_t, ngx_uint_t,
 };
 
+use session_core::hint::Hint;
+
 use super::conf::{Conf, Flag, KeyVals, Num, Passwords, Protocols, Refusal, Str};
 
 /// Default of `ssl_protocols`.
@@ -324,15 +326,26 @@ pub enum TlsError {
 }
 
 impl TlsError {
-    /// Whether the server seems to speak another protocol than TLS, or none that is allowed.
-    pub fn is_of_protocol(&self) -> bool {
-        // What the server has sent is no record, or it has closed the connection, as servers do
-        // that take a ClientHello for a command.
-        let words = ["wrong version number", "unknown protocol", "packet length too long"];
+    /// What an operator can do about it.
+    pub fn hint(&self) -> Option<Hint<'static>> {
         match self {
-            TlsError::Handshake(text) => words.iter().any(|words| text.contains(words)),
-            TlsError::Verify { .. } | TlsError::Name(_) => false,
+            TlsError::Handshake(text) => hint(text),
+            TlsError::Verify { .. } => Some(Hint::Trust),
+            TlsError::Name(_) => Some(Hint::TlsName),
         }
+    }
+}
+
+/// What an operator can do about what OpenSSL has said.
+pub fn hint(text: &str) -> Option<Hint<'static>> {
+    let has = |words: &[&str]| words.iter().any(|words| text.contains(words));
+    if has(&["wrong version number", "unknown protocol", "packet length too long"]) {
+        // What has come is no record.
+        Some(Hint::SpeaksNoTls)
+    } else if has(&["alert certificate required", "alert handshake failure"]) {
+        Some(Hint::ClientCertificate)
+    } else {
+        None
     }
 }
 

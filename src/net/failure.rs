@@ -8,7 +8,7 @@ use session_core::conversation;
 use session_core::hint::Hint;
 use session_core::outcome::Outcome;
 
-use crate::ffi::client::TlsError;
+use crate::ffi::client::{self, TlsError};
 
 /// What a record begins with by which TLS ends a connection (RFC 8446, section 5.1).
 const TLS_ALERT: u8 = 21;
@@ -66,8 +66,9 @@ impl Failure {
                 TLS_ALERT,
             ))) if !tls => Some(Hint::SpeaksTls),
             Failure::Closed | Failure::Io(_) if !tls && !heard => Some(Hint::WantsTls),
-            Failure::Closed | Failure::Io(_) | Failure::Tls(_) => codec.missing(step?),
-            Failure::Handshake(error) if error.is_of_protocol() => Some(Hint::SpeaksNoTls),
+            Failure::Tls(text) => client::hint(text).or_else(|| codec.missing(step?)),
+            Failure::Closed | Failure::Io(_) => codec.missing(step?),
+            Failure::Handshake(error) => error.hint(),
             Failure::HandshakeTimeout => Some(Hint::SpeaksNoTls),
             _ => None,
         }

@@ -145,7 +145,7 @@ subtest 'every hint is explained' => sub {
     my $hints = 0;
     while ($texts =~ /"((?:[^"\\]|\\.)*)"/sg) {
         my $hint = $1 =~ s/\\\n\s*//gr =~ s/\\"/"/gr;
-        my $pattern = join '\w+', map { quotemeta } split /\{\}|\{right\}/, $hint, -1;
+        my $pattern = join '\w*', map { quotemeta } split /\{\w*\}/, $hint, -1;
         $hints++;
         ok scalar($table =~ /^\| `$pattern` \| .* \|$/m), $hint;
     }

@@ -157,6 +157,29 @@ hinted 'a port without TLS that answers', at('127.0.0.1:' . fake_server(on_conne
 hinted 'a memcached without TLS', at(memcached()), %tls, protocol => 'memcached',
     says => qr/memcached [\d.]+:\d+ is down: SSL handshake .*/, hint => $no_tls;
 
+my $authority = 'name the server\'s CA in "ssl_trusted_certificate"';
+hinted 'another CA', at('127.0.0.1:' . redis(tls => 1)->tls_port), %tls, ssl_trusted_certificate => $certs->{other_ca_crt},
+    says => qr/$redis is down: SSL handshake failed: certificate verify error: .*/, hint => $authority;
+hinted 'another name', at('127.0.0.1:' . redis(tls => 1)->tls_port), %tls, ssl_name => 'elsewhere.example',
+    says => qr/$redis is down: SSL handshake failed: certificate does not match "elsewhere\.example"/,
+    hint => 'set "ssl_name" to a name that the certificate has';
+for my $protocol (qw(TLSv1.2 TLSv1.3)) {
+    hinted "a certificate is wanted, $protocol", at('127.0.0.1:' . redis(tls => { clients => 'yes' })->tls_port), %tls,
+        ssl_protocols => $protocol,
+        says => qr/$redis is down: .*alert.*/,
+        hint => 'if the server wants a certificate: "ssl_certificate" and "ssl_certificate_key"';
+}
+
+{
+    my $closed = fake_server(canned => ["-NOAUTH Authentication required.\r\n"]);
+    hinted 'a Sentinel wants a password', at('127.0.0.1:' . $closed->port), sentinel => 'mymaster',
+        says => qr/$redis refused \d+ requests, the last with "NOAUTH .*"/,
+        hint => 'set "sentinel_password_file", and "sentinel_username" if it is a user\'s';
+    hinted 'a Sentinel has another password', at(redis(password => 's3cret-word')), sentinel => 'mymaster', sentinel_password_file => $other,
+        says => qr/$redis is down: server refused: "WRONGPASS .*"/,
+        hint => 'check "sentinel_username" and "sentinel_password_file" by ACL GETUSER at the server, then reload';
+}
+
 {
     my $meta = 'meta commands need memcached 1.6.10, and no proxy that does not know them';
     my $fake = sub {
