@@ -23,6 +23,9 @@ fn memcached(answer: &Answer, bytes: &[u8]) {
         let greeted = Memcached.greeted(step, answer, bytes);
         assert_eq!(greeted.is_ok(), *answer == Answer::Done && bytes.starts_with(word));
     }
+    if let Answer::Refused(text) = answer {
+        super::resp::hints(&Memcached, &bytes[text.clone()], 1);
+    }
     if bytes.starts_with(b"VERSION") {
         assert!(matches!(answer, Answer::Done | Answer::Refused(_)));
     }
