@@ -182,12 +182,12 @@ subtest 'an entry over 16 KB is skipped and removed, and the connection stays in
 subtest 'an error refuses one lookup, and the connection goes on' => sub {
     my $session = session('TLSv1.2');
     my $before  = $store->stats->{accepted};
-    answers("raw -LOADING Redis is loading the dataset in memory\r\n");
+    answers("raw -BUSY Redis is busy running a script\r\n");
     is offer('TLSv1.2', $session), '. [ERROR] []', 'a full handshake';
     answers('as_it_is');
     is offer('TLSv1.2', $session), 'r [HIT] [store]', 'the next lookup hits';
     is_deeply said(),
-        ['redis STORE refused 1 requests, the last with "LOADING Redis is loading the dataset in memory"'],
+        ['redis STORE refused 1 requests, the last with "BUSY Redis is busy running a script"'],
         'the log says so';
     is $store->stats->{accepted}, $before, 'the connection is the same';
 };
