@@ -132,7 +132,8 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
             ok eval { wait_until { !$redis->cmd('EXISTS', cache_key($session)) } 5 }, 'the corrupt entry is removed';
             cmp_ok time - $start, '<', 2 * patience(), 'all that in less than two seconds';
             is visit(protocol => $protocol, session => $new)->{status}, 'HIT', 'the next lookup is in step';
-            is $relay->stats->{accepted}, $accepted, 'on the same connection';
+            # What lies behind a very long one is not waited for.
+            is $relay->stats->{accepted} - $accepted, $what =~ /megabyte/ ? 1 : 0, 'on the same connection, or another';
         };
     }
 
