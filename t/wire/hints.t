@@ -112,11 +112,11 @@ hinted 'no such database', at(redis()), database => 99,
 }
 
 hinted 'a server that does not know GETDEL', at(redis(conf => ['rename-command GETDEL ""'])), fetch => 'single_use',
-    says => qr/$redis refused \d+ requests, the last with "ERR unknown command 'GETDEL'\.\.\."/,
+    says => qr/$redis refused \d+ requests, the last with "ERR unknown command ['`]GETDEL['`]\.\.\."/,
     hint => '"single_use" needs GETDEL, which Redis has from 6.2 on';
 
 hinted 'a server that does not know SELECT', at(redis(conf => ['rename-command SELECT ""'])), database => 3,
-    says => qr/$redis is down: server refused: "ERR unknown command 'SELECT'\.\.\."/,
+    says => qr/$redis is down: server refused: "ERR unknown command ['`]SELECT['`]\.\.\."/,
     hint => 'remove "database", or raise "databases" at the server';
 
 hinted 'a full server', at(redis(maxmemory => '1')),
@@ -197,7 +197,7 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
 }
 
 hinted 'a server that is no Sentinel', at(redis()), sentinel => 'mymaster',
-    says => qr/$redis refused \d+ requests, the last with "ERR unknown command 'SENTINEL'\.\.\."/,
+    says => qr/$redis refused \d+ requests, the last with "ERR unknown command ['`]SENTINEL['`]\.\.\."/,
     hint => 'with "sentinel" each "server" is a Sentinel, port 26379';
 hinted 'a server that is no node of a cluster', at(redis()), cluster => 'on',
     says => qr/$redis refused \d+ requests, the last with "ERR This instance has cluster support disabled"/,

@@ -238,12 +238,10 @@ impl Peer {
         } else if trips && !server && role == Role::Stores {
             state.stores_breaker.failed(now, clock::random());
         }
-        // That the server is down has been said.
-        let known = role == Role::Left && was_open;
-        // As has an entry that is too large: it counts as corrupt.
+        // An entry that is too large is said to be corrupt.
         let oversized =
             matches!(failure, Failure::Conversation(conversation::Failure::Oversized(_)));
-        let quiet = known || oversized || role == Role::Second || facts.stale && facts.lost == 0;
+        let quiet = oversized || role == Role::Second || facts.stale && facts.lost == 0;
         if opened || server && was_open && !state.said_down {
             // What was held back when it went down is said as long as that is so.
             let times = if opened { state.down.pass(now) } else { state.down.release(now) };
