@@ -198,6 +198,9 @@ impl Peer {
         let (lookups, stores) = (state.lookups.take(), state.stores.take());
         state.leave(lookups);
         state.leave(stores);
+        drop(state);
+        // Of several addresses of a name another one may be the master's.
+        self.next_address();
         true
     }
 
