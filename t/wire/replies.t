@@ -7,6 +7,7 @@ use warnings;
 use lib 't/lib';
 use SSLSession::Fixture;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $certs = certs();
 my $port  = free_port();
@@ -93,21 +94,24 @@ sub said {
 
 # Waits until all sessions of a client are in the store. How many there were.
 sub stored {
-    my ($client) = @_;
+    my ($client, $seconds) = @_;
     my @keys = map { plain_key($_) } $client->protocol eq 'TLSv1.3' ? $client->sessions : $client->session;
     wait_until {
         my %set = map { $_->[1] => 1 } $store->requests('SET');
         !grep { !$set{$_} } @keys;
-    } 5, 'SET';
+    } $seconds // 5, 'SET';
     return scalar @keys;
 }
 
-# A session that is in the store.
+# A session that is in the store. What befalls the connection for stores may hold them back for a while.
 sub session {
     my ($protocol) = @_;
-    my $client = tls_client(port => $port, protocol => $protocol);
-    $client->request or die $client->error;
-    stored($client);
+    my $client;
+    wait_until {
+        $client = tls_client(port => $port, protocol => $protocol);
+        $client->request or die $client->error;
+        eval { stored($client, 0.5) };
+    } 10, 'a session in the store';
     return $client->session;
 }
 
@@ -121,9 +125,10 @@ sub answer { my ($client) = @_; return $client->request // $client->error }
 
 sub offer { answer(client_with(@_)) }
 
-# Has the store close what is open, and waits for nginx to see it.
+# Has the store close what is open, and waits for nginx to see it: there is a connection for lookups,
+# and there may be one for stores.
 sub new_connection {
-    wait_until { $nginx->fds == $idle_fds + 1 } 5, 'nothing to be open but a connection to the store';
+    wait_until { $nginx->fds <= $idle_fds + 2 } 5, 'nothing to be open but connections to the store';
     $store->close_all;
     wait_until { $nginx->fds == $idle_fds } 5, 'nginx to close it, too';
 }
@@ -230,15 +235,18 @@ subtest 'two entries of other sessions in a row' => sub {
     answers('as_it_is');
     my $session = session('TLSv1.2');
     is offer('TLSv1.2', $session), 'r [HIT] [store]', 'the next is resumed';
-    is $store->stats->{accepted}, $before + 1, 'over another connection';
+    cmp_ok $store->stats->{accepted}, '>', $before, 'over another connection';
     is_deeply [ grep { !/^corrupt SSL session/ } @{ said() } ],
         ['redis STORE: reply with another session (1 times)'], 'the log says why';
 };
 
-# From here on the store does what makes nginx give the connection up. It asks again after a pause.
+# From here on the store does what makes nginx give the connection up. It asks again after a pause. The
+# log has one line a second that it is down.
 sub back_again {
     my ($session) = @_;
     answers('as_it_is');
+    my $quiet = time + 1.1;
+    wait_until { time >= $quiet } 5;
     return wait_until { offer('TLSv1.2', $session) eq 'r [HIT] [store]' } 20, 'the store to be up again';
 }
 
@@ -281,8 +289,10 @@ subtest 'a reply never asked for' => sub {
     $store->push_reply(bulk('for nobody'));
     $nginx->log_like(qr/\[error\].*is down: reply to no request/, from => $seen);
     ok back_again($session), 'another connection is good';
-    is $store->stats->{accepted}, $before + 1, 'it is another';
-    is_deeply said(), ['redis STORE is down: reply to no request'], 'the log says why';
+    cmp_ok $store->stats->{accepted}, '>', $before, 'it is another';
+    # The connection for stores has it, too.
+    is_deeply [ grep { !/^redis STORE: reply to no request \(\d+ times\)$/ } @{ said() } ],
+        ['redis STORE is down: reply to no request'], 'the log says why';
 };
 
 subtest 'the store closes an idle connection' => sub {
