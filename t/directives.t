@@ -2786,3 +2786,41 @@ fetch_timeout 10ms;
         ssl_session_bind names; # here
     }
 --- emerg: "ssl_session_bind" directive is not allowed here
+
+
+=== TEST 287: a host that nobody knows in a URL, and a resolver
+--- http_config
+    ssl_session_fetch redis://sessions.invalid; # here
+    resolver 127.0.0.1;
+--- warn: host not found in "sessions.invalid" of the "ssl_session_fetch" directive: it is down until "resolver" finds it
+
+
+
+=== TEST 288: a host that nobody knows in a block, and a resolver before it
+--- http_config
+    resolver 127.0.0.1;
+    ssl_session_backend fleet {
+        server sessions.invalid; # here
+    }
+    ssl_session_fetch fleet;
+--- warn: host not found in "sessions.invalid" of the "server" directive: it is down until "resolver" finds it
+
+
+
+=== TEST 289: a host that nobody knows, and a resolver in server{}
+--- http_config
+    ssl_session_fetch redis://sessions.invalid; # here
+    server {
+        resolver 127.0.0.1;
+    }
+--- emerg: host not found in "sessions.invalid" of the "ssl_session_fetch" directive
+
+
+
+=== TEST 290: a host that nobody knows with a bad path, and a resolver
+--- http_config
+    resolver 127.0.0.1;
+    ssl_session_backend fleet {
+        server sessions.invalid/2; # here
+    }
+--- emerg: invalid host in "sessions.invalid/2" of the "server" directive

@@ -19,7 +19,8 @@ use zeroize::Zeroizing;
 use crate::ffi::address::Address;
 use crate::ffi::client::{TlsClient, TlsConf, TlsName};
 use crate::ffi::conf::{
-    BLOCK_CONF, Conf, Directive, Flag, Msec, Num, Refusal, ServerUrl, Slot, Str, directive, slot,
+    BLOCK_CONF, Conf, Directive, Flag, Msec, Num, Refusal, ServerUrl, Slot, Str, Unresolved,
+    directive, slot,
 };
 use crate::ffi::module::Commands;
 use crate::handshake::MAX_ENTRY;
@@ -380,7 +381,7 @@ impl Backend {
         };
         let breaker =
             self.servers.first().map(|server| server.parameters.breaker).unwrap_or_default();
-        let links = Links { codec, limits, tls, breaker };
+        let links = Links { codec, limits, tls, breaker, resolver: None };
         let servers = self.servers.into_iter().filter(|server| !server.parameters.down);
         let servers = servers.map(|server| server.with_port(port)).collect();
         Ok(Settings { links, finder, servers, prefix })
@@ -403,7 +404,7 @@ impl ServerLine {
 
     /// The connection to it.
     fn peer(self, links: &Links, replies: &Weak<dyn Replies>) -> Rc<Peer> {
-        let ServerUrl { host, port, addresses, is_name, is_unix } = self.url;
+        let ServerUrl { host, port, addresses, is_name, is_unix, .. } = self.url;
         let name = is_name.then(|| (Box::from(host.as_str()), port));
         let host = if is_unix { "localhost" } else { &host };
         links.peer(host, addresses, name, self.parameters.breaker, replies)
@@ -469,9 +470,14 @@ impl Settings {
             parameters: Parameters::default(),
         };
         let breaker = line.parameters.breaker;
-        let links = Links { codec, limits: default_limits(), tls, breaker };
+        let links = Links { codec, limits: default_limits(), tls, breaker, resolver: None };
         let prefix = KEY_PREFIX.to_vec();
         Ok(Settings { links, finder: Finder::Key, servers: Vec::from([line]), prefix })
+    }
+
+    /// The names of its servers that did not resolve when they were read.
+    pub fn take_unresolved(&mut self) -> impl Iterator<Item = Unresolved> + '_ {
+        self.servers.iter_mut().filter_map(|server| server.url.unresolved.take())
     }
 
     /// The servers, and what cache keys begin with.

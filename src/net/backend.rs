@@ -169,9 +169,8 @@ impl Backend {
 
     /// Says who resolves the names of servers from now on; once.
     pub fn set_resolver(&self, resolver: &Resolver) {
-        let Ok(state) = self.state.try_borrow() else { return };
-        for peer in state.route.peers() {
-            peer.set_resolver(resolver);
+        if let Ok(mut state) = self.state.try_borrow_mut() {
+            state.route.set_resolver(resolver);
         }
     }
 

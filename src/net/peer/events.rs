@@ -361,7 +361,7 @@ impl ResolverOwner for Peer {
             Ok(mut book) => book.learn(clock::unix_time(), answer),
             Err(_) => return,
         };
-        let addresses = match resolution {
+        let (addresses, has) = match resolution {
             Resolution::Same | Resolution::Failed { first: false, .. } => return,
             Resolution::Failed { error, first: true } => {
                 if let Ok(book) = self.book.try_borrow() {
@@ -370,7 +370,8 @@ impl ResolverOwner for Peer {
                 }
                 return;
             }
-            Resolution::Moved(addresses) => addresses,
+            Resolution::Moved(addresses) => (addresses, "has moved to"),
+            Resolution::Found(addresses) => (addresses, "is at"),
         };
         let book = match self.book.try_borrow_mut() {
             Ok(mut book) => book.successor(addresses),
@@ -385,7 +386,7 @@ impl ResolverOwner for Peer {
             Weak::clone(&self.replies),
         );
         let doing = self.doing(None);
-        log_at!(Log::cycle(), Notice, "{self} has moved to {successor}{doing}");
+        log_at!(Log::cycle(), Notice, "{self} {has} {successor}{doing}");
         if let Some(replies) = self.replies.upgrade() {
             replies.moved(turn, self, successor);
         }

@@ -67,7 +67,8 @@ pub trait Replies {
 
 /// A server as it was configured or found.
 pub struct Server {
-    /// The addresses of its name, in the order in which they are tried; not empty.
+    /// The addresses of its name, in the order in which they are tried. None if the name has still to
+    /// be resolved.
     pub addresses: Vec<Address>,
     /// The name and port, if the name is worth resolving again.
     pub name: Option<(Box<str>, u16)>,
@@ -253,6 +254,21 @@ impl Peer {
         self.book.try_borrow().ok()?.current().cloned()
     }
 
+    /// Whether it was configured or announced by that name.
+    pub fn is_called(&self, name: &str, port: u16) -> bool {
+        self.book.try_borrow().is_ok_and(|book| book.place() == Some((name, port)))
+    }
+
+    /// Has the server's name resolved, if that is due, at the end of this turn. Whether there is an
+    /// address by now.
+    pub fn resolve_soon(&self) -> bool {
+        let Ok(book) = self.book.try_borrow() else { return false };
+        if book.due(clock::unix_time()).is_some() {
+            self.work.post();
+        }
+        book.current().is_some()
+    }
+
     /// Whether a request would be taken now. Has a connection opened if need be, and a probe of a
     /// server that is down begun where one is due.
     pub fn is_usable(&self) -> bool {
@@ -331,8 +347,8 @@ impl Peer {
         if state.retired {
             return Err(Refused::Down);
         }
-        if self.book.try_borrow().is_ok_and(|book| book.due(clock::unix_time()).is_some()) {
-            self.work.post();
+        if !self.resolve_soon() {
+            return Err(Refused::Down);
         }
         if state.conversation.is_some() {
             // While a probe is under way nothing else is sent.
@@ -425,8 +441,12 @@ impl Peer {
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let book = self.book.try_borrow();
-        let address = book.as_ref().ok().and_then(|book| book.current());
-        write!(f, "{} {}", self.codec.name(), address.map_or("", Address::name))
+        write!(f, "{} ", self.codec.name())?;
+        let Ok(book) = self.book.try_borrow() else { return Ok(()) };
+        match (book.current(), book.place()) {
+            (Some(address), _) => f.write_str(address.name()),
+            (None, Some((name, port))) => write!(f, "{name}:{port}"),
+            (None, None) => Ok(()),
+        }
     }
 }
