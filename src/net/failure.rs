@@ -28,6 +28,8 @@ pub enum Failure {
     Tls(Box<str>),
     /// There was no memory for what came.
     OutOfMemory,
+    /// nginx ends an exiting worker (`worker_shutdown_timeout`).
+    Shutdown,
     /// The conversation has failed.
     Conversation(conversation::Failure),
 }
@@ -41,13 +43,13 @@ impl From<conversation::Failure> for Failure {
 impl Failure {
     /// Whether the connection has merely ended.
     pub fn is_end(&self) -> bool {
-        matches!(self, Failure::Closed | Failure::Io(_) | Failure::Tls(_))
+        matches!(self, Failure::Closed | Failure::Io(_) | Failure::Tls(_) | Failure::Shutdown)
     }
 
     /// What this means for the lookups that wait.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Failure::Local | Failure::Connect(_) => Outcome::Down,
+            Failure::Local | Failure::Connect(_) | Failure::Shutdown => Outcome::Down,
             Failure::ConnectTimeout | Failure::HandshakeTimeout => Outcome::Timeout,
             Failure::Conversation(failure) => failure.outcome(),
             _ => Outcome::Error,
@@ -67,6 +69,7 @@ impl fmt::Display for Failure {
             Failure::Io(errno) => write!(f, "connection failed ({})", Errno(*errno)),
             Failure::Tls(text) => f.write_str(text),
             Failure::OutOfMemory => f.write_str("no memory"),
+            Failure::Shutdown => f.write_str("worker shuts down"),
             Failure::Conversation(failure) => failure.fmt(f),
         }
     }

@@ -341,6 +341,16 @@ impl Link {
         unsafe { (*(*self.connection.as_ptr()).read).ready() != 0 }
     }
 
+    /// Whether nginx does not wait for it any longer: the worker exits, and its time is up
+    /// (ngx_shutdown_timer_handler() in ngx_cycle.c).
+    pub fn is_overdue(&self) -> bool {
+        // SAFETY: the connection is ours.
+        unsafe {
+            let c = self.connection.as_ptr();
+            (*c).close() != 0 && (*c).error() != 0
+        }
+    }
+
     /// Whether the worker wants the connection closed.
     pub fn is_closing(&self) -> bool {
         // SAFETY: the connection is ours.

@@ -231,7 +231,7 @@ impl Peer {
             // A server may end a connection that nobody uses.
             Failure::Closed | Failure::Io(_) | Failure::Tls(_) => (asked || refused) && !proven,
             Failure::Conversation(conversation::Failure::Suspect) => !proven,
-            Failure::Local | Failure::OutOfMemory => false,
+            Failure::Local | Failure::OutOfMemory | Failure::Shutdown => false,
             _ => true,
         };
         if trips {
@@ -247,6 +247,15 @@ impl Peer {
             log_at!(Log::cycle(), Error, "{self} is down: {failure}{doing}");
         } else if was_open {
             debug!(Log::cycle(), "SSL session backend {self} is still down: {failure}{doing}");
+        } else if matches!(failure, Failure::Shutdown) {
+            if lost > 0 {
+                log_at!(
+                    Log::cycle(),
+                    Warn,
+                    "{self}: {lost} requests without an answer, as \"worker_shutdown_timeout\" is \
+                     over{doing}"
+                );
+            }
         } else if trips || lost > 0 || !failure.is_end() {
             if let Some(times) = state.closed.pass(now) {
                 log_at!(Log::cycle(), Error, "{self}: {failure} ({times} times){doing}");
@@ -313,6 +322,11 @@ impl Peer {
 
 impl LinkOwner for Peer {
     fn readable(&self, turn: &mut Turn) {
+        let overdue = |line: &Line| line.link.as_ref().is_some_and(Link::is_overdue);
+        if self.line.get(turn).is_some_and(|line| overdue(&line)) {
+            self.settle(turn, Err(Failure::Shutdown));
+            return;
+        }
         match self.phase(turn) {
             Phase::Idle | Phase::Handshaking { .. } => {}
             Phase::Connecting { .. } => {
