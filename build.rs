@@ -1,10 +1,11 @@
-//! Makes what nginx-sys learnt about the nginx being built against visible to `cfg`.
+//! Makes what nginx-sys learnt about the nginx being built against visible to `cfg`, looks whether
+//! openssl-sys knows the OpenSSL of that nginx, and makes Rust of what both leave out.
 //!
-//! OpenSSL needs nothing here: its types come with nginx-sys's bindings, and its symbols resolve
-//! from the nginx binary that loads the module.
+//! No OpenSSL is linked: its symbols resolve from the nginx binary that loads the module.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::{env, fs};
+use std::{env, fs, slice};
 
 /// The oldest nginx that is tested: before 1.21.2 it does not know OpenSSL 3.
 const OLDEST_NGINX: u32 = 1_022_000;
@@ -19,6 +20,17 @@ const VERSIONS: [(&str, u32); 4] = [
     ("nginx_1_27_2", 1_027_002),
     // SNI is dispatched before the session lookup.
     ("nginx_1_29_2", 1_029_002),
+];
+
+/// Macros of OpenSSL's that openssl-sys leaves out.
+const MACROS: [&str; 7] = [
+    "BIO_CTRL_(DUP|PENDING|POP|PUSH)",
+    "BIO_TYPE_FILTER",
+    "SSL3_AL_FATAL",
+    "SSL_CB_(ACCEPT_LOOP|ALERT|HANDSHAKE_DONE|HANDSHAKE_START)",
+    "SSL_CERT_SET_(FIRST|NEXT)",
+    "SSL_TICKET_(RETURN_(IGNORE_RENEW|USE|USE_RENEW)|SUCCESS|SUCCESS_RENEW)",
+    "TLSEXT_TYPE_(max_fragment_length|server_name)",
 ];
 
 fn main() {
@@ -53,10 +65,10 @@ fn main() {
         Err(err) => println!("cargo::error=nginx's version is unknown: {err}"),
     }
 
-    if let Some(why) = unfit_openssl() {
-        println!(
-            "cargo::error=nginx is built with {why}, and the module needs OpenSSL 3.0 or later"
-        );
+    // Without them the shim is of no use.
+    match check_openssl().and_then(|()| make_shim()) {
+        Ok(()) => {}
+        Err(why) => println!("cargo::error={why}"),
     }
 
     println!("cargo::rustc-check-cfg=cfg(nginx_client_hello_retry)");
@@ -71,30 +83,152 @@ fn main() {
     }
 }
 
-/// What nginx is built with in place of OpenSSL 3, by the first header that a compiler would find.
-/// Nothing is said where that is in none of the usual places.
-fn unfit_openssl() -> Option<&'static str> {
+/// Refuses nginx's OpenSSL if it is too old or none, and headers of another one for openssl-sys.
+fn check_openssl() -> Result<(), String> {
+    for (name, is_right) in [
+        ("OPENSSL_INCLUDE_DIR", (|value| !value.is_empty()) as fn(&str) -> bool),
+        ("OPENSSL_LIB_DIR", |value| !value.is_empty()),
+        ("OPENSSL_LIBS", str::is_empty),
+    ] {
+        // openssl-sys asks in this order.
+        let target = env::var("TARGET").unwrap_or_default().to_uppercase().replace('-', "_");
+        let value = env::var(format!("{target}_{name}")).or_else(|_| env::var(name));
+        if !value.is_ok_and(|value| is_right(&value)) {
+            return Err(format!(
+                "{name} is not as .cargo/config.toml sets it, with which openssl-sys links no OpenSSL \
+                 beside nginx's: build in the directory of the sources"
+            ));
+        }
+    }
+
+    let path: Vec<_> = env::split_paths(&metadata("DEP_NGINX_INCLUDE")).collect();
+    let theirs = OpenSsl::found_in(&path)?;
+    if let Some(other) = theirs.unfit() {
+        return Err(format!(
+            "nginx is built with {other}, and the module needs OpenSSL 3.0 or later"
+        ));
+    }
+    let include = PathBuf::from(metadata("DEP_OPENSSL_INCLUDE"));
+    let ours = OpenSsl::found_in(slice::from_ref(&include))?;
+    let Some(differs) = ours.macros.symmetric_difference(&theirs.macros).next() else {
+        return Ok(());
+    };
+    let usual = || PathBuf::from("the compiler's own directory of headers");
+    let there = path.into_iter().find(|dir| dir.join(VERSION_HEADER).is_file());
+    let [ours, theirs] = [ours.name(), theirs.name()];
+    Err(format!(
+        "nginx is built with {theirs}, whose headers are in {}, and openssl-sys has those of {ours} in \
+         {}: OPENSSL_INCLUDE_DIR names the directory, see tools/build-module (they differ in {differs})",
+        there.unwrap_or_else(usual).display(),
+        include.display(),
+    ))
+}
+
+const VERSION_HEADER: &str = "openssl/opensslv.h";
+
+/// What headers say of their OpenSSL.
+struct OpenSsl {
+    /// The macros about its version and its options, as the compiler writes them.
+    macros: BTreeSet<String>,
+}
+
+impl OpenSsl {
+    /// That of the headers which a compiler finds.
+    fn found_in(path: &[PathBuf]) -> Result<Self, String> {
+        let file = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("openssl.c");
+        let text = format!("#include <{VERSION_HEADER}>\n#include <openssl/opensslconf.h>\n");
+        fs::write(&file, text).map_err(|err| format!("{}: {err}", file.display()))?;
+        let expanded = cc::Build::new().includes(path).flag("-dM").file(file).try_expand();
+        let expanded = expanded.map_err(|err| format!("no headers of OpenSSL: {err}"))?;
+        let macros = String::from_utf8_lossy(&expanded)
+            .lines()
+            .filter_map(|line| line.strip_prefix("#define "))
+            .filter(|line| line.starts_with("OPENSSL_") || line.starts_with("LIBRESSL_"))
+            .map(|line| line.trim_end().into())
+            .collect();
+        Ok(OpenSsl { macros })
+    }
+
+    fn value(&self, name: &str) -> Option<&str> {
+        let words = |line| str::split_once(line, ' ').unwrap_or((line, ""));
+        self.macros
+            .iter()
+            .map(|line| words(line))
+            .find_map(|(is, value)| (is == name).then_some(value))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.value(name).is_some()
+    }
+
+    /// What it is in place of OpenSSL 3 or later.
+    fn unfit(&self) -> Option<&'static str> {
+        if self.has("LIBRESSL_VERSION_NUMBER") {
+            Some("LibreSSL")
+        } else if self.has("OPENSSL_IS_BORINGSSL") || self.has("OPENSSL_IS_AWSLC") {
+            Some("BoringSSL")
+        } else {
+            // It was one number before.
+            (!self.has("OPENSSL_VERSION_MAJOR")).then_some("an older OpenSSL")
+        }
+    }
+
+    fn name(&self) -> String {
+        let number = |part| self.value(&format!("OPENSSL_VERSION_{part}")).unwrap_or("?");
+        format!("OpenSSL {}.{}.{}", number("MAJOR"), number("MINOR"), number("PATCH"))
+    }
+}
+
+/// Makes Rust of src/ffi/shim.h, and compiles what of it is code.
+fn make_shim() -> Result<(), String> {
+    const HEADER: &str = "src/ffi/shim.h";
+    /// What is ours in it; Rust calls it without this.
+    const PREFIX: &str = "ngx_http_ssl_session_";
+    let directory = |name: &str| env::var_os(name).map(PathBuf::from).unwrap_or_default();
+    let out = directory("OUT_DIR");
+    let wrappers = out.join("shim.c");
     let include = metadata("DEP_NGINX_INCLUDE");
-    let usual = ["/usr/local/include".into(), "/usr/include".into()];
-    let debian =
-        fs::read_dir("/usr/include").into_iter().flatten().flatten().map(|entry| entry.path());
-    let dir = env::split_paths(&include)
-        .chain::<[PathBuf; 2]>(usual)
-        .chain(debian)
-        .map(|dir| dir.join("openssl"))
-        .find(|dir| dir.join("opensslv.h").is_file())?;
-    println!("cargo::rerun-if-changed={}", dir.join("opensslv.h").display());
-    let read = |name| fs::read_to_string(dir.join(name)).unwrap_or_default();
-    let version = read("opensslv.h");
-    if version.contains("LIBRESSL_VERSION_NUMBER") {
-        return Some("LibreSSL");
+    let path: Vec<_> = env::split_paths(&include).collect();
+    let flags = metadata("DEP_NGINX_CFLAGS");
+
+    let rust = env::var("CARGO_PKG_RUST_VERSION").unwrap_or_default().parse();
+    let bindings = bindgen::builder()
+        .rust_target(rust.map_err(|err| format!("rust-version: {err}"))?)
+        .header(HEADER)
+        .clang_args(path.iter().map(|dir| format!("-I{}", dir.display())))
+        .clang_args(flags.split_whitespace())
+        .allowlist_file(HEADER)
+        .allowlist_item(MACROS.join("|"))
+        // The types are those of openssl-sys and nginx-sys (src/ffi/shim.rs).
+        .allowlist_recursively(false)
+        .default_macro_constant_type(bindgen::MacroTypeVariation::Signed)
+        .use_core()
+        .wrap_static_fns(true)
+        .wrap_static_fns_path(&wrappers)
+        .parse_callbacks(Box::new(bindgen::CargoCallbacks::new()))
+        .generate()
+        .map_err(|err| format!("{HEADER}: {err}"))?
+        .to_string();
+    let bindings = ["fn ", "const ", "type "]
+        .iter()
+        .fold(bindings, |text, kind| text.replace(&format!("{kind}{PREFIX}"), kind));
+    fs::write(out.join("shim.rs"), bindings).map_err(|err| err.to_string())?;
+
+    let mut compiler = cc::Build::new();
+    for flag in flags.split_whitespace() {
+        compiler.flag(flag);
     }
-    if read("base.h").contains("OPENSSL_IS_BORINGSSL") {
-        return Some("BoringSSL");
-    }
-    // It was one number before.
-    let is_new = version.contains("OPENSSL_VERSION_MAJOR");
-    (!is_new).then_some("an older OpenSSL")
+    compiler
+        .file(wrappers)
+        .include(directory("CARGO_MANIFEST_DIR"))
+        .includes(path)
+        // Of nginx's headers there is nothing to be said here, and without it glibc warns of
+        // _FORTIFY_SOURCE.
+        .warnings(false)
+        .opt_level(2)
+        .debug(false)
+        .try_compile("ngx_http_ssl_session_shim")
+        .map_err(|err| format!("{HEADER}: {err}"))
 }
 
 /// Whether nginx lets a callback return `SSL_CLIENT_HELLO_RETRY`, as the patches of patches/ have it.

@@ -511,7 +511,8 @@ impl module::MainConf for MainConf {
         if self.counts {
             // Whoever calls a zone of sessions so is told by nginx that it is declared for
             // something else: those are of the other module.
-            self.counters = Some(cf.counters(COUNTERS, COUNTERS_LEN, crate::backend_module())?);
+            self.counters =
+                Some(Counters::declare(cf, COUNTERS, COUNTERS_LEN, crate::backend_module())?);
         }
         let fetch = self.fetch.take();
         let fetch = self.resolve(cf, fetch)?;

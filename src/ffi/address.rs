@@ -6,21 +6,26 @@ use core::ptr;
 use std::boxed::Box;
 use std::string::ToString;
 
-use nginx_sys::{
-    NGX_OK, ngx_cmp_sockaddr, ngx_int_t, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage,
-    socklen_t,
-};
+use libc::{sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t};
+use nginx_sys::{ngx_cmp_sockaddr, sockaddr};
+use ngx::core::Status;
 
 /// An address to connect to.
 #[derive(Clone)]
 pub struct Address {
-    pub(super) sockaddr: sockaddr_storage,
-    pub(super) socklen: socklen_t,
+    sockaddr: sockaddr_storage,
+    socklen: socklen_t,
     /// As written to logs.
-    pub(super) name: Box<str>,
+    name: Box<str>,
 }
 
 impl Address {
+    /// None yet.
+    fn empty(name: Box<str>) -> Self {
+        // SAFETY: all-zero is a valid, empty sockaddr_storage.
+        Address { sockaddr: unsafe { mem::zeroed() }, socklen: 0, name }
+    }
+
     /// Copies an address of nginx.
     ///
     /// # Safety
@@ -30,55 +35,62 @@ impl Address {
         socklen: socklen_t,
         name: &str,
     ) -> Option<Self> {
-        // SAFETY: all-zero is a valid, empty sockaddr_storage.
-        let mut sockaddr: sockaddr_storage = unsafe { mem::zeroed() };
-        if socklen as usize > mem::size_of::<sockaddr_storage>() {
+        let mut address = Address { socklen, ..Self::empty(name.into()) };
+        let len = socklen as usize;
+        if len > mem::size_of::<sockaddr_storage>() {
             return None;
         }
         // SAFETY: the caller's for the source; the length was checked for the destination.
         unsafe {
             ptr::copy_nonoverlapping(
                 addr.cast::<u8>(),
-                (&raw mut sockaddr).cast::<u8>(),
-                socklen as usize,
+                (&raw mut address.sockaddr).cast::<u8>(),
+                len,
             );
         }
-        Some(Address { sockaddr, socklen, name: name.into() })
+        Some(address)
     }
 
     /// The address of a port.
     pub fn from_ip(ip: IpAddr, port: u16) -> Self {
-        // SAFETY: all-zero is a valid, empty sockaddr_storage.
-        let mut sockaddr: sockaddr_storage = unsafe { mem::zeroed() };
-        let to = &raw mut sockaddr;
-        let socklen = match ip {
+        let mut address = Self::empty(SocketAddr::new(ip, port).to_string().into_boxed_str());
+        let to = &raw mut address.sockaddr;
+        let len = match ip {
             IpAddr::V4(ip) => {
                 // SAFETY: a sockaddr_storage has room, and is aligned, for any address.
                 let sin = unsafe { &mut *to.cast::<sockaddr_in>() };
                 sin.sin_family = libc::AF_INET as _;
                 sin.sin_port = port.to_be();
                 sin.sin_addr.s_addr = u32::from_ne_bytes(ip.octets());
-                mem::size_of::<sockaddr_in>()
+                mem::size_of_val(sin)
             }
             IpAddr::V6(ip) => {
-                // SAFETY: as above. All is zero at first; the 16 bytes of the address are written.
-                unsafe {
-                    let sin6 = to.cast::<sockaddr_in6>();
-                    (*sin6).sin6_family = libc::AF_INET6 as _;
-                    (*sin6).sin6_port = port.to_be();
-                    (&raw mut (*sin6).sin6_addr).cast::<[u8; 16]>().write(ip.octets());
-                }
-                mem::size_of::<sockaddr_in6>()
+                // SAFETY: as above.
+                let sin6 = unsafe { &mut *to.cast::<sockaddr_in6>() };
+                sin6.sin6_family = libc::AF_INET6 as _;
+                sin6.sin6_port = port.to_be();
+                sin6.sin6_addr.s6_addr = ip.octets();
+                mem::size_of_val(sin6)
             }
         };
-        let name = SocketAddr::new(ip, port).to_string().into_boxed_str();
-        Address { sockaddr, socklen: socklen as socklen_t, name }
+        address.socklen = len as socklen_t;
+        address
+    }
+
+    /// The address for nginx, which only reads it, and its length.
+    pub(super) fn raw(&self) -> (*mut sockaddr, socklen_t) {
+        ((&raw const self.sockaddr).cast_mut().cast(), self.socklen)
+    }
+
+    /// Whether it is a unix socket.
+    pub(super) fn is_unix(&self) -> bool {
+        i32::from(self.sockaddr.ss_family) == libc::AF_UNIX
     }
 
     /// The IP address; `None` of a unix socket.
     pub fn ip(&self) -> Option<IpAddr> {
         // SAFETY: the address is valid for its socklen.
-        unsafe { ip_of((&raw const self.sockaddr).cast(), self.socklen) }.map(|(ip, _)| ip)
+        unsafe { ip_of(self.raw().0, self.socklen) }.map(|(ip, _)| ip)
     }
 
     /// The address in words.
@@ -90,16 +102,9 @@ impl Address {
 /// The same address and port, or the same path.
 impl PartialEq for Address {
     fn eq(&self, other: &Self) -> bool {
+        let ((one, one_len), (two, two_len)) = (self.raw(), other.raw());
         // SAFETY: both are valid addresses, which are only read.
-        unsafe {
-            ngx_cmp_sockaddr(
-                (&raw const self.sockaddr).cast::<sockaddr>().cast_mut(),
-                self.socklen,
-                (&raw const other.sockaddr).cast::<sockaddr>().cast_mut(),
-                other.socklen,
-                1,
-            ) == NGX_OK as ngx_int_t
-        }
+        Status(unsafe { ngx_cmp_sockaddr(one, one_len, two, two_len, 1) }).is_ok()
     }
 }
 
@@ -119,9 +124,9 @@ pub(super) unsafe fn ip_of(addr: *const sockaddr, socklen: socklen_t) -> Option<
                 Some((ip.into(), u16::from_be(sin.sin_port)))
             }
             libc::AF_INET6 if socklen as usize >= mem::size_of::<sockaddr_in6>() => {
-                let sin6 = addr.cast::<sockaddr_in6>();
-                let ip = (&raw const (*sin6).sin6_addr).cast::<[u8; 16]>().read();
-                Some((Ipv6Addr::from(ip).into(), u16::from_be((*sin6).sin6_port)))
+                let sin6 = &*addr.cast::<sockaddr_in6>();
+                let ip = Ipv6Addr::from(sin6.sin6_addr.s6_addr);
+                Some((ip.into(), u16::from_be(sin6.sin6_port)))
             }
             _ => None,
         }

@@ -1,13 +1,18 @@
 //! The blocks of nginx's configuration whose servers speak TLS.
 
 use core::ffi::c_void;
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
+use std::collections::HashMap;
 use std::vec::Vec;
 
-use nginx_sys::{SSL_CTX, ngx_connection_t, ngx_module_t};
+use nginx_sys::{
+    ngx_connection_t, ngx_cycle_t, ngx_hash_combined_t, ngx_hash_find_combined, ngx_hash_key,
+    ngx_module_t,
+};
 use session_core::origin::Verification;
 
 use super::conf::{Conf, Place, Refusal};
+use super::openssl::SSL_CTX;
 use super::resolver::Resolver;
 #[allow(unused_imports, reason = "for the documentation")]
 use super::tls::FindServers;
@@ -16,14 +21,11 @@ use super::variable::Variable;
 
 /// `http{}` or `stream{}`.
 pub trait Block: 'static {
-    /// nginx's module of the block; null if it is not loaded.
-    fn module() -> *const ngx_module_t;
-
-    /// The main configurations in a context of the block, in the order of `ctx_index`.
+    /// The main configuration of a module of the block; none without the block.
     ///
     /// # Safety
-    /// `ctx` is a context of the block.
-    unsafe fn main_confs(ctx: *mut c_void) -> *mut *mut c_void;
+    /// The block of the cycle is being read or was read, and the module keeps a `T`.
+    unsafe fn main_conf<T>(cycle: &ngx_cycle_t, module: &ngx_module_t) -> Option<NonNull<T>>;
 
     /// The servers that have a TLS context, in the order of the configuration. To be called when the
     /// block has been read.
@@ -60,4 +62,64 @@ pub struct Server {
     pub listens_quic: bool,
     /// In what other servers differ from it on the sockets whose default server it is.
     pub differences: Differences,
+}
+
+/// Tells servers apart.
+pub(super) type Id = *const c_void;
+
+/// A socket that servers listen on.
+pub(super) struct Socket {
+    /// The default server.
+    pub(super) default: Id,
+    /// All of them.
+    pub(super) servers: Vec<Id>,
+    /// Whether it has `ssl`.
+    pub(super) is_tls: bool,
+    /// Whether it has `quic`.
+    pub(super) is_quic: bool,
+}
+
+/// A server, without its sockets.
+pub(super) struct Configured {
+    pub(super) id: Id,
+    pub(super) context: Context,
+    pub(super) verification: Verification,
+    pub(super) place: Place,
+}
+
+/// Finds the sockets of servers.
+pub(super) fn listening(servers: Vec<Configured>, sockets: &[Socket]) -> Vec<Server> {
+    let contexts: HashMap<Id, Context> =
+        servers.iter().map(|server| (server.id, server.context)).collect();
+    let with_sockets = |Configured { id, context, verification, place }| {
+        let own = || sockets.iter().filter(|socket| socket.servers.contains(&id));
+        Server {
+            context,
+            verification,
+            place,
+            listens_tls: own().any(|socket| socket.is_tls),
+            listens_quic: own().any(|socket| socket.is_quic),
+            differences: sockets
+                .iter()
+                .filter(|socket| socket.default == id)
+                .flat_map(|socket| &socket.servers)
+                .filter_map(|other| contexts.get(other))
+                .map(|other| context.differences(*other))
+                .fold(Differences::default(), Differences::and),
+        }
+    };
+    servers.into_iter().map(with_sockets).collect()
+}
+
+/// The server of a name, unless it is one of a regular expression's or of none; null then.
+///
+/// # Safety
+/// The names are those of an address of the configuration, and lead to servers of that type.
+pub(super) unsafe fn server_named<S>(names: &ngx_hash_combined_t, name: &[u8]) -> *mut S {
+    let at = name.as_ptr().cast_mut();
+    // SAFETY: the caller's; the name and the hash are only read.
+    unsafe {
+        let key = ngx_hash_key(at, name.len());
+        ngx_hash_find_combined(ptr::from_ref(names).cast_mut(), key, at, name.len()).cast()
+    }
 }

@@ -2,7 +2,7 @@
 //! handshake itself is [`Link::handshake`](super::link::Link::handshake).
 
 use core::cell::UnsafeCell;
-use core::ffi::{CStr, c_int, c_long};
+use core::ffi::{CStr, c_long};
 use core::fmt;
 use core::mem;
 use core::net::IpAddr;
@@ -11,17 +11,20 @@ use std::boxed::Box;
 use std::ffi::CString;
 use std::string::{String, ToString};
 
+use foreign_types::ForeignTypeRef;
 use nginx_sys::{
-    ERR_clear_error, NGX_OK, NGX_SSL_TLSv1_2, NGX_SSL_TLSv1_3, SSL_CTRL_MODE, SSL_CTX_ctrl,
-    SSL_CTX_set_default_verify_paths, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER,
-    SSL_MODE_ENABLE_PARTIAL_WRITE, SSL_get_verify_result, SSL_get1_peer_certificate, X509_V_OK,
-    X509_check_ip_asc, X509_free, X509_verify_cert_error_string, ngx_connection_t, ngx_int_t,
-    ngx_ssl_certificate, ngx_ssl_check_host, ngx_ssl_ciphers, ngx_ssl_cleanup_ctx,
-    ngx_ssl_client_session_cache, ngx_ssl_conf_commands, ngx_ssl_create, ngx_ssl_crl, ngx_ssl_t,
-    ngx_ssl_trusted_certificate, ngx_str_t, ngx_uint_t,
+    NGX_OK, NGX_SSL_TLSv1_2, NGX_SSL_TLSv1_3, ngx_connection_t, ngx_int_t, ngx_ssl_certificate,
+    ngx_ssl_check_host, ngx_ssl_ciphers, ngx_ssl_cleanup_ctx, ngx_ssl_client_session_cache,
+    ngx_ssl_conf_commands, ngx_ssl_create, ngx_ssl_crl, ngx_ssl_t, ngx_ssl_trusted_certificate,
+    ngx_str_t, ngx_uint_t,
 };
 
 use super::conf::{Conf, Flag, KeyVals, Num, Passwords, Protocols, Refusal, Str};
+use super::openssl::{
+    Certificate, Cross, SSL_CTX_set_default_verify_paths, SSL_CTX_set_mode,
+    SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, SSL_MODE_ENABLE_PARTIAL_WRITE, SslRef, X509_V_OK,
+    X509_verify_cert_error_string, clear_errors,
+};
 
 /// Default of `ssl_protocols`.
 const PROTOCOLS: ngx_uint_t = (NGX_SSL_TLSv1_2 | NGX_SSL_TLSv1_3) as ngx_uint_t;
@@ -114,7 +117,7 @@ impl TlsClient {
     pub fn new(cf: &mut Conf, conf: &TlsConf) -> Result<Self, Refusal> {
         // SAFETY: all-zero is what ngx_http_proxy_set_ssl() begins with too.
         let mut ssl: ngx_ssl_t = unsafe { mem::zeroed() };
-        ssl.log = cf.log();
+        ssl.log = cf.raw().log;
         let ssl = Box::new(UnsafeCell::new(ssl));
         let protocols = conf.protocols.or(PROTOCOLS);
         // SAFETY: the box outlives the SSL_CTX that is made here.
@@ -162,12 +165,7 @@ impl TlsClient {
             checked(ngx_ssl_client_session_cache(cf.as_ptr(), ssl, reuse))?;
             checked(ngx_ssl_conf_commands(cf.as_ptr(), ssl, conf.conf_commands.as_ptr()))?;
             let mode = SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER;
-            SSL_CTX_ctrl(
-                (*ssl).ctx,
-                SSL_CTRL_MODE as c_int,
-                c_long::from(mode as i32),
-                ptr::null_mut(),
-            );
+            SSL_CTX_set_mode((*ssl).ctx.cross(), mode);
         }
         Ok(())
     }
@@ -182,8 +180,8 @@ impl TlsClient {
         unsafe {
             checked(ngx_ssl_trusted_certificate(cf.as_ptr(), ssl, &raw mut trusted, depth))?;
             if trusted.is_empty() {
-                let set = SSL_CTX_set_default_verify_paths((*ssl).ctx);
-                ERR_clear_error();
+                let set = SSL_CTX_set_default_verify_paths((*ssl).ctx.cross());
+                clear_errors();
                 if set != 1 {
                     return Err(cf.refuse(format_args!(
                         "the system's trusted certificates cannot \
@@ -219,9 +217,9 @@ impl TlsClient {
         }
         // SAFETY: the caller's. X509_verify_cert_error_string(3) gives a text that stays.
         unsafe {
-            let ssl = (*(*c).ssl).connection;
-            let code = SSL_get_verify_result(ssl);
-            if code != c_long::from(X509_V_OK as i32) {
+            let ssl = SslRef::from_ptr((*(*c).ssl).connection.cross());
+            let code = ssl.verify_result();
+            if code != c_long::from(X509_V_OK) {
                 let text = CStr::from_ptr(X509_verify_cert_error_string(code)).to_string_lossy();
                 return Err(TlsError::Verify { code, text: text.into() });
             }
@@ -233,15 +231,9 @@ impl TlsClient {
                 return Ok(());
             }
             // nginx compares names only.
-            if name.is_ip {
-                let certificate = SSL_get1_peer_certificate(ssl);
-                if !certificate.is_null() {
-                    let matches = X509_check_ip_asc(certificate, name.name.as_ptr(), 0);
-                    X509_free(certificate);
-                    if matches == 1 {
-                        return Ok(());
-                    }
-                }
+            let is_of_it = |shown: Certificate| shown.is_of_ip(&name.name);
+            if name.is_ip && ssl.peer_certificate().is_some_and(is_of_it) {
+                return Ok(());
             }
         }
         Err(TlsError::Name(name.to_string().into()))

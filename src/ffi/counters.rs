@@ -1,30 +1,32 @@
 //! Numbers in shared memory that workers count up, each in lines of its own.
 
-use core::cell::OnceCell;
-use core::ffi::c_void;
+use core::alloc::Layout;
+use core::cell::{Cell, OnceCell};
 use core::mem;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
-use nginx_sys::{
-    NGX_OK, ngx_core_conf_t, ngx_core_module, ngx_cycle, ngx_int_t, ngx_shm_zone_t, ngx_shmtx_lock,
-    ngx_shmtx_unlock, ngx_slab_alloc_locked, ngx_slab_pool_t, ngx_worker,
-};
+use nginx_sys::{ngx_cycle, ngx_module_t, ngx_worker};
+use ngx::core::{CoreModuleMainConf, NgxCoreModule};
 use session_core::stats::{KINDS, Kind, Record, histogram};
 
 use super::clock;
+use super::conf::{Conf, Refusal};
 use super::log::Log;
+use super::slab::{Content, Locked, SharedZone};
 use crate::log_at;
 
 /// What no two workers share, in bytes, and in numbers.
 const LINE: usize = 64;
 const LINE_NUMBERS: usize = LINE / mem::size_of::<AtomicU64>();
 
-/// The zone of the worker's configuration.
-static CURRENT: AtomicPtr<ngx_shm_zone_t> = AtomicPtr::new(ptr::null_mut());
+std::thread_local! {
+    /// The counters of the worker's configuration.
+    static CURRENT: Cell<Option<Counters>> = const { Cell::new(None) };
+}
 
 /// Whether it was said that there is no room.
 static FULL: AtomicBool = AtomicBool::new(false);
@@ -33,10 +35,10 @@ static FULL: AtomicBool = AtomicBool::new(false);
 const SEPARATOR: char = '\0';
 
 /// A zone of records. They are made under the slab pool's mutex, once, and never go; all else
-/// happens without it. nginx hands the zone on when it reads its configuration again.
-#[derive(Clone, Copy)]
+/// happens without it.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Counters {
-    zone: *mut ngx_shm_zone_t,
+    zone: SharedZone,
 }
 
 /// A record in the zone. The labels follow, and at the next line the numbers: those of the first
@@ -74,7 +76,7 @@ impl Count {
     /// Finds the numbers in the worker's counters, once.
     pub fn begin(&self, kind: Kind, labels: &[&str]) {
         if self.0.get().is_none() {
-            if let Some(lane) = Counters::current().and_then(|all| all.lane(kind, labels)) {
+            if let Some(lane) = CURRENT.get().and_then(|all| all.lane(kind, labels)) {
                 // There was none just now.
                 let _ = self.0.set(lane);
             }
@@ -112,25 +114,25 @@ impl Count {
 }
 
 impl Counters {
-    /// Takes a zone that a configuration has declared.
-    ///
-    /// # Safety
-    /// `zone` comes from `ngx_shared_memory_add()` and lives as long as the configuration that
-    /// the result belongs to. Nobody else sets its `data` and `init`.
-    pub(super) unsafe fn new(zone: *mut ngx_shm_zone_t) -> Self {
-        // SAFETY: the caller's.
-        unsafe { (*zone).init = Some(init) };
-        Counters { zone }
+    /// Declares the zone of a module's counters, of so many bytes.
+    pub fn declare(
+        cf: &mut Conf,
+        name: &str,
+        bytes: usize,
+        module: *const ngx_module_t,
+    ) -> Result<Self, Refusal> {
+        let zone = SharedZone::declare::<Head>(cf, name, bytes, module)?;
+        Ok(Counters { zone })
     }
 
     /// A worker begins: these are its counters. What its lanes have of one that is gone, and is no
     /// sum, is set to 0; the first worker does that for those that have no successor.
     pub fn begin_worker(&self) {
-        CURRENT.store(self.zone, Ordering::Relaxed);
-        let Some(pool) = self.pool() else { return };
+        CURRENT.set(Some(*self));
+        let Some(memory) = self.zone.lock() else { return };
         // SAFETY: set before the worker's modules begin.
         let own = unsafe { ngx_worker };
-        for head in Locked::new(pool).records() {
+        for head in records(&memory) {
             // SAFETY: records are complete and never go.
             let (kind, lanes) = unsafe { (KINDS.get((*head).kind), (*head).lanes) };
             let gone = workers()..if own == 0 { lanes } else { 0 };
@@ -148,15 +150,10 @@ impl Counters {
     /// The configuration goes, and its zone with it. A process that reads its configuration anew and
     /// has no workers (`master_process off`) counts no more.
     pub fn end(&self) {
-        let none = ptr::null_mut();
         // Another configuration may have begun; then there is nothing to do.
-        let _ = CURRENT.compare_exchange(self.zone, none, Ordering::Relaxed, Ordering::Relaxed);
-    }
-
-    /// The counters of this worker.
-    fn current() -> Option<Self> {
-        let zone = CURRENT.load(Ordering::Relaxed);
-        (!zone.is_null()).then_some(Counters { zone })
+        if CURRENT.get() == Some(*self) {
+            CURRENT.set(None);
+        }
     }
 
     /// This worker's numbers in a record, which is made if it is not there. `None` if the zone is
@@ -164,13 +161,12 @@ impl Counters {
     fn lane(&self, kind: Kind, labels: &[&str]) -> Option<Lane> {
         let text = labels.join(SEPARATOR.encode_utf8(&mut [0; 1]));
         let kind_at = KINDS.iter().position(|one| *one == kind)?;
-        let lock = Locked::new(self.pool()?);
-        let head = lock
-            .records()
+        let memory = self.zone.lock()?;
+        let head = records(&memory)
             // SAFETY: records are complete and never go.
             .find(|&head| unsafe { (*head).kind == kind_at && text_of(head) == text.as_bytes() })
-            .or_else(|| lock.make(kind_at, &text, kind.width()));
-        drop(lock);
+            .or_else(|| make(&memory, kind_at, &text, kind.width()));
+        drop(memory);
         let Some(head) = head else {
             if !FULL.swap(true, Ordering::Relaxed) {
                 log_at!(Log::cycle(), Warn, "SSL session counters have no room, some are missing");
@@ -183,70 +179,44 @@ impl Counters {
 
     /// All records as they are now.
     pub fn snapshot(&self) -> Vec<Record> {
-        let Some(pool) = self.pool() else { return Vec::new() };
+        let Some(memory) = self.zone.lock() else { return Vec::new() };
         // The list only grows at its beginning: no lock is held while it is read.
-        let heads: Vec<*mut Head> = Locked::new(pool).records().collect();
+        let heads: Vec<*mut Head> = records(&memory).collect();
+        drop(memory);
         heads.into_iter().rev().filter_map(record_of).collect()
     }
+}
 
-    fn pool(&self) -> Option<NonNull<ngx_slab_pool_t>> {
-        // SAFETY: once nginx has initialised the zone, addr is the slab pool at its beginning.
-        NonNull::new(unsafe { (*self.zone).shm.addr.cast() })
+impl Content for Head {
+    fn set_up(memory: &Locked) -> Option<()> {
+        memory.be_quiet();
+        Some(())
     }
 }
 
-/// The pool while its mutex is held.
-struct Locked(NonNull<ngx_slab_pool_t>);
-
-impl Locked {
-    fn new(pool: NonNull<ngx_slab_pool_t>) -> Self {
-        // SAFETY: the mutex is the pool's own.
-        unsafe { ngx_shmtx_lock(&raw mut (*pool.as_ptr()).mutex) };
-        Locked(pool)
-    }
-
-    fn records(&self) -> impl Iterator<Item = *mut Head> {
-        // SAFETY: the pool's data is the newest record, or null; records never go.
-        let first = unsafe { (*self.0.as_ptr()).data.cast::<Head>() };
-        let some = |head: *mut Head| (!head.is_null()).then_some(head);
-        // SAFETY: the same.
-        core::iter::successors(some(first), move |&head| some(unsafe { (*head).next }))
-    }
-
-    fn make(&self, kind: usize, labels: &str, width: usize) -> Option<*mut Head> {
-        let stride = width.next_multiple_of(LINE_NUMBERS);
-        let lanes = workers();
-        let head_len = mem::size_of::<Head>().checked_add(labels.len())?.next_multiple_of(LINE);
-        let numbers = stride.checked_mul(lanes)?.checked_mul(mem::size_of::<AtomicU64>())?;
-        let size = head_len.checked_add(numbers)?;
-        // SAFETY: the lock is held. Memory of a slab pool is aligned to its size, up to a page, and
-        // there are at least two lines of it. The list gets the record once it is complete.
-        unsafe {
-            let pool = self.0.as_ptr();
-            let head = ngx_slab_alloc_locked(pool, size).cast::<Head>();
-            if head.is_null() {
-                return None;
-            }
-            ptr::write_bytes(head.cast::<u8>(), 0, size);
-            head.write(Head {
-                next: (*pool).data.cast(),
-                kind,
-                labels_len: labels.len(),
-                lanes,
-                stride,
-            });
-            ptr::copy_nonoverlapping(labels.as_ptr(), head.add(1).cast(), labels.len());
-            (*pool).data = head.cast();
-            Some(head)
-        }
-    }
+/// The records, newest first.
+fn records(memory: &Locked) -> impl Iterator<Item = *mut Head> + use<> {
+    let some = |head: *mut Head| (!head.is_null()).then_some(head);
+    // SAFETY: the content is the newest record, or null; records never go.
+    core::iter::successors(some(memory.content()), move |&head| some(unsafe { (*head).next }))
 }
 
-impl Drop for Locked {
-    fn drop(&mut self) {
-        // SAFETY: the mutex is held since new().
-        unsafe { ngx_shmtx_unlock(&raw mut (*self.0.as_ptr()).mutex) };
+/// Adds a record to the list.
+fn make(memory: &Locked, kind: usize, labels: &str, width: usize) -> Option<*mut Head> {
+    let stride = width.next_multiple_of(LINE_NUMBERS);
+    let lanes = workers();
+    let head_len = mem::size_of::<Head>().checked_add(labels.len())?.next_multiple_of(LINE);
+    let numbers = stride.checked_mul(lanes)?.checked_mul(mem::size_of::<AtomicU64>())?;
+    let size = head_len.checked_add(numbers)?;
+    let head = memory.allocate::<Head>(Layout::from_size_align(size, LINE).ok()?)?;
+    // SAFETY: the memory is new and of that size. The list gets the record once it is complete.
+    unsafe {
+        head.cast::<u8>().write_bytes(0, size);
+        head.write(Head { next: memory.content(), kind, labels_len: labels.len(), lanes, stride });
+        ptr::copy_nonoverlapping(labels.as_ptr(), head.as_ptr().add(1).cast(), labels.len());
     }
+    memory.set_content(head);
+    Some(head.as_ptr())
 }
 
 /// The labels of a record.
@@ -307,22 +277,8 @@ fn record_of(head: *mut Head) -> Option<Record> {
 
 /// `worker_processes`.
 fn workers() -> usize {
-    // SAFETY: ngx_get_conf() for the core module, whose configuration is always there.
-    let workers = unsafe {
-        let conf = *(*ngx_cycle).conf_ctx.add(ngx_core_module.index);
-        conf.cast::<ngx_core_conf_t>().as_ref().map_or(1, |conf| conf.worker_processes)
-    };
+    // SAFETY: nginx's current cycle.
+    let core = NgxCoreModule::main_conf(unsafe { &*ngx_cycle });
+    let workers = core.map_or(1, |core| core.worker_processes);
     usize::try_from(workers).unwrap_or(1).max(1)
-}
-
-unsafe extern "C" fn init(zone: *mut ngx_shm_zone_t, _: *mut c_void) -> ngx_int_t {
-    // SAFETY: nginx calls this in the master, with the zone mapped and its slab pool ready, whose
-    // data is null in a new one.
-    unsafe {
-        let pool = (*zone).shm.addr.cast::<ngx_slab_pool_t>();
-        (*pool).set_log_nomem(0);
-        // Not used here; nginx takes a zone without data for one that is still to be made.
-        (*zone).data = pool.cast();
-    }
-    NGX_OK as ngx_int_t
 }

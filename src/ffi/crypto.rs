@@ -8,22 +8,14 @@ use core::cell::RefCell;
 use core::ffi::{c_int, c_void};
 use core::ptr;
 
-use foreign_types::{ForeignType, ForeignTypeRef, foreign_type};
-use nginx_sys::{
-    ERR_clear_error, EVP_CIPHER_CTX, EVP_CIPHER_CTX_ctrl, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new,
-    EVP_CIPHER_fetch, EVP_CIPHER_free, EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG,
-    EVP_CipherFinal_ex, EVP_CipherInit_ex2, EVP_CipherUpdate, RAND_bytes,
-};
+use foreign_types::{ForeignType, ForeignTypeRef};
 use session_core::crypto::{AES_KEY_LEN, Crypto, Failed, NONCE_LEN, TAG_LEN};
 use zeroize::{Zeroize, Zeroizing};
 
-foreign_type! {
-    /// A cipher at work in one direction.
-    unsafe type Cipher {
-        type CType = EVP_CIPHER_CTX;
-        fn drop = EVP_CIPHER_CTX_free;
-    }
-}
+use super::openssl::{
+    Algorithm, Cipher, CipherRef, EVP_CIPHER_CTX_ctrl, EVP_CTRL_GCM_GET_TAG, EVP_CTRL_GCM_SET_TAG,
+    EVP_CipherFinal_ex, EVP_CipherInit_ex2, EVP_CipherUpdate, RAND_bytes, clear_errors,
+};
 
 /// The algorithms of OpenSSL's default context: its configuration says which providers they come
 /// from.
@@ -94,7 +86,7 @@ impl Crypto for Evp {
         self.encrypt.start(key, nonce, Way::Encrypt)?;
         self.encrypt.run(aad, data)?;
         self.encrypt.finish()?;
-        self.encrypt.tag(EVP_CTRL_AEAD_GET_TAG, &mut tag)?;
+        self.encrypt.tag(EVP_CTRL_GCM_GET_TAG, &mut tag)?;
         Ok(tag)
     }
 
@@ -108,7 +100,7 @@ impl Crypto for Evp {
     ) -> Result<bool, Failed> {
         self.decrypt.start(key, nonce, Way::Decrypt)?;
         self.decrypt.run(aad, data)?;
-        self.decrypt.tag(EVP_CTRL_AEAD_SET_TAG, &mut tag.clone())?;
+        self.decrypt.tag(EVP_CTRL_GCM_SET_TAG, &mut tag.clone())?;
         Ok(self.decrypt.finish().is_ok())
     }
 }
@@ -116,21 +108,17 @@ impl Crypto for Evp {
 impl Cipher {
     /// AES-256-GCM, without a key.
     fn aes_gcm(way: Way) -> Result<Self, Failed> {
-        // SAFETY: EVP_EncryptInit(3): the context counts the cipher up, so that our own reference
-        // can go.
-        unsafe {
-            let context = EVP_CIPHER_CTX_new();
-            if context.is_null() {
-                return Err(Failed);
-            }
-            let context = Cipher::from_ptr(context);
-            let cipher = EVP_CIPHER_fetch(ptr::null_mut(), c"AES-256-GCM".as_ptr(), ptr::null());
-            done((!cipher.is_null()).into())?;
-            let (null, ctx) = (ptr::null(), context.as_ptr());
-            let started = EVP_CipherInit_ex2(ctx, cipher, null, null, way as c_int, ptr::null());
-            EVP_CIPHER_free(cipher);
-            done(started).map(|()| context)
-        }
+        let context = Cipher::new().ok_or(Failed)?;
+        let Some(algorithm) = Algorithm::fetch(c"AES-256-GCM") else {
+            clear_errors();
+            return Err(Failed);
+        };
+        let (null, ctx) = (ptr::null(), context.as_ptr());
+        // SAFETY: EVP_EncryptInit(3): the context counts the algorithm up.
+        done(unsafe {
+            EVP_CipherInit_ex2(ctx, algorithm.as_ptr(), null, null, way as c_int, ptr::null())
+        })?;
+        Ok(context)
     }
 }
 
@@ -177,11 +165,11 @@ impl CipherRef {
         done(unsafe { EVP_CipherFinal_ex(self.as_ptr(), rest.as_mut_ptr(), &raw mut len) })
     }
 
-    fn tag(&self, control: u32, tag: &mut [u8; TAG_LEN]) -> Result<(), Failed> {
+    fn tag(&self, control: c_int, tag: &mut [u8; TAG_LEN]) -> Result<(), Failed> {
         // SAFETY: the tag is read or written, as the control says, and has the length given.
         done(unsafe {
             let place = tag.as_mut_ptr().cast::<c_void>();
-            EVP_CIPHER_CTX_ctrl(self.as_ptr(), control as c_int, TAG_LEN as c_int, place)
+            EVP_CIPHER_CTX_ctrl(self.as_ptr(), control, TAG_LEN as c_int, place)
         })
     }
 }
@@ -193,7 +181,6 @@ fn done(result: c_int) -> Result<(), Failed> {
     if result == 1 {
         return Ok(());
     }
-    // SAFETY: OpenSSL's queue of this thread.
-    unsafe { ERR_clear_error() };
+    clear_errors();
     Err(Failed)
 }

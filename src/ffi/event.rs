@@ -1,4 +1,6 @@
 //! Calls at a later time, by nginx's timers and posted events.
+//!
+//! By hand: timers of `ngx` wake tasks, and its waker runs a task at once, wherever it is called.
 
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
@@ -8,12 +10,12 @@ use std::boxed::Box;
 use std::rc::Weak;
 
 use nginx_sys::{
-    ngx_add_timer, ngx_current_msec, ngx_cycle, ngx_del_timer, ngx_delete_posted_event,
-    ngx_event_t, ngx_int_t, ngx_msec_int_t, ngx_msec_t, ngx_post_event, ngx_posted_events,
-    ngx_posted_next_events, ngx_queue_t,
+    ngx_current_msec, ngx_cycle, ngx_event_t, ngx_int_t, ngx_msec_int_t, ngx_msec_t,
+    ngx_posted_events, ngx_posted_next_events, ngx_queue_t,
 };
 
 use super::clock;
+use super::shim;
 use super::turn::Turn;
 
 /// Handles the [`Event`]s of kind `K`.
@@ -66,34 +68,27 @@ impl<T: Handle<K>, K> Event<T, K> {
     /// the owner looks at the clock. `holds_exit`: an exiting worker waits for it.
     pub fn at(&self, deadline: u64, holds_exit: bool) {
         let event = self.event();
-        // SAFETY: the event is ours, and in nginx's timer tree exactly when timer_set() says so.
-        // The log may have changed with the cycle.
+        // SAFETY: the event is ours, and in nginx's timer tree exactly when timer_is_set() says so.
         unsafe {
-            (*event).set_cancelable(u32::from(!holds_exit));
+            shim::set_cancelable(event, !holds_exit);
             let rest = deadline.saturating_sub(clock::now_ms()) as ngx_msec_t;
-            if (*event).timer_set() != 0 {
+            if shim::timer_is_set(event) {
                 // A difference of two such times may have wrapped (ngx_event_expire_timers()).
                 let set = (*event).timer.key.wrapping_sub(ngx_current_msec) as ngx_msec_int_t;
                 if set <= rest as ngx_msec_int_t {
                     return;
                 }
                 // ngx_add_timer() alone would keep a timer that is up to 300 ms late.
-                ngx_del_timer(event);
+                shim::del_timer(event);
             }
-            (*event).log = (*ngx_cycle).log;
-            ngx_add_timer(event, rest);
+            shim::add_timer(event, rest);
         }
     }
 
     /// Takes back [`Event::at`].
     pub fn cancel(&self) {
-        let event = self.event();
         // SAFETY: as in at().
-        unsafe {
-            if (*event).timer_set() != 0 {
-                ngx_del_timer(event);
-            }
-        }
+        unsafe { shim::del_timer(self.event()) };
     }
 
     /// Fires at the end of this turn of the event loop, unless it was posted for the next one.
@@ -110,37 +105,37 @@ impl<T: Handle<K>, K> Event<T, K> {
     /// Whether it was posted, for this turn or for the next one.
     pub fn is_posted(&self) -> bool {
         // SAFETY: the event is ours.
-        unsafe { (*self.event()).posted() != 0 }
+        unsafe { shim::is_posted(self.event()) }
     }
 
     fn post_to(&self, queue: *mut ngx_queue_t) {
         // SAFETY: the event is ours and stays until it fires or is dropped; posting it twice does
         // nothing. The queue is one of nginx's.
         unsafe {
-            (*self.event()).log = (*ngx_cycle).log;
-            ngx_post_event(self.event(), queue);
+            shim::post_event(self.event(), queue);
         }
     }
 }
 
 impl<T, K> Event<T, K> {
+    /// nginx's event, with the log of the current cycle: that may have changed.
     fn event(&self) -> *mut ngx_event_t {
-        // SAFETY: only a field's address is taken.
-        unsafe { &raw mut (*self.inner.get()).event }
+        // SAFETY: the event is ours; nginx has a cycle with a log.
+        unsafe {
+            let event = &raw mut (*self.inner.get()).event;
+            (*event).log = (*ngx_cycle).log;
+            event
+        }
     }
 }
 
 impl<T, K> Drop for Event<T, K> {
     fn drop(&mut self) {
         let event = self.event();
-        // SAFETY: nginx holds a pointer exactly when one of the two says so.
+        // SAFETY: nginx holds a pointer exactly while a timer is set, or the event is posted.
         unsafe {
-            if (*event).timer_set() != 0 {
-                ngx_del_timer(event);
-            }
-            if (*event).posted() != 0 {
-                ngx_delete_posted_event(event);
-            }
+            shim::del_timer(event);
+            shim::delete_posted_event(event);
         }
     }
 }

@@ -7,9 +7,10 @@ use core::mem::MaybeUninit;
 use core::ops::Deref;
 
 use nginx_sys::{
-    NGX_LOG_ALERT, NGX_LOG_DEBUG_EVENT, NGX_LOG_EMERG, NGX_LOG_ERR, NGX_LOG_INFO, NGX_LOG_NOTICE,
-    NGX_LOG_WARN, ngx_cycle, ngx_err_t, ngx_log_t, ngx_uint_t,
+    NGX_LOG_ALERT, NGX_LOG_EMERG, NGX_LOG_ERR, NGX_LOG_INFO, NGX_LOG_NOTICE, NGX_LOG_WARN,
+    ngx_cycle, ngx_log_t, ngx_uint_t,
 };
+use ngx::log::{self, DebugMask};
 
 /// A log of nginx, borrowed. It is written with the macros [`log_at!`] and [`debug!`].
 ///
@@ -36,7 +37,7 @@ pub enum Level {
 }
 
 impl Log {
-    /// The log of the running configuration.
+    /// The log of the running configuration. By hand: `ngx::log::ngx_cycle_log()` may panic.
     pub fn cycle<'a>() -> &'a Self {
         // SAFETY: ngx_cycle and its log are set before the first module is loaded (main() in
         // nginx.c) and valid ever after; the reference is not kept beyond the current event.
@@ -68,7 +69,7 @@ impl Log {
 
     /// Whether lines of [`debug!`](crate::debug) are written.
     pub fn is_debug(&self) -> bool {
-        ngx::log::DEBUG && self.level() & NGX_LOG_DEBUG_EVENT as ngx_uint_t != 0
+        log::DEBUG && log::check_mask(DebugMask::Event, self.level())
     }
 
     /// The same log, whose lines say that this is being done: nginx ends lines about a connection
@@ -82,27 +83,18 @@ impl Log {
 
     /// Writes a line; `errno` is 0 or is put into words.
     pub fn write(&self, level: Level, errno: i32, line: fmt::Arguments<'_>) {
-        let mut buf = [const { MaybeUninit::uninit() }; ngx::log::LOG_BUFFER_SIZE];
-        let line = ngx::log::write_fmt(&mut buf, line);
-        // SAFETY: the log is valid; the format takes one length and one pointer.
-        unsafe {
-            nginx_sys::ngx_log_error_core(
-                level as ngx_uint_t,
-                self.0.get(),
-                errno as ngx_err_t,
-                FORMAT,
-                line.len(),
-                line.as_ptr(),
-            );
-        }
+        let mut buf = [const { MaybeUninit::uninit() }; log::LOG_BUFFER_SIZE];
+        let line = log::write_fmt(&mut buf, line);
+        // SAFETY: the log is valid.
+        unsafe { log::log_error(level as ngx_uint_t, self.0.get(), errno, line) }
     }
 
     /// Writes a line of `NGX_LOG_DEBUG_EVENT`.
     pub fn write_debug(&self, line: fmt::Arguments<'_>) {
-        let mut buf = [const { MaybeUninit::uninit() }; ngx::log::LOG_BUFFER_SIZE];
-        let line = ngx::log::write_fmt(&mut buf, line);
+        let mut buf = [const { MaybeUninit::uninit() }; log::LOG_BUFFER_SIZE];
+        let line = log::write_fmt(&mut buf, line);
         // SAFETY: the log is valid.
-        unsafe { ngx::log::log_debug(self.0.get(), 0, line) }
+        unsafe { log::log_debug(self.0.get(), 0, line) }
     }
 }
 
@@ -126,8 +118,6 @@ impl Drop for During<'_> {
         unsafe { (*self.log.0.get()).action = self.before };
     }
 }
-
-const FORMAT: *const c_char = c"%*s".as_ptr();
 
 /// Writes a line to a [`Log`]: `log_at!(log, Error, "text {}", x)`, or with an errno
 /// `log_at!(log, Error, errno = e, "text")`.

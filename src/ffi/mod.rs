@@ -1,7 +1,7 @@
 //! nginx and OpenSSL, made safe: the only home of `unsafe`.
 //!
-//! Types of OpenSSL are those of `nginx-sys`, generated from the headers that nginx was built
-//! with; the module links no OpenSSL of its own and so cannot meet a second one at run time.
+//! Types are those of `nginx-sys` and, by way of `openssl`, of `openssl-sys`, both made from the headers
+//! that nginx was built with. The module links no OpenSSL and so cannot meet a second one at run time.
 //!
 //! A worker is one process with one thread. nginx's thread pools run none of this code, so no
 //! type here is, or has to be, `Send` or `Sync`; what is declared `Sync` says so beside it.
@@ -10,6 +10,8 @@
 //! configuration needs once is not: there `nginx -t` ends.
 
 #![allow(unsafe_code)]
+
+use nginx_sys::ngx_str_t;
 
 pub mod address;
 pub mod block;
@@ -26,8 +28,12 @@ pub mod http;
 pub mod link;
 pub mod log;
 pub mod module;
+mod openssl;
+mod pool;
 mod quic;
 pub mod resolver;
+mod shim;
+mod slab;
 #[cfg(ngx_feature = "stream_ssl")]
 pub mod stream;
 mod symbol;
@@ -35,3 +41,8 @@ pub mod tls;
 pub mod turn;
 pub mod variable;
 pub mod zone;
+
+/// A text for nginx, which only reads it.
+const fn text(text: &[u8]) -> ngx_str_t {
+    ngx_str_t { len: text.len(), data: text.as_ptr().cast_mut() }
+}

@@ -3,23 +3,23 @@
 #[cfg(ngx_feature = "stream_ssl")]
 use core::ffi::c_char;
 use core::ffi::c_void;
-use core::mem;
 use core::ptr::{self, NonNull};
 
 use nginx_sys::{
-    NGX_ALIGNMENT, NGX_ERROR, NGX_HTTP_MODULE, NGX_OK, NGX_PROCESS_HELPER, ngx_command_t,
-    ngx_conf_t, ngx_cycle_t, ngx_http_module_t, ngx_int_t, ngx_module_t, ngx_pool_cleanup_add,
-    ngx_process, ngx_uint_t,
+    NGX_HTTP_MODULE, NGX_PROCESS_HELPER, ngx_command_t, ngx_conf_t, ngx_cycle_t, ngx_http_module_t,
+    ngx_int_t, ngx_module_t, ngx_process, ngx_uint_t,
 };
+use ngx::core::Status;
+#[cfg(ngx_feature = "stream_ssl")]
+use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK};
 
 #[cfg(ngx_feature = "stream_ssl")]
 use nginx_sys::{NGX_STREAM_MODULE, ngx_stream_module_t};
 
 use super::block::Block;
-#[cfg(ngx_feature = "stream_ssl")]
-use super::conf::CONF_ERROR;
 use super::conf::{Conf, Refusal};
 use super::http::Http;
+use super::pool;
 #[cfg(ngx_feature = "stream_ssl")]
 use super::stream::Stream;
 use super::turn::Turn;
@@ -147,22 +147,9 @@ impl<const N: usize> Commands<[ngx_command_t; N]> {
 }
 
 unsafe extern "C" fn create_main_conf<M: Module>(cf: *mut ngx_conf_t) -> *mut c_void {
-    const { assert!(mem::align_of::<M::MainConf>() <= NGX_ALIGNMENT) };
-    // SAFETY: pool memory of the size asked for; the cleanup runs once, with the pool.
-    unsafe {
-        let cleanup = ngx_pool_cleanup_add((*cf).pool, mem::size_of::<M::MainConf>());
-        if cleanup.is_null() {
-            return ptr::null_mut();
-        }
-        (*cleanup).data.cast::<M::MainConf>().write(M::main_conf());
-        (*cleanup).handler = Some(drop_main_conf::<M>);
-        (*cleanup).data
-    }
-}
-
-unsafe extern "C" fn drop_main_conf<M: Module>(data: *mut c_void) {
-    // SAFETY: the cleanup of create_main_conf().
-    unsafe { ptr::drop_in_place(data.cast::<M::MainConf>()) };
+    // SAFETY: nginx's configuration for this call, which has a pool.
+    let conf = unsafe { pool::keep((*cf).pool, M::main_conf()) };
+    conf.map_or(ptr::null_mut(), |conf| conf.as_ptr().cast())
 }
 
 unsafe extern "C" fn preconfiguration<M: Module>(cf: *mut ngx_conf_t) -> ngx_int_t {
@@ -174,40 +161,35 @@ unsafe extern "C" fn preconfiguration<M: Module>(cf: *mut ngx_conf_t) -> ngx_int
 unsafe extern "C" fn init_main_conf<M: Module>(cf: *mut ngx_conf_t, _: *mut c_void) -> *mut c_char {
     // SAFETY: nginx's configuration for this call.
     match M::MainConf::prepare::<M>(unsafe { Conf::from_ptr(cf) }) {
-        Ok(()) => ptr::null_mut(),
-        Err(_) => CONF_ERROR,
+        Ok(()) => NGX_CONF_OK,
+        Err(_) => NGX_CONF_ERROR,
     }
 }
 
 unsafe extern "C" fn postconfiguration<M: Module>(cf: *mut ngx_conf_t) -> ngx_int_t {
-    // SAFETY: within its block ctx holds the main configurations, ours among them.
-    let conf = unsafe {
-        let confs = M::Block::main_confs((*cf).ctx);
-        (*confs.add((*M::module()).ctx_index)).cast::<M::MainConf>().as_mut()
-    };
-    match conf {
-        // SAFETY: nginx's configuration for this call; ours is memory of its own.
-        Some(conf) => status(conf.apply::<M>(unsafe { Conf::from_ptr(cf) })),
-        None => NGX_ERROR as ngx_int_t,
+    // SAFETY: nginx's configuration for this call; ours is memory of its own.
+    match unsafe { main_conf::<M>((*cf).cycle) } {
+        // SAFETY: the same.
+        Some(mut conf) => unsafe { status(conf.as_mut().apply::<M>(Conf::from_ptr(cf))) },
+        None => Status::NGX_ERROR.into(),
     }
 }
 
 unsafe extern "C" fn init_process<M: Module>(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     // SAFETY: a static of nginx's. Helpers, as the manager of a cache, are no workers: they would
     // pass for the first one.
-    if unsafe { ngx_process } == NGX_PROCESS_HELPER as ngx_uint_t {
-        return NGX_OK as ngx_int_t;
-    }
-    // SAFETY: nginx's current cycle.
-    if let Some(conf) = unsafe { main_conf::<M>(cycle) } {
+    let is_worker = unsafe { ngx_process } != NGX_PROCESS_HELPER as ngx_uint_t;
+    // SAFETY: nginx's current cycle, whose configurations nobody changes now.
+    let conf = unsafe { main_conf::<M>(cycle).filter(|_| is_worker).map(|conf| conf.as_ref()) };
+    if let Some(conf) = conf {
         conf.begin();
     }
-    NGX_OK as ngx_int_t
+    Status::NGX_OK.into()
 }
 
 unsafe extern "C" fn exit_process<M: Module>(cycle: *mut ngx_cycle_t) {
-    // SAFETY: nginx's current cycle.
-    if let Some(conf) = unsafe { main_conf::<M>(cycle) } {
+    // SAFETY: as in init_process().
+    if let Some(conf) = unsafe { main_conf::<M>(cycle).map(|conf| conf.as_ref()) } {
         // SAFETY: the worker has left its event loop (ngx_worker_process_exit()).
         unsafe { Turn::lend(|turn| conf.close(turn)) };
     }
@@ -216,26 +198,12 @@ unsafe extern "C" fn exit_process<M: Module>(cycle: *mut ngx_cycle_t) {
 /// The main configuration of a cycle; none without the block.
 ///
 /// # Safety
-/// `cycle` is one of nginx's, with its configuration read.
-unsafe fn main_conf<'a, M: Module>(cycle: *mut ngx_cycle_t) -> Option<&'a M::MainConf> {
-    // SAFETY: ngx_http_cycle_get_module_main_conf(), or that of stream{}, which are macros; without
-    // the block there is no context. A module of the block that is loaded, and not of this cycle, may
-    // have the index of another one.
-    unsafe {
-        let block = M::Block::module();
-        let modules = core::slice::from_raw_parts((*cycle).modules, (*cycle).modules_n);
-        if !modules.contains(&block.cast_mut()) {
-            return None;
-        }
-        let ctx = NonNull::new(*(*cycle).conf_ctx.add((*block).index))?;
-        let conf = *M::Block::main_confs(ctx.as_ptr().cast()).add((*M::module()).ctx_index);
-        conf.cast::<M::MainConf>().as_ref()
-    }
+/// `cycle` is one of nginx's, with the block being read or read.
+unsafe fn main_conf<M: Module>(cycle: *mut ngx_cycle_t) -> Option<NonNull<M::MainConf>> {
+    // SAFETY: the caller's; create_main_conf() has made it.
+    unsafe { M::Block::main_conf(&*cycle, &*M::module()) }
 }
 
 fn status(result: Result<(), Refusal>) -> ngx_int_t {
-    match result {
-        Ok(()) => NGX_OK as ngx_int_t,
-        Err(_) => NGX_ERROR as ngx_int_t,
-    }
+    result.map_or(Status::NGX_ERROR, |()| Status::NGX_OK).into()
 }

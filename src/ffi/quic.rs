@@ -1,19 +1,20 @@
 //! Handshakes over QUIC, in which nginx feeds OpenSSL by itself.
 
 use core::cell::OnceCell;
-use core::ffi::c_void;
-use core::mem;
 use core::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::OnceLock;
 
-use nginx_sys::{
-    ERR_clear_error, NGX_ERROR, NGX_OK, SSL, SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_READ,
-    SSL_do_handshake, SSL_get_error, ngx_connection_t, ngx_int_t,
-};
+use nginx_sys::ngx_connection_t;
+use ngx::core::Status;
 
 use super::event::{Event, Handle};
 use super::log::Log;
+use super::openssl::{
+    SSL, SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_READ, SSL_do_handshake, SSL_get_error,
+    clear_errors,
+};
+use super::shim;
 use super::symbol;
 use super::turn::Turn;
 use crate::debug;
@@ -56,14 +57,14 @@ impl Handle<Wake> for Wake {
         let nginx = Nginx::get();
         let goes_on = match nginx.handshake {
             // SAFETY: the connection is valid, see new(), and nothing of OpenSSL's is under way.
-            Some(handshake) => unsafe { handshake(self.c.as_ptr()) == NGX_OK as ngx_int_t },
+            Some(handshake) => unsafe { Status(handshake(self.c.as_ptr())).is_ok() },
             None => self.handshake(turn),
         };
         // Where nginx does not show how it closes, the next packet finds the error.
         if let Some(close) = nginx.close.filter(|_| !goes_on) {
             // SAFETY: it tells the client of the alert, and frees the connection. Nothing of it is
             // used after that.
-            unsafe { close(self.c.as_ptr(), NGX_ERROR as ngx_int_t) };
+            unsafe { close(self.c.as_ptr(), Status::NGX_ERROR.into()) };
         }
     }
 }
@@ -74,9 +75,9 @@ impl Wake {
     /// and a handshake that has one ends by its timeout.
     fn handshake(&self, _: &mut Turn) -> bool {
         let ssl = self.ssl.as_ptr();
+        clear_errors();
         // SAFETY: both are valid, see new(), and nothing of OpenSSL's is under way.
         let (n, error) = unsafe {
-            ERR_clear_error();
             let n = SSL_do_handshake(ssl);
             (n, if n <= 0 { SSL_get_error(ssl, n) } else { 0 })
         };
@@ -84,36 +85,30 @@ impl Wake {
         let log = unsafe { Log::from_raw((*self.c.as_ptr()).log) };
         debug!(log, "SSL session fetch: SSL_do_handshake: {n}, {error}");
         let waits = [SSL_ERROR_WANT_READ, SSL_ERROR_WANT_CLIENT_HELLO_CB];
-        let goes_on = n > 0 || waits.contains(&(error as u32));
+        let goes_on = n > 0 || waits.contains(&error);
         if !goes_on {
-            // SAFETY: OpenSSL's queue of this thread.
-            unsafe { ERR_clear_error() };
+            clear_errors();
         }
         goes_on
     }
 }
 
-type Handshake = unsafe extern "C" fn(*mut ngx_connection_t) -> ngx_int_t;
-type Close = unsafe extern "C" fn(*mut ngx_connection_t, ngx_int_t);
-
 /// Functions of nginx's for QUIC.
 struct Nginx {
     /// `ngx_quic_handshake()` (ngx_event_quic_ssl.c), which our patch for 1.29 and later shows.
-    handshake: Option<Handshake>,
+    handshake: shim::quic_handshake,
     /// `ngx_quic_close_connection()` (ngx_event_quic.c).
-    close: Option<Close>,
+    close: shim::quic_close_connection,
 }
 
 impl Nginx {
     fn get() -> &'static Self {
         static HERE: OnceLock<Nginx> = OnceLock::new();
-        // SAFETY: the functions of these names are of these types in all versions that have them.
+        // SAFETY: the types are of these functions.
         HERE.get_or_init(|| unsafe {
             Nginx {
-                handshake: symbol::find(c"ngx_quic_handshake")
-                    .map(|at| mem::transmute::<NonNull<c_void>, Handshake>(at)),
-                close: symbol::find(c"ngx_quic_close_connection")
-                    .map(|at| mem::transmute::<NonNull<c_void>, Close>(at)),
+                handshake: symbol::function(c"ngx_quic_handshake"),
+                close: symbol::function(c"ngx_quic_close_connection"),
             }
         })
     }

@@ -1,7 +1,10 @@
 //! Names of servers, resolved at run time by the `resolver` of the configuration.
+//!
+//! By hand: the resolver of `ngx` takes `NGX_NO_RESOLVER` for a context, and its waker may run a task
+//! while nginx goes through a list of those that wait.
 
 use core::cell::{Cell, RefCell};
-use core::ffi::{CStr, c_void};
+use core::ffi::CStr;
 use core::fmt;
 use core::ptr::{self, NonNull};
 use std::boxed::Box;
@@ -9,18 +12,17 @@ use std::rc::{Rc, Weak};
 use std::vec::Vec;
 
 use nginx_sys::{
-    NGX_CONF_UNSET, NGX_OK, ngx_int_t, ngx_msec_t, ngx_pool_cleanup_add, ngx_resolve_name,
-    ngx_resolve_name_done, ngx_resolve_start, ngx_resolver_ctx_t, ngx_resolver_strerror,
-    ngx_resolver_t, ngx_str_t,
+    NGX_CONF_UNSET, ngx_int_t, ngx_msec_t, ngx_resolve_name, ngx_resolve_name_done,
+    ngx_resolver_ctx_t, ngx_resolver_strerror, ngx_resolver_t, ngx_str_t,
 };
+use ngx::core::Status;
 
 use super::address::{Address, ip_of};
 use super::conf::Conf;
 use super::event::{Event, Handle};
+use super::pool;
+use super::shim;
 use super::turn::Turn;
-
-/// `NGX_NO_RESOLVER`
-const NO_RESOLVER: *mut ngx_resolver_ctx_t = ptr::without_provenance_mut(usize::MAX);
 
 /// The resolver of a block.
 #[derive(Clone)]
@@ -99,14 +101,7 @@ impl Resolver {
         let gone = Rc::new(Cell::new(false));
         // SAFETY: the configuration has a pool. Cleanups run last in, first out: this one before that
         // which frees the questions (ngx_resolver_cleanup()), and was added with the resolver.
-        unsafe {
-            let cleanup = ngx_pool_cleanup_add((*cf.as_ptr()).pool, 0);
-            if cleanup.is_null() {
-                return None;
-            }
-            (*cleanup).data = Rc::into_raw(Rc::clone(&gone)).cast_mut().cast();
-            (*cleanup).handler = Some(set_gone);
-        }
+        unsafe { pool::keep(cf.raw().pool, Going(Rc::clone(&gone)))? };
         Some(Resolver { resolver, timeout, gone })
     }
 
@@ -143,8 +138,8 @@ impl Resolver {
         // lower case, and the question stay until on_answer() or the question's drop end the
         // context. ngx_resolve_name() may answer at once, and frees the context if it fails.
         unsafe {
-            let ctx = ngx_resolve_start(self.resolver.as_ptr(), ptr::null_mut());
-            if ctx.is_null() || ctx == NO_RESOLVER {
+            let ctx = shim::resolve_start(self.resolver.as_ptr());
+            if ctx.is_null() {
                 return false;
             }
             (*ctx).name = ngx_str_t { len: name.len(), data: name.as_mut_ptr() };
@@ -152,10 +147,8 @@ impl Resolver {
             (*ctx).handler = Some(on_answer::<T>);
             (*ctx).data = Rc::as_ptr(question).cast_mut().cast();
             (*ctx).timeout = self.timeout;
-            // An exiting worker does not wait for it.
-            (*ctx).set_cancelable(1);
             question.ctx.set(ctx);
-            if ngx_resolve_name(ctx) != NGX_OK as ngx_int_t {
+            if !Status(ngx_resolve_name(ctx)).is_ok() {
                 question.ctx.set(ptr::null_mut());
                 return false;
             }
@@ -164,9 +157,13 @@ impl Resolver {
     }
 }
 
-unsafe extern "C" fn set_gone(data: *mut c_void) {
-    // SAFETY: counted up for this cleanup, which runs once.
-    unsafe { Rc::from_raw(data.cast::<Cell<bool>>()) }.set(true);
+/// Is dropped when the resolver's configuration goes.
+struct Going(Rc<Cell<bool>>);
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        self.0.set(true);
+    }
 }
 
 struct Question<T: ResolverOwner> {
@@ -241,7 +238,7 @@ unsafe extern "C" fn on_answer<T: ResolverOwner>(ctx: *mut ngx_resolver_ctx_t) {
 /// # Safety
 /// The context has been answered, and is not done.
 unsafe fn addresses(ctx: &ngx_resolver_ctx_t, port: u16) -> Result<Resolved, ResolveError> {
-    if ctx.state != NGX_OK as ngx_int_t {
+    if !Status(ctx.state).is_ok() {
         return Err(ResolveError::Code(ctx.state));
     }
     let mut addresses = Vec::new();

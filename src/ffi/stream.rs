@@ -2,7 +2,6 @@
 //! that this module loads without it.
 
 use core::ffi::{CStr, c_void};
-use core::mem;
 use core::ptr::{self, NonNull};
 use std::vec::Vec;
 
@@ -11,78 +10,62 @@ use nginx_sys::ngx_stream_listen_t;
 #[cfg(not(nginx_1_25_5))]
 use nginx_sys::ngx_stream_ssl_conf_t as ngx_stream_ssl_srv_conf_t;
 use nginx_sys::{
-    SSL_CTX, ngx_conf_t, ngx_connection_t, ngx_int_t, ngx_module_t, ngx_str_t,
-    ngx_stream_conf_ctx_t, ngx_stream_core_main_conf_t, ngx_stream_core_srv_conf_t,
-    ngx_stream_session_t, ngx_stream_variable_t, ngx_stream_variable_value_t, ngx_uint_t,
+    ngx_connection_t, ngx_cycle_t, ngx_int_t, ngx_module_t, ngx_stream_conf_ctx_t,
+    ngx_stream_core_main_conf_t, ngx_stream_core_srv_conf_t, ngx_stream_session_t,
+    ngx_stream_variable_value_t,
 };
 #[cfg(nginx_1_25_5)]
-use nginx_sys::{
-    ngx_hash_find_combined, ngx_hash_key, ngx_stream_conf_addr_t, ngx_stream_conf_port_t,
-    ngx_stream_ssl_srv_conf_t,
-};
+use nginx_sys::{ngx_stream_conf_addr_t, ngx_stream_conf_port_t, ngx_stream_ssl_srv_conf_t};
 
 use session_core::origin::Verification;
 
-use super::block::{Block, Server};
+use super::block::{self, Block, Configured, Id, Server, Socket};
 use super::conf::{Conf, Place, Refusal};
+use super::openssl::{Cross, SSL_CTX};
 use super::resolver::Resolver;
+use super::shim;
 use super::symbol;
-use super::tls::{Context, Differences};
+use super::tls::Context;
 use super::variable::{self, Variable};
 
 /// `stream{}`
 pub struct Stream;
 
 impl Block for Stream {
-    fn module() -> *const ngx_module_t {
-        static_module(c"ngx_stream_module")
-    }
-
-    unsafe fn main_confs(ctx: *mut c_void) -> *mut *mut c_void {
+    unsafe fn main_conf<T>(cycle: &ngx_cycle_t, module: &ngx_module_t) -> Option<NonNull<T>> {
         // SAFETY: the caller's.
-        unsafe { (*ctx.cast::<ngx_stream_conf_ctx_t>()).main_conf }
+        unsafe { NonNull::new((*context(cycle)?.main_conf.add(module.ctx_index)).cast()) }
     }
 
     fn servers(cf: &Conf) -> Vec<Server> {
-        // SAFETY: in postconfiguration the modules of stream{} have merged their configurations, and
-        // nginx has yet to free the list of ports.
+        // SAFETY: in postconfiguration the modules of stream{} have merged their configurations, which
+        // stay as long as the cycle, and nginx has yet to free the list of ports.
         unsafe {
-            let (Some(core), Some(_)) = (core().as_ref(), ssl().as_ref()) else {
-                return Vec::new();
-            };
-            let Some(ctx) = context(cf).as_ref() else { return Vec::new() };
-            let main = *ctx.main_conf.add(core.ctx_index);
-            let Some(main) = main.cast::<ngx_stream_core_main_conf_t>().as_ref() else {
-                return Vec::new();
-            };
-            main.servers
-                .as_slice::<*mut ngx_stream_core_srv_conf_t>()
-                .iter()
-                .filter_map(|&server| {
-                    let ssl = ssl_of((*(*server).ctx).srv_conf);
-                    let context = Context::from_ptr(ssl.as_ref()?.ssl.ctx)?;
-                    Some(Server {
-                        context,
-                        verification: Verification {
-                            verify: (*ssl).verify as u64,
-                            depth: (*ssl).verify_depth as u64,
-                            #[cfg(nginx_1_27_2)]
-                            ocsp: (*ssl).ocsp as u64,
-                            #[cfg(not(nginx_1_27_2))]
-                            ocsp: 0,
-                            by_name: !(*ssl).certificate_values.is_null(),
-                            ..Verification::default()
-                        },
-                        place: Place::new(
-                            CStr::from_ptr((*server).file_name.cast()),
-                            (*server).line,
-                        ),
-                        listens_tls: listens_tls(main, server),
-                        listens_quic: false,
-                        differences: differences(main, server, context),
-                    })
+            let core = module(c"ngx_stream_core_module");
+            let main = core.and_then(|core| Self::main_conf(&*cf.raw().cycle, core));
+            let Some(main) = main else { return Vec::new() };
+            let main: &ngx_stream_core_main_conf_t = main.as_ref();
+            let server = |server: &ngx_stream_core_srv_conf_t| {
+                let ssl = ssl_of((*server.ctx).srv_conf)?;
+                Some(Configured {
+                    id: id_of(server),
+                    context: Context::from_ptr(ssl.ssl.ctx.cross())?,
+                    verification: Verification {
+                        verify: ssl.verify as u64,
+                        depth: ssl.verify_depth as u64,
+                        #[cfg(nginx_1_27_2)]
+                        ocsp: ssl.ocsp as u64,
+                        #[cfg(not(nginx_1_27_2))]
+                        ocsp: 0,
+                        by_name: !ssl.certificate_values.is_null(),
+                        ..Verification::default()
+                    },
+                    place: Place::new(CStr::from_ptr(server.file_name.cast()), server.line),
                 })
-                .collect()
+            };
+            let servers = main.servers.as_slice::<&ngx_stream_core_srv_conf_t>();
+            let servers = servers.iter().filter_map(|one| server(one)).collect();
+            block::listening(servers, &sockets(main))
         }
     }
 
@@ -95,7 +78,7 @@ impl Block for Stream {
     ) {
         // SAFETY: the caller's; a connection in its handshake has the TLS part.
         if let Some(ssl) = unsafe { (*c.as_ptr()).ssl.as_ref() } {
-            found(ssl.session_ctx);
+            found(ssl.session_ctx.cross());
         }
     }
 
@@ -118,13 +101,7 @@ impl Block for Stream {
             let (Some(names), Some(name)) = ((*session).virtual_names.as_ref(), name) else {
                 return or_default(default);
             };
-            let named = ngx_hash_find_combined(
-                (&raw const names.names).cast_mut(),
-                ngx_hash_key(name.as_ptr().cast_mut(), name.len()),
-                name.as_ptr().cast_mut(),
-                name.len(),
-            )
-            .cast::<ngx_stream_core_srv_conf_t>();
+            let named = block::server_named::<ngx_stream_core_srv_conf_t>(&names.names, name);
             if !named.is_null() {
                 return or_default(context_of((*(*named).ctx).srv_conf));
             }
@@ -140,25 +117,22 @@ impl Block for Stream {
         // SAFETY: in postconfiguration there is a context of stream{}, whose resolver belongs to this
         // configuration.
         unsafe {
-            let conf = *context(cf).as_ref()?.srv_conf.add(core().as_ref()?.ctx_index);
+            let core = module(c"ngx_stream_core_module")?;
+            let conf = *context(&*cf.raw().cycle)?.srv_conf.add(core.ctx_index);
             let core = conf.cast::<ngx_stream_core_srv_conf_t>().as_ref()?;
             Resolver::configured(core.resolver, core.resolver_timeout, cf)
         }
     }
 
     fn add_variable<V: Variable>(cf: &mut Conf) -> Result<(), Refusal> {
-        type Add = unsafe extern "C" fn(
-            *mut ngx_conf_t,
-            *mut ngx_str_t,
-            ngx_uint_t,
-        ) -> *mut ngx_stream_variable_t;
-        let Some(add) = symbol::find(c"ngx_stream_add_variable") else {
+        // SAFETY: the type is of this function.
+        let add: shim::stream_add_variable =
+            unsafe { symbol::function(c"ngx_stream_add_variable") };
+        let Some(add) = add else {
             return Err(cf.refuse(format_args!("this nginx hides \"ngx_stream_add_variable\"")));
         };
-        // SAFETY: ngx_stream_add_variable() (ngx_stream_variables.h) is called while the configuration
-        // is read, as nginx asks for.
+        // SAFETY: it is called while the configuration is read, as nginx asks for.
         unsafe {
-            let add = mem::transmute::<NonNull<c_void>, Add>(add);
             let variable = add(cf.as_ptr(), &mut variable::name::<V>(), 0);
             let variable = variable.as_mut().ok_or(Refusal::Said)?;
             // Of a "map" or a "set".
@@ -171,29 +145,28 @@ impl Block for Stream {
     }
 }
 
-/// The context of the block. That of `cf` is the last server's when the block has been read
-/// (ngx_stream_block()).
+/// The context of the block, by hand: `ngx` has none of stream{}. That of `ngx_conf_t` is the last
+/// server's when the block has been read (ngx_stream_block()).
 ///
 /// # Safety
-/// The block is being read.
-unsafe fn context(cf: &Conf) -> *const ngx_stream_conf_ctx_t {
-    // SAFETY: the caller's; the module is loaded, and its context is set before the block is read.
+/// The block is being read, or was read.
+unsafe fn context(cycle: &ngx_cycle_t) -> Option<&ngx_stream_conf_ctx_t> {
+    let block = module(c"ngx_stream_module")?;
+    // SAFETY: the caller's. A module that is loaded, and not of this cycle, may have the index of
+    // another one; without the block there is no context.
     unsafe {
-        let cycle = cf.cycle();
-        (*(*cycle).conf_ctx.add((*Stream::module()).index)).cast::<ngx_stream_conf_ctx_t>()
+        let modules = core::slice::from_raw_parts(cycle.modules, cycle.modules_n);
+        if !modules.iter().any(|&one| ptr::eq(one, block)) {
+            return None;
+        }
+        (*cycle.conf_ctx.add(block.index)).cast::<ngx_stream_conf_ctx_t>().as_ref()
     }
 }
 
-fn static_module(name: &CStr) -> *const ngx_module_t {
-    symbol::find(name).map_or(ptr::null(), |at| at.as_ptr().cast::<ngx_module_t>())
-}
-
-fn core() -> *const ngx_module_t {
-    static_module(c"ngx_stream_core_module")
-}
-
-fn ssl() -> *const ngx_module_t {
-    static_module(c"ngx_stream_ssl_module")
+/// A module, if it is loaded.
+fn module(name: &CStr) -> Option<&'static ngx_module_t> {
+    // SAFETY: what has the name of a module is one. It stays loaded as long as this one.
+    symbol::find(name).map(|at| unsafe { at.cast().as_ref() })
 }
 
 unsafe extern "C" fn get<V: Variable>(
@@ -212,84 +185,59 @@ unsafe extern "C" fn get<V: Variable>(
 ///
 /// # Safety
 /// `srv_conf` is that of a server, in the order of `ctx_index`.
-unsafe fn ssl_of(srv_conf: *mut *mut c_void) -> *const ngx_stream_ssl_srv_conf_t {
+unsafe fn ssl_of<'a>(srv_conf: *mut *mut c_void) -> Option<&'a ngx_stream_ssl_srv_conf_t> {
+    let ssl = module(c"ngx_stream_ssl_module")?;
     // SAFETY: the caller's; a server has a configuration of each module that is loaded.
-    unsafe {
-        let Some(ssl) = ssl().as_ref() else { return ptr::null() };
-        (*srv_conf.add(ssl.ctx_index)).cast()
-    }
+    unsafe { (*srv_conf.add(ssl.ctx_index)).cast::<ngx_stream_ssl_srv_conf_t>().as_ref() }
 }
 
-/// Whether a server has a listening socket with `ssl`.
+#[cfg(nginx_1_25_5)]
+fn id_of(server: &ngx_stream_core_srv_conf_t) -> Id {
+    ptr::from_ref(server).cast()
+}
+
+/// The sockets of the servers.
 ///
 /// # Safety
-/// As in [`Block::servers`].
+/// The list of ports is there.
 #[cfg(nginx_1_25_5)]
-unsafe fn listens_tls(
-    main: &ngx_stream_core_main_conf_t,
-    server: *mut ngx_stream_core_srv_conf_t,
-) -> bool {
+unsafe fn sockets(main: &ngx_stream_core_main_conf_t) -> Vec<Socket> {
     // SAFETY: the caller's; the arrays hold what stream core puts there (ngx_stream_add_listen()).
     unsafe {
-        let Some(ports) = main.ports.as_ref() else { return false };
-        ports
-            .as_slice::<ngx_stream_conf_port_t>()
-            .iter()
-            .flat_map(|port| port.addrs.as_slice::<ngx_stream_conf_addr_t>())
-            .filter(|addr| addr.opt.ssl() != 0)
-            .any(|addr| {
-                addr.servers.as_slice::<*mut ngx_stream_core_srv_conf_t>().contains(&server)
-            })
+        let ports = main.ports.as_ref().map_or(&[][..], |ports| ports.as_slice());
+        let addresses =
+            ports.iter().flat_map(|port: &ngx_stream_conf_port_t| port.addrs.as_slice());
+        let socket = |addr: &ngx_stream_conf_addr_t| Socket {
+            default: addr.default_server.cast_const().cast(),
+            servers: addr.servers.as_slice().to_vec(),
+            is_tls: shim::stream_is_tls(addr),
+            is_quic: false,
+        };
+        addresses.map(socket).collect()
     }
 }
 
-/// In what other servers differ from this one, of the context, where it is the default server.
-///
-/// # Safety
-/// As in [`Block::servers`].
-#[cfg(nginx_1_25_5)]
-unsafe fn differences(
-    main: &ngx_stream_core_main_conf_t,
-    server: *mut ngx_stream_core_srv_conf_t,
-    context: Context,
-) -> Differences {
-    // SAFETY: as in listens_tls().
-    unsafe {
-        let Some(ports) = main.ports.as_ref() else { return Differences::default() };
-        ports
-            .as_slice::<ngx_stream_conf_port_t>()
-            .iter()
-            .flat_map(|port| port.addrs.as_slice::<ngx_stream_conf_addr_t>())
-            .filter(|addr| addr.default_server == server)
-            .flat_map(|addr| addr.servers.as_slice::<*mut ngx_stream_core_srv_conf_t>())
-            .filter_map(|&other| Context::from_ptr(context_of((*(*other).ctx).srv_conf)))
-            .fold(Differences::default(), |all, other| all.and(context.differences(other)))
-    }
-}
-
-/// Before virtual servers came each socket has one server.
-///
-/// # Safety
-/// None is needed.
+/// A socket knows the configurations of its server.
 #[cfg(not(nginx_1_25_5))]
-unsafe fn differences(
-    _: &ngx_stream_core_main_conf_t,
-    _: *mut ngx_stream_core_srv_conf_t,
-    _: Context,
-) -> Differences {
-    Differences::default()
+fn id_of(server: &ngx_stream_core_srv_conf_t) -> Id {
+    server.ctx.cast_const().cast()
 }
 
 /// The same before virtual servers came: each socket has one server.
+///
+/// # Safety
+/// The block has been read.
 #[cfg(not(nginx_1_25_5))]
-unsafe fn listens_tls(
-    main: &ngx_stream_core_main_conf_t,
-    server: *mut ngx_stream_core_srv_conf_t,
-) -> bool {
+unsafe fn sockets(main: &ngx_stream_core_main_conf_t) -> Vec<Socket> {
     // SAFETY: the caller's; the array holds what ngx_stream_core_listen() puts there.
     unsafe {
-        let listens = main.listen.as_slice::<ngx_stream_listen_t>();
-        listens.iter().any(|listen| listen.ssl() != 0 && listen.ctx == (*server).ctx)
+        let socket = |listen: &ngx_stream_listen_t| Socket {
+            default: listen.ctx.cast_const().cast(),
+            servers: std::vec![listen.ctx.cast_const().cast()],
+            is_tls: shim::stream_is_tls(listen),
+            is_quic: false,
+        };
+        main.listen.as_slice().iter().map(socket).collect()
     }
 }
 
@@ -300,5 +248,5 @@ unsafe fn listens_tls(
 #[cfg(nginx_1_25_5)]
 unsafe fn context_of(srv_conf: *mut *mut c_void) -> *mut SSL_CTX {
     // SAFETY: the caller's.
-    unsafe { ssl_of(srv_conf).as_ref() }.map_or(ptr::null_mut(), |ssl| ssl.ssl.ctx)
+    unsafe { ssl_of(srv_conf) }.map_or(ptr::null_mut(), |ssl| ssl.ssl.ctx.cross())
 }

@@ -1,14 +1,12 @@
 //! Variables of nginx that tell about a TLS connection.
 
 use core::fmt::{self, Write};
-use core::ptr;
 
-use nginx_sys::{
-    NGX_ERROR, NGX_OK, ngx_connection_t, ngx_int_t, ngx_pnalloc, ngx_pool_t, ngx_str_t,
-    ngx_variable_value_t,
-};
+use nginx_sys::{ngx_connection_t, ngx_int_t, ngx_pool_t, ngx_str_t, ngx_variable_value_t};
+use ngx::core::Status;
 
 use super::tls::Connection;
+use super::{shim, text};
 
 /// A variable.
 pub trait Variable {
@@ -46,7 +44,7 @@ impl Write for Value {
 
 /// Its name for nginx.
 pub(super) fn name<V: Variable>() -> ngx_str_t {
-    ngx_str_t { len: V::NAME.len(), data: V::NAME.as_ptr().cast_mut() }
+    text(V::NAME.as_bytes())
 }
 
 /// What nginx calls for the value.
@@ -63,25 +61,18 @@ pub(super) unsafe fn get<V: Variable>(
     unsafe {
         if let Some(connection) = Connection::of_nginx(connection) {
             if V::write(&connection, &mut value).is_err() {
-                return NGX_ERROR as ngx_int_t;
+                return Status::NGX_ERROR.into();
             }
         }
         let bytes = value.as_bytes();
-        if bytes.is_empty() {
-            // As nginx's own variables about TLS: "-" in a log.
-            (*to).set_not_found(1);
-            return NGX_OK as ngx_int_t;
-        }
-        let copy = ngx_pnalloc(pool, bytes.len()).cast::<u8>();
-        if copy.is_null() {
-            return NGX_ERROR as ngx_int_t;
-        }
-        ptr::copy_nonoverlapping(bytes.as_ptr(), copy, bytes.len());
-        (*to).set_valid(1);
-        (*to).set_no_cacheable(0);
-        (*to).set_not_found(0);
-        (*to).set_len(bytes.len() as u32);
-        (*to).data = copy;
+        let text = match bytes {
+            [] => ngx_str_t::empty(),
+            bytes => match ngx_str_t::from_bytes(pool, bytes) {
+                Some(copy) => copy,
+                None => return Status::NGX_ERROR.into(),
+            },
+        };
+        shim::set_variable(to, text.data, text.len);
     }
-    NGX_OK as ngx_int_t
+    Status::NGX_OK.into()
 }

@@ -1,17 +1,19 @@
 //! Sessions in memory that the workers share.
 
-use core::ffi::c_void;
+use core::alloc::Layout;
 use core::mem;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 use std::vec::Vec;
 
 use nginx_sys::{
-    NGX_ERROR, NGX_OK, ngx_int_t, ngx_queue_empty, ngx_queue_init, ngx_queue_insert_after,
-    ngx_queue_remove, ngx_queue_t, ngx_rbtree_delete, ngx_rbtree_init, ngx_rbtree_insert,
-    ngx_rbtree_key_t, ngx_rbtree_node_t, ngx_rbtree_t, ngx_shm_zone_t, ngx_shmtx_lock,
-    ngx_shmtx_unlock, ngx_slab_alloc_locked, ngx_slab_free_locked, ngx_slab_init, ngx_slab_pool_t,
+    ngx_module_t, ngx_queue_empty, ngx_queue_init, ngx_queue_insert_after, ngx_queue_remove,
+    ngx_queue_t, ngx_rbtree_delete, ngx_rbtree_init, ngx_rbtree_insert, ngx_rbtree_key_t,
+    ngx_rbtree_node_t, ngx_rbtree_t,
 };
+
+use super::conf::{Conf, Refusal};
+use super::slab::{self, Content, SharedZone};
 
 /// The longest name of an entry, in bytes.
 pub const MAX_NAME: usize = 32;
@@ -28,18 +30,19 @@ const USUAL_VALUE: usize = 512;
 
 /// A zone of shared memory that keeps entries until they expire, or give way to newer ones.
 ///
-/// Everything happens under the slab pool's mutex, which nginx releases for a worker that dies
-/// while it holds it (ngx_unlock_mutexes() in ngx_process.c). The worker may have died in the middle
-/// of a change; whoever comes next sees that and starts with an empty zone.
+/// Everything happens under the slab pool's mutex. A worker may have died in the middle of a change;
+/// whoever comes next sees that and starts with an empty zone.
+///
+/// The tree is by hand: the map of `ngx` has values of one size only, and no mark of a change.
 pub struct Zone {
-    zone: *mut ngx_shm_zone_t,
+    zone: SharedZone,
 }
 
 /// The zone has no room for the entry, not even after the oldest gave way.
 #[derive(Debug)]
 pub struct Full;
 
-/// What `ngx_slab_pool_t.data` points to, in the zone.
+/// The content of the zone.
 #[repr(C)]
 struct Table {
     /// Not 0 while somebody changes something.
@@ -69,15 +72,15 @@ impl Entry {
 }
 
 impl Zone {
-    /// Takes a zone that a configuration has declared.
-    ///
-    /// # Safety
-    /// `zone` comes from `ngx_shared_memory_add()` and lives as long as the configuration that
-    /// the result belongs to. Nobody else sets its `data` and `init`.
-    pub(super) unsafe fn new(zone: *mut ngx_shm_zone_t) -> Self {
-        // SAFETY: the caller's.
-        unsafe { (*zone).init = Some(init) };
-        Zone { zone }
+    /// Declares a zone for a module.
+    pub(super) fn declare(
+        cf: &mut Conf,
+        name: &str,
+        bytes: usize,
+        module: *const ngx_module_t,
+    ) -> Result<Self, Refusal> {
+        let zone = SharedZone::declare::<Table>(cf, name, bytes, module)?;
+        Ok(Zone { zone })
     }
 
     /// Appends the value of the entry `name` to `value`. Whether there is one.
@@ -99,6 +102,7 @@ impl Zone {
         let mut padded = [0; MAX_NAME];
         padded.get_mut(..name.len()).ok_or(Full)?.copy_from_slice(name);
         let size = mem::size_of::<Entry>().checked_add(value.len()).ok_or(Full)?;
+        let layout = Layout::from_size_align(size, mem::align_of::<Entry>()).map_err(|_| Full)?;
 
         let table = self.lock().ok_or(Full)?;
         let _change = table.change();
@@ -106,9 +110,9 @@ impl Zone {
         if let Some(old) = table.find(name) {
             table.remove(old);
         }
-        let entry = table.allocate(size)?;
-        // SAFETY: the memory is new, of `size` bytes and aligned for pointers (a slab of a power
-        // of two, or whole pages); the tree and the queue take it only once it is complete.
+        let entry = table.allocate(layout)?;
+        // SAFETY: the memory is new and of that layout; the tree and the queue take it only once it is
+        // complete.
         unsafe {
             entry.write(Entry {
                 node: mem::zeroed(),
@@ -158,38 +162,23 @@ impl Zone {
     }
 
     fn lock(&self) -> Option<Locked> {
-        // SAFETY: once nginx has initialised the zone, addr is the slab pool at its beginning
-        // (ngx_init_zone_pool()), mapped as long as the configuration is in use; its data is what
-        // set_up() left.
-        unsafe {
-            let pool = (*self.zone).shm.addr.cast::<ngx_slab_pool_t>();
-            if pool.is_null() {
-                return None;
-            }
-            ngx_shmtx_lock(&raw mut (*pool).mutex);
-            let mut locked = Locked { pool, table: (*pool).data.cast::<Table>() };
-            if locked.table.is_null() || (*locked.table).changing.load(Ordering::Relaxed) != 0 {
-                // ngx_slab_init() leaves the mutex alone, and all else as if the zone were new.
-                (*pool).data = ptr::null_mut();
-                ngx_slab_init(pool);
-                locked.table = set_up(pool)?;
-            }
-            Some(locked)
+        let memory = self.zone.lock()?;
+        let mut table = memory.content::<Table>();
+        // SAFETY: what set_up() left, which is mapped as long as the configuration is in use.
+        if unsafe { table.as_ref() }.is_none_or(|table| table.changing.load(Ordering::Relaxed) != 0)
+        {
+            memory.reset();
+            Table::set_up(&memory)?;
+            table = memory.content();
         }
+        Some(Locked { memory, table })
     }
 }
 
 /// The table while the mutex is held. Nothing in here may panic or wait.
 struct Locked {
-    pool: *mut ngx_slab_pool_t,
+    memory: slab::Locked,
     table: *mut Table,
-}
-
-impl Drop for Locked {
-    fn drop(&mut self) {
-        // SAFETY: the mutex is held since lock().
-        unsafe { ngx_shmtx_unlock(&raw mut (*self.pool).mutex) };
-    }
 }
 
 /// Marks the table as being changed.
@@ -239,7 +228,7 @@ impl Locked {
         unsafe {
             ngx_queue_remove(&raw mut (*entry).age);
             ngx_rbtree_delete(&raw mut (*self.table).tree, &raw mut (*entry).node);
-            ngx_slab_free_locked(self.pool, entry.cast());
+            self.memory.free(entry);
         }
     }
 
@@ -264,12 +253,10 @@ impl Locked {
         }
     }
 
-    fn allocate(&self, size: usize) -> Result<*mut Entry, Full> {
+    fn allocate(&self, layout: Layout) -> Result<*mut Entry, Full> {
         for _ in 0..=MAX_EVICTIONS {
-            // SAFETY: the lock is held.
-            let memory = unsafe { ngx_slab_alloc_locked(self.pool, size) };
-            if !memory.is_null() {
-                return Ok(memory.cast());
+            if let Some(memory) = self.memory.allocate(layout) {
+                return Ok(memory.as_ptr());
             }
             self.remove(self.oldest().ok_or(Full)?);
         }
@@ -287,41 +274,20 @@ fn tree_key(name: &[u8]) -> ngx_rbtree_key_t {
     ngx_rbtree_key_t::from_ne_bytes(key)
 }
 
-unsafe extern "C" fn init(zone: *mut ngx_shm_zone_t, old: *mut c_void) -> ngx_int_t {
-    // SAFETY: nginx calls this in the master, with the zone mapped and its slab pool ready; `old`
-    // is the data of the same zone in the configuration before.
-    unsafe {
-        let pool = (*zone).shm.addr.cast::<ngx_slab_pool_t>();
-        // Not used here; nginx takes a zone without data for one that is still to be made.
-        (*zone).data = pool.cast();
-        if !old.is_null() || (*zone).shm.exists != 0 {
-            return NGX_OK as ngx_int_t;
-        }
-        match set_up(pool) {
-            Some(_) => NGX_OK as ngx_int_t,
-            None => NGX_ERROR as ngx_int_t,
-        }
-    }
-}
-
-/// Makes an empty table.
-///
-/// # Safety
-/// `pool` is a slab pool that nothing was allocated from, and nobody else uses it meanwhile.
-unsafe fn set_up(pool: *mut ngx_slab_pool_t) -> Option<*mut Table> {
-    // SAFETY: the caller's.
-    unsafe {
+impl Content for Table {
+    fn set_up(memory: &slab::Locked) -> Option<()> {
         // A full zone is no error here: the oldest entries give way.
-        (*pool).set_log_nomem(0);
-        let table = ngx_slab_alloc_locked(pool, mem::size_of::<Table>()).cast::<Table>();
-        if table.is_null() {
-            return None;
+        memory.be_quiet();
+        let place = memory.allocate::<Table>(Layout::new::<Table>())?;
+        let table = place.as_ptr();
+        // SAFETY: the memory is new, and of that layout.
+        unsafe {
+            (&raw mut (*table).changing).write(AtomicU32::new(0));
+            ngx_queue_init(&raw mut (*table).ages);
+            ngx_rbtree_init(&raw mut (*table).tree, &raw mut (*table).sentinel, Some(insert));
         }
-        (&raw mut (*table).changing).write(AtomicU32::new(0));
-        ngx_queue_init(&raw mut (*table).ages);
-        ngx_rbtree_init(&raw mut (*table).tree, &raw mut (*table).sentinel, Some(insert));
-        (*pool).data = table.cast();
-        Some(table)
+        memory.set_content(place);
+        Some(())
     }
 }
 

@@ -24,7 +24,7 @@ enum Format {
 impl Format {
     /// What a request asks for: by its argument `format`, or else by what it accepts. `None` if there
     /// is no such form.
-    fn of(request: &Request) -> Option<Self> {
+    fn of(request: &Request<'_>) -> Option<Self> {
         let accepts = |media_type| request.header_has("Accept", media_type);
         match request.argument("format") {
             Some(b"prometheus") => Some(Format::Prometheus),
@@ -56,7 +56,7 @@ pub trait Counted {
 pub struct Status;
 
 impl<M: Module<Block = Http, MainConf: Counted>> Page<M> for Status {
-    fn answer(conf: &M::MainConf, request: &Request) -> Answer {
+    fn answer(conf: &M::MainConf, request: &Request<'_>) -> Answer {
         let Some(format) = Format::of(request) else { return Answer::BadRequest };
         let mut text = Text(String::new());
         let written = match format {

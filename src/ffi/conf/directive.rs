@@ -10,8 +10,12 @@ use nginx_sys::{
     ngx_conf_t, ngx_ssl_read_password_file, ngx_str_t, ngx_uint_t,
 };
 
+use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK};
+use ngx::ngx_string;
+
 use super::reading::{Conf, Refusal};
 use super::values::Passwords;
+use crate::ffi::text;
 
 /// A directive of configuration type `Conf`.
 pub trait Directive {
@@ -37,8 +41,8 @@ unsafe extern "C" fn set<D: Directive>(
     // create_main_conf() or Conf::block() made as D::Conf.
     let (cf, conf) = unsafe { (&mut *cf.cast::<Conf>(), &mut *conf.cast::<D::Conf>()) };
     match D::set(cf, conf) {
-        Ok(()) => ptr::null_mut(),
-        Err(Refusal::Said) => CONF_ERROR,
+        Ok(()) => NGX_CONF_OK,
+        Err(Refusal::Said) => NGX_CONF_ERROR,
         Err(Refusal::Text(text)) => text.as_ptr().cast_mut(),
     }
 }
@@ -83,7 +87,7 @@ pub const fn slot(name: &'static CStr, kind: u32, slot: Slot, offset: usize) -> 
 /// nginx compares the name as a C string (ngx_conf_handler()).
 const fn command(name: &'static CStr, kind: u32) -> ngx_command_t {
     ngx_command_t {
-        name: ngx_str_t { len: name.count_bytes(), data: name.as_ptr().cast_mut().cast() },
+        name: text(name.to_bytes()),
         type_: kind as ngx_uint_t,
         ..ngx_command_t::empty()
     }
@@ -91,13 +95,13 @@ const fn command(name: &'static CStr, kind: u32) -> ngx_command_t {
 
 /// What a [`Slot::Protocols`] may say, as nginx has it.
 static PROTOCOLS: Masks<7> = Masks([
-    mask(c"SSLv2", NGX_SSL_SSLv2),
-    mask(c"SSLv3", NGX_SSL_SSLv3),
-    mask(c"TLSv1", NGX_SSL_TLSv1),
-    mask(c"TLSv1.1", NGX_SSL_TLSv1_1),
-    mask(c"TLSv1.2", NGX_SSL_TLSv1_2),
-    mask(c"TLSv1.3", NGX_SSL_TLSv1_3),
-    mask(c"", 0),
+    mask(ngx_string!("SSLv2"), NGX_SSL_SSLv2),
+    mask(ngx_string!("SSLv3"), NGX_SSL_SSLv3),
+    mask(ngx_string!("TLSv1"), NGX_SSL_TLSv1),
+    mask(ngx_string!("TLSv1.1"), NGX_SSL_TLSv1_1),
+    mask(ngx_string!("TLSv1.2"), NGX_SSL_TLSv1_2),
+    mask(ngx_string!("TLSv1.3"), NGX_SSL_TLSv1_3),
+    mask(ngx_str_t::empty(), 0),
 ]);
 
 #[repr(transparent)]
@@ -106,8 +110,7 @@ struct Masks<const N: usize>([ngx_conf_bitmask_t; N]);
 // SAFETY: nginx only reads them, from its one thread.
 unsafe impl<const N: usize> Sync for Masks<N> {}
 
-const fn mask(name: &'static CStr, mask: u32) -> ngx_conf_bitmask_t {
-    let name = ngx_str_t { len: name.count_bytes(), data: name.as_ptr().cast_mut().cast() };
+const fn mask(name: ngx_str_t, mask: u32) -> ngx_conf_bitmask_t {
     ngx_conf_bitmask_t { name, mask: mask as ngx_uint_t }
 }
 
@@ -123,14 +126,9 @@ unsafe extern "C" fn set_password_file(
         if !passwords.0.is_null() {
             return c"is duplicate".as_ptr().cast_mut();
         }
-        let Some(args) = (*cf).args.as_ref() else { return CONF_ERROR };
-        let Some(mut file) = args.as_slice::<ngx_str_t>().get(1).copied() else {
-            return CONF_ERROR;
-        };
+        let words = (*cf).args.as_ref().map_or(&[][..], |args| args.as_slice::<ngx_str_t>());
+        let Some(mut file) = words.get(1).copied() else { return NGX_CONF_ERROR };
         passwords.0 = ngx_ssl_read_password_file(cf, &raw mut file);
-        if passwords.0.is_null() { CONF_ERROR } else { ptr::null_mut() }
+        if passwords.0.is_null() { NGX_CONF_ERROR } else { NGX_CONF_OK }
     }
 }
-
-/// `NGX_CONF_ERROR`
-pub(in crate::ffi) const CONF_ERROR: *mut c_char = ptr::without_provenance_mut(usize::MAX);

@@ -11,8 +11,6 @@ mod secret;
 mod server_url;
 mod values;
 
-#[cfg(ngx_feature = "stream_ssl")]
-pub(super) use directive::CONF_ERROR;
 pub use directive::{Directive, Slot, directive, slot};
 pub(super) use memory::MIN_ZONE_PAGES;
 pub use reading::{BLOCK_CONF, Conf, DUPLICATE, Place, Refusal};

@@ -6,12 +6,13 @@ use core::ptr;
 use std::string::{String, ToString};
 
 use nginx_sys::{
-    NGX_HTTP_UPS_CONF, NGX_OK, ngx_conf_full_name, ngx_conf_log_error, ngx_conf_parse, ngx_conf_t,
-    ngx_cycle_t, ngx_err_t, ngx_int_t, ngx_log_t, ngx_module_t, ngx_parse_time, ngx_str_t,
-    ngx_uint_t,
+    NGX_HTTP_UPS_CONF, ngx_conf_full_name, ngx_conf_log_error, ngx_conf_parse, ngx_conf_t,
+    ngx_err_t, ngx_module_t, ngx_parse_time, ngx_str_t, ngx_uint_t,
 };
+use ngx::core::Status;
 
 use crate::ffi::log::{Level, Log};
+use crate::ffi::text as nginx_text;
 
 /// Where directives of a block of ours are allowed. The block's module type keeps other modules'
 /// directives apart, so any bit would do.
@@ -77,8 +78,8 @@ impl Conf {
         &raw mut self.0
     }
 
-    pub(in crate::ffi) fn log(&self) -> *mut ngx_log_t {
-        self.0.log
+    pub(in crate::ffi) fn raw(&self) -> &ngx_conf_t {
+        &self.0
     }
 
     /// Writes a message with the place of the directive.
@@ -89,6 +90,7 @@ impl Conf {
     /// As [`Conf::say`], with the text of `errno` after the message.
     pub(super) fn say_errno(&mut self, level: Level, errno: i32, text: fmt::Arguments<'_>) {
         let text = text.to_string();
+        // By hand, since ngx_conf_log_error!() of ngx takes no errno.
         // SAFETY: the format takes one length and one pointer.
         unsafe {
             ngx_conf_log_error(
@@ -117,9 +119,8 @@ impl Conf {
 
     /// A time in nginx's notation, in seconds.
     pub fn seconds(&self, text: &str) -> Option<u64> {
-        let mut text = ngx_str_t { len: text.len(), data: text.as_ptr().cast_mut() };
         // SAFETY: only reads the text.
-        u64::try_from(unsafe { ngx_parse_time(&raw mut text, 1) }).ok()
+        u64::try_from(unsafe { ngx_parse_time(&mut nginx_text(text.as_bytes()), 1) }).ok()
     }
 
     /// Where the directive stands.
@@ -143,20 +144,11 @@ impl Conf {
             let terminated = [path.as_bytes(), b"\0"].concat();
             let mut name = ngx_str_t::from_bytes(self.0.pool, &terminated).ok_or(Refusal::Said)?;
             name.len = name.len.saturating_sub(1);
-            if ngx_conf_full_name(self.0.cycle, &raw mut name, 1) != NGX_OK as ngx_int_t {
+            if !Status(ngx_conf_full_name(self.0.cycle, &raw mut name, 1)).is_ok() {
                 return Err(Refusal::Said);
             }
             Ok(String::from_utf8_lossy(name.as_bytes()).into_owned())
         }
-    }
-
-    pub(in crate::ffi) fn cycle(&self) -> *mut ngx_cycle_t {
-        self.0.cycle
-    }
-
-    /// The configurations of the block that is read.
-    pub(in crate::ffi) fn context(&self) -> *mut c_void {
-        self.0.ctx
     }
 
     /// Reads a block whose directives are those of `module` and change `conf`.

@@ -6,11 +6,13 @@ use std::format;
 use std::string::String;
 use std::vec::Vec;
 
-use nginx_sys::{NGX_OK, in_addr_t, ngx_inet_addr, ngx_int_t, ngx_parse_url, ngx_str_t, ngx_url_t};
+use nginx_sys::{ngx_inet_addr, ngx_parse_url, ngx_str_t, ngx_url_t};
+use ngx::core::Status;
 use session_core::target::Redacted;
 
 use super::reading::{Conf, Place, Refusal};
 use crate::ffi::address::Address;
+use crate::ffi::shim;
 
 /// What nginx says of a name that does not resolve (ngx_inet_resolve_host()).
 const NOT_FOUND: &CStr = c"host not found";
@@ -43,18 +45,17 @@ impl Conf {
     /// Where a `server` is; a name is resolved.
     pub fn server_url(&mut self, text: &str, default_port: u16) -> Result<ServerUrl, Refusal> {
         let (mut rc, mut url) = self.parse_url(text, default_port, true)?;
-        let failed = |rc: ngx_int_t| rc != NGX_OK as ngx_int_t;
         let problem = |name: &str, url: &ngx_url_t| {
             let reason = reason(url).unwrap_or(c"invalid address").to_string_lossy();
             format!("{reason} in \"{}\" of the \"{name}\" directive", Redacted(text))
         };
         let mut unresolved = None;
-        if failed(rc) && reason(&url) == Some(NOT_FOUND) {
+        if !rc.is_ok() && reason(&url) == Some(NOT_FOUND) {
             unresolved =
                 Some(Unresolved { problem: problem(&self.name(), &url), place: self.place() });
             (rc, url) = self.parse_url(text, default_port, false)?;
         }
-        if failed(rc) || url.uri.len != 0 {
+        if !rc.is_ok() || url.uri.len != 0 {
             let problem = problem(&self.name(), &url);
             return Err(self.refuse(format_args!("{problem}")));
         }
@@ -73,7 +74,7 @@ impl Conf {
         let host = url.host.as_bytes();
         let inner = host.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
         // SAFETY: the host is valid; only read.
-        let is_ipv4 = unsafe { ngx_inet_addr(url.host.data, url.host.len) != in_addr_t::MAX };
+        let is_ipv4 = unsafe { ngx_inet_addr(url.host.data, url.host.len) != libc::INADDR_NONE };
         Ok(ServerUrl {
             addresses,
             host: String::from_utf8_lossy(inner.unwrap_or(host)).into_owned(),
@@ -90,15 +91,15 @@ impl Conf {
         text: &str,
         default_port: u16,
         resolve: bool,
-    ) -> Result<(ngx_int_t, ngx_url_t), Refusal> {
+    ) -> Result<(Status, ngx_url_t), Refusal> {
         // SAFETY: zero is the initial state that ngx_parse_url() expects; the string is copied to
         // the pool because the parsed parts refer to it.
         unsafe {
             let mut url: ngx_url_t = mem::zeroed();
             url.url = ngx_str_t::from_bytes(self.0.pool, text.as_bytes()).ok_or(Refusal::Said)?;
             url.default_port = default_port;
-            url.set_no_resolve(u32::from(!resolve));
-            let rc = ngx_parse_url(self.0.pool, &raw mut url);
+            shim::set_no_resolve(&raw mut url, !resolve);
+            let rc = Status(ngx_parse_url(self.0.pool, &raw mut url));
             Ok((rc, url))
         }
     }

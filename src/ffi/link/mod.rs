@@ -9,19 +9,21 @@ use std::rc::Weak;
 use std::string::String;
 use std::vec::Vec;
 
+use foreign_types::ForeignType;
 use nginx_sys::{
-    ERR_clear_error, NGX_AGAIN, NGX_ERROR, NGX_LOG_EMERG, NGX_LOG_INFO, NGX_OK, SSL_free,
-    ngx_close_connection, ngx_connection_log_error_e_NGX_ERROR_INFO as NGX_ERROR_INFO,
-    ngx_connection_t, ngx_destroy_pool, ngx_errno, ngx_event_connect_peer, ngx_event_get_peer,
-    ngx_event_t, ngx_handle_read_event, ngx_handle_write_event, ngx_int_t, ngx_log_t,
-    ngx_peer_connection_t, ngx_post_event, ngx_posted_next_events, ngx_ssl_shutdown, ngx_str_t,
-    ngx_tcp_nodelay, ngx_uint_t, sockaddr,
+    NGX_LOG_EMERG, NGX_LOG_INFO, ngx_close_connection, ngx_connection_t, ngx_destroy_pool,
+    ngx_errno, ngx_event_connect_peer, ngx_event_get_peer, ngx_event_t, ngx_handle_read_event,
+    ngx_handle_write_event, ngx_log_t, ngx_peer_connection_t, ngx_posted_next_events,
+    ngx_ssl_shutdown, ngx_tcp_nodelay, ngx_uint_t,
 };
+use ngx::core::Status;
 
 use crate::ffi::capture::Captured;
 use crate::ffi::log::Log;
+use crate::ffi::openssl::{Cross, Ssl, clear_errors};
 use crate::ffi::tls::Session;
 use crate::ffi::turn::Turn;
+use crate::ffi::{shim, text};
 
 mod tls;
 
@@ -121,7 +123,6 @@ impl Link {
     ) -> Result<(Self, Progress), ConnectError> {
         // SAFETY: the cycle's log is valid; a log is plain data.
         let log = unsafe { *Log::cycle().as_ptr() };
-        let name = &address.name;
         let context = Box::new(OwnedContext {
             context: Context {
                 log: UnsafeCell::new(log),
@@ -142,20 +143,19 @@ impl Link {
         // sockaddr, name and log only during the call.
         let (rc, connection) = unsafe {
             let mut peer: ngx_peer_connection_t = mem::zeroed();
-            let mut server = ngx_str_t { len: name.len(), data: name.as_ptr().cast_mut() };
-            peer.sockaddr = (&raw const address.sockaddr).cast::<sockaddr>().cast_mut();
-            peer.socklen = address.socklen;
+            let mut server = text(address.name().as_bytes());
+            (peer.sockaddr, peer.socklen) = address.raw();
             peer.name = &raw mut server;
             peer.get = Some(ngx_event_get_peer);
             peer.log = &raw mut quiet;
             // Resets and the like: the owner tells of them, once.
-            peer.set_log_error(NGX_ERROR_INFO);
-            let rc = ngx_event_connect_peer(&raw mut peer);
+            shim::set_log_error_info(&raw mut peer);
+            let rc = Status(ngx_event_connect_peer(&raw mut peer));
             (rc, NonNull::new(peer.connection))
         };
         // Only what connect() itself says is about the server (ngx_event_connect_peer()).
         let error = match rc {
-            rc if rc == NGX_ERROR as ngx_int_t => ConnectError::Local,
+            Status::NGX_ERROR => ConnectError::Local,
             _ => ConnectError::Refused(ngx_errno()),
         };
 
@@ -165,8 +165,7 @@ impl Link {
             return Err(error);
         };
         // From here on dropping the link cleans up.
-        let is_tcp = i32::from(address.sockaddr.ss_family) != libc::AF_UNIX;
-        let link = Link { connection, context: context.cast(), free, is_tcp };
+        let link = Link { connection, context: context.cast(), free, is_tcp: !address.is_unix() };
         let c = connection.as_ptr();
         // SAFETY: the connection is ours until ngx_close_connection(). The log points into the
         // context, which outlives the connection (see Drop).
@@ -180,7 +179,7 @@ impl Link {
             (*(*c).read).log = log;
             (*(*c).write).log = log;
         }
-        if rc != NGX_OK as ngx_int_t && rc != NGX_AGAIN as ngx_int_t {
+        if rc != Status::NGX_OK && rc != Status::NGX_AGAIN {
             return Err(error);
         }
         // SAFETY: as above. An idle connection is told when the worker exits gracefully
@@ -189,10 +188,9 @@ impl Link {
             (*c).data = context.as_ptr().cast();
             (*(*c).read).handler = Some(on_readable::<T>);
             (*(*c).write).handler = Some(on_writable::<T>);
-            (*c).set_idle(1);
+            shim::set_idle(c);
         }
-        let progress =
-            if rc == NGX_OK as ngx_int_t { Progress::Connected } else { Progress::Connecting };
+        let progress = if rc.is_ok() { Progress::Connected } else { Progress::Connecting };
         Ok((link, progress))
     }
 
@@ -242,7 +240,7 @@ impl Link {
         let n = unsafe {
             match (*c).recv {
                 Some(recv) => recv(c, spare.as_mut_ptr().cast(), room),
-                None => NGX_ERROR as isize,
+                None => Status::NGX_ERROR.into(),
             }
         };
         if n > 0 {
@@ -257,7 +255,7 @@ impl Link {
             return Io::Bytes(n as usize);
         }
         // SAFETY: the event is the connection's own.
-        self.not_transferred(n, unsafe { ngx_handle_read_event((*c).read, 0) })
+        self.not_transferred(n, Status(unsafe { ngx_handle_read_event((*c).read, 0) }))
     }
 
     /// Writes from `bytes` as much as there is room for. After [`Io::Again`] the next call begins
@@ -271,24 +269,23 @@ impl Link {
         let n = unsafe {
             match (*c).send {
                 Some(send) => send(c, bytes.as_ptr().cast_mut(), bytes.len()),
-                None => NGX_ERROR as isize,
+                None => Status::NGX_ERROR.into(),
             }
         };
         if n > 0 {
             return Io::Bytes(n as usize);
         }
         // SAFETY: the event is the connection's own.
-        self.not_transferred(n, unsafe { ngx_handle_write_event((*c).write, 0) })
+        self.not_transferred(n, Status(unsafe { ngx_handle_write_event((*c).write, 0) }))
     }
 
-    fn not_transferred(&self, n: isize, registered: ngx_int_t) -> Io {
+    fn not_transferred(&self, n: isize, registered: Status) -> Io {
         match n {
             0 => Io::Closed,
-            n if n == NGX_AGAIN as isize && registered == NGX_OK as ngx_int_t => Io::Again,
+            n if Status(n) == Status::NGX_AGAIN && registered.is_ok() => Io::Again,
             _ => {
                 let errno = ngx_errno();
-                // SAFETY: as in handshake().
-                unsafe { ERR_clear_error() };
+                clear_errors();
                 Io::Failed(errno)
             }
         }
@@ -300,10 +297,10 @@ impl Link {
         let c = self.connection.as_ptr();
         // SAFETY: the connection is ours, and so is its event.
         unsafe {
-            if self.is_tcp && ngx_tcp_nodelay(c) != NGX_OK as ngx_int_t {
+            if self.is_tcp && !Status(ngx_tcp_nodelay(c)).is_ok() {
                 return false;
             }
-            ngx_handle_read_event((*c).read, 0) == NGX_OK as ngx_int_t
+            Status(ngx_handle_read_event((*c).read, 0)).is_ok()
         }
     }
 
@@ -331,30 +328,27 @@ impl Link {
     pub fn read_later(&self) {
         // SAFETY: the event is the connection's own; it is taken back when that is closed.
         unsafe {
-            ngx_post_event((*self.connection.as_ptr()).read, &raw mut ngx_posted_next_events);
+            shim::post_event((*self.connection.as_ptr()).read, &raw mut ngx_posted_next_events);
         }
     }
 
     /// Whether there may be more to read now.
     pub fn has_more(&self) -> bool {
         // SAFETY: the connection is ours; nginx clears `ready` after a read that came up short.
-        unsafe { (*(*self.connection.as_ptr()).read).ready() != 0 }
+        unsafe { shim::is_ready((*self.connection.as_ptr()).read) }
     }
 
     /// Whether nginx does not wait for it any longer: the worker exits, and its time is up
     /// (ngx_shutdown_timer_handler() in ngx_cycle.c).
     pub fn is_overdue(&self) -> bool {
         // SAFETY: the connection is ours.
-        unsafe {
-            let c = self.connection.as_ptr();
-            (*c).close() != 0 && (*c).error() != 0
-        }
+        unsafe { shim::is_overdue(self.connection.as_ptr()) }
     }
 
     /// Whether the worker wants the connection closed.
     pub fn is_closing(&self) -> bool {
         // SAFETY: the connection is ours.
-        unsafe { (*self.connection.as_ptr()).close() != 0 }
+        unsafe { shim::is_closing(self.connection.as_ptr()) }
     }
 }
 
@@ -367,17 +361,14 @@ impl Drop for Link {
         // ngx_close_connection() takes back its events and timers.
         unsafe {
             if let Some(ssl) = (*c).ssl.as_mut() {
-                ssl.set_no_wait_shutdown(1);
-                if self.context().stage.get() != Stage::Tls {
-                    ssl.set_no_send_shutdown(1);
-                }
+                shim::set_shutdown(ssl, self.context().stage.get() != Stage::Tls);
                 ssl.save_session = None;
                 ngx_ssl_shutdown(c);
                 if let Some(ssl) = (*c).ssl.as_ref() {
-                    SSL_free(ssl.connection);
+                    drop(Ssl::from_ptr(ssl.connection.cross()));
                     (*c).ssl = ptr::null_mut();
                 }
-                ERR_clear_error();
+                clear_errors();
             }
             let pool = mem::replace(&mut (*c).pool, ptr::null_mut());
             ngx_close_connection(c);

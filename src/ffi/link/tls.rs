@@ -1,18 +1,19 @@
 //! TLS on a connection to a server, over nginx's own SSL code.
 
-use core::ffi::c_int;
 use std::string::ToString;
 
-use foreign_types::ForeignType;
+use foreign_types::{ForeignType, ForeignTypeRef};
 
 use nginx_sys::{
-    ERR_clear_error, NGX_AGAIN, NGX_OK, NGX_SSL_CLIENT, SSL_CTRL_SET_TLSEXT_HOSTNAME, SSL_ctrl,
-    SSL_session_reused, TLSEXT_NAMETYPE_host_name, ngx_connection_t, ngx_create_pool, ngx_int_t,
-    ngx_post_event, ngx_posted_events, ngx_ssl_create_connection, ngx_ssl_get_session,
-    ngx_ssl_handshake, ngx_ssl_set_session, ngx_tcp_nodelay, ngx_uint_t,
+    NGX_SSL_CLIENT, ngx_connection_t, ngx_create_pool, ngx_posted_events,
+    ngx_ssl_create_connection, ngx_ssl_get_session, ngx_ssl_handshake, ngx_ssl_set_session,
+    ngx_tcp_nodelay,
 };
+use ngx::core::Status;
 
 use crate::ffi::client::{TlsClient, TlsError, TlsName};
+use crate::ffi::openssl::{Cross, SSL_set_tlsext_host_name, SslRef, clear_errors};
+use crate::ffi::shim;
 use crate::ffi::tls::Session;
 use crate::ffi::turn::Turn;
 
@@ -59,7 +60,7 @@ impl Link {
                 stage.set(Stage::Shaking);
                 // SAFETY: the event is the connection's own; it is taken back when that is closed.
                 unsafe {
-                    ngx_post_event((*self.connection.as_ptr()).write, &raw mut ngx_posted_events);
+                    shim::post_event((*self.connection.as_ptr()).write, &raw mut ngx_posted_events);
                 }
                 return Handshake::Again;
             }
@@ -69,14 +70,14 @@ impl Link {
         // ngx_ssl_handshake() puts its own handlers in place of those of the events.
         let rc = unsafe {
             let handlers = ((*(*c).read).handler, (*(*c).write).handler);
-            let rc = ngx_ssl_handshake(c);
+            let rc = Status(ngx_ssl_handshake(c));
             ((*(*c).read).handler, (*(*c).write).handler) = handlers;
             rc
         };
-        if rc == NGX_AGAIN as ngx_int_t {
+        if rc == Status::NGX_AGAIN {
             return Handshake::Again;
         }
-        if rc != NGX_OK as ngx_int_t {
+        if !rc.is_ok() {
             return self.handshake_failed(None);
         }
         // SAFETY: the handshake is through.
@@ -84,9 +85,7 @@ impl Link {
             return self.handshake_failed(Some(error));
         }
         stage.set(Stage::Tls);
-        // SAFETY: OpenSSL's queue of this thread. What is left there would be taken for an error
-        // of whatever connection comes next.
-        unsafe { ERR_clear_error() };
+        clear_errors();
         // OpenSSL may have read more than the handshake, which no event reports again.
         self.read_later();
         Handshake::Done
@@ -96,8 +95,7 @@ impl Link {
         let context = self.context();
         context.stage.set(Stage::Failed);
         context.session.set(None);
-        // SAFETY: as in handshake().
-        unsafe { ERR_clear_error() };
+        clear_errors();
         let said = || self.last_error().unwrap_or_else(|| "SSL_do_handshake() failed".to_string());
         Handshake::Failed(error.unwrap_or_else(|| TlsError::Handshake(said().into())))
     }
@@ -107,37 +105,32 @@ impl Link {
         let c = self.connection.as_ptr();
         // SAFETY: the connection is ours; the pool is destroyed after it is closed. ssl and what
         // is in it is set by ngx_ssl_create_connection() on success. SSL_set_tlsext_host_name(3)
-        // is this macro, and copies the name. The session is counted up for the SSL object.
+        // copies the name. The session is counted up for the SSL object.
         unsafe {
             // An abbreviated handshake goes badly with Nagle's algorithm.
-            if self.is_tcp && ngx_tcp_nodelay(c) != NGX_OK as ngx_int_t {
+            if self.is_tcp && !Status(ngx_tcp_nodelay(c)).is_ok() {
                 return false;
             }
             if (*c).pool.is_null() {
                 (*c).pool = ngx_create_pool(POOL_SIZE, (*c).log);
             }
             if (*c).pool.is_null()
-                || ngx_ssl_create_connection(tls.as_ptr(), c, NGX_SSL_CLIENT as ngx_uint_t)
-                    != NGX_OK as ngx_int_t
+                || !Status(ngx_ssl_create_connection(tls.as_ptr(), c, NGX_SSL_CLIENT as usize))
+                    .is_ok()
             {
                 return false;
             }
             let ssl = (*c).ssl;
             if let Some(name) = name.sent() {
-                let set = SSL_ctrl(
-                    (*ssl).connection,
-                    SSL_CTRL_SET_TLSEXT_HOSTNAME as c_int,
-                    TLSEXT_NAMETYPE_host_name.into(),
-                    name.as_ptr().cast_mut().cast(),
-                );
-                if set == 0 {
+                let ssl = (*ssl).connection.cross();
+                if SSL_set_tlsext_host_name(ssl, name.as_ptr().cast_mut()) == 0 {
                     return false;
                 }
             }
             if tls.reuses_sessions() {
                 (*ssl).save_session = Some(save_session);
                 if let Some(earlier) = earlier {
-                    return ngx_ssl_set_session(c, earlier.as_ptr()) == NGX_OK as ngx_int_t;
+                    return Status(ngx_ssl_set_session(c, earlier.as_ptr().cross())).is_ok();
                 }
             }
             true
@@ -154,7 +147,10 @@ impl Link {
     pub fn was_resumed(&self) -> bool {
         self.context().stage.get() == Stage::Tls
             // SAFETY: at this stage there is an SSL object.
-            && unsafe { SSL_session_reused((*(*self.connection.as_ptr()).ssl).connection) == 1 }
+            && unsafe {
+                let ssl = (*(*self.connection.as_ptr()).ssl).connection;
+                SslRef::from_ptr(ssl.cross()).is_resumed()
+            }
     }
 }
 
@@ -165,7 +161,7 @@ unsafe extern "C" fn save_session(c: *mut ngx_connection_t) {
     // ngx_ssl_get_session() returns is counted up.
     unsafe {
         let context = (*c).data.cast::<Context>();
-        let session = ngx_ssl_get_session(c);
+        let session = ngx_ssl_get_session(c).cross();
         if !session.is_null() {
             (*context).session.set(Some(Session::from_ptr(session)));
         }

@@ -1,23 +1,19 @@
 //! What is kept for one connection, in its pool.
 
 use core::cell::{Cell, OnceCell, RefCell};
-use core::ffi::c_void;
-use core::mem;
 use core::ptr::{self, NonNull};
 use std::rc::Rc;
 
-use nginx_sys::{
-    BIO, BIO_set_data, NGX_ALIGNMENT, SSL, SSL_get_ex_data, SSL_set_ex_data, ngx_connection_t,
-    ngx_errno, ngx_pool_cleanup_add, ngx_post_event, ngx_posted_events,
-};
+use nginx_sys::{ngx_connection_t, ngx_errno, ngx_posted_events};
 use session_core::codec::OutOfMemory;
 use session_core::slots::{Slots, Token};
 
 use super::connection::Connection;
 use super::index::Indexes;
 use crate::ffi::log::Log;
-use crate::ffi::quic;
+use crate::ffi::openssl::{BIO, BIO_set_data, Bio, SSL, SSL_set_ex_data, SslRef};
 use crate::ffi::turn::Turn;
+use crate::ffi::{pool, quic, shim};
 
 /// Tells handshakes that wait from others that have tokens.
 #[derive(Debug)]
@@ -41,8 +37,8 @@ pub struct Attached<H: Keeper> {
     handler: Rc<H>,
     c: NonNull<ngx_connection_t>,
     ssl: NonNull<SSL>,
-    /// The socket's BIO, counted up, while there is a filter.
-    pub(super) socket: Cell<*mut BIO>,
+    /// The socket, while there is a filter.
+    pub(super) socket: RefCell<Option<Bio>>,
     /// The filter, while there is one; it belongs to the SSL object.
     pub(super) filter: Cell<*mut BIO>,
     token: Cell<Option<HandshakeToken>>,
@@ -65,6 +61,11 @@ impl<H: Keeper> Attached<H> {
     /// The handler it was attached for.
     pub fn handler(&self) -> &H {
         &self.handler
+    }
+
+    /// Whether there is a filter.
+    pub(super) fn has_filter(&self) -> bool {
+        !self.filter.get().is_null()
     }
 
     /// The connection. Only for use while a handshake is under way: the SSL object of a connection
@@ -103,7 +104,7 @@ impl<H: Keeper> Attached<H> {
         // SAFETY: the connection is valid; recv(2) writes one byte at most.
         unsafe {
             let c = self.c.as_ptr();
-            if (*(*c).read).pending_eof() != 0 {
+            if shim::is_pending_eof((*c).read) {
                 return true;
             }
             match libc::recv((*c).fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK) {
@@ -125,7 +126,7 @@ impl<H: Keeper> Attached<H> {
         }
         // SAFETY: the connection and its read event live as long as its pool; nginx takes a posted
         // event back when it closes the connection (ngx_close_connection()).
-        unsafe { ngx_post_event((*self.c.as_ptr()).read, &raw mut ngx_posted_events) };
+        unsafe { shim::post_event((*self.c.as_ptr()).read, &raw mut ngx_posted_events) };
     }
 }
 
@@ -163,8 +164,7 @@ impl<H: Keeper> Waiters<H> {
 impl Connection {
     /// What was attached, if anything.
     pub fn attached<H: Keeper>(&self) -> Option<&Attached<H>> {
-        // SAFETY: the SSL object is valid.
-        unsafe { attached_of(self.ssl.as_ptr()) }
+        attached_of(self.ssl())
     }
 
     /// Attaches `state` to the connection, once. It is dropped when the connection closes.
@@ -173,50 +173,34 @@ impl Connection {
         handler: &Rc<H>,
         state: H::State,
     ) -> Result<&Attached<H>, OutOfMemory> {
-        const { assert!(mem::align_of::<Attached<H>>() <= NGX_ALIGNMENT) };
         let indexes = Indexes::get().ok_or(OutOfMemory)?;
-        // SAFETY: the memory comes from the connection's pool, aligned (ngx_palloc()) and of the
-        // size asked for; the cleanup runs when the pool goes, and only once there is something to
-        // drop.
+        let attached = Attached {
+            state,
+            handler: Rc::clone(handler),
+            c: self.c,
+            ssl: self.ssl,
+            socket: RefCell::new(None),
+            filter: Cell::new(ptr::null_mut()),
+            token: Cell::new(None),
+            wake: OnceCell::new(),
+        };
+        // SAFETY: the connection and its SSL object are valid; what is attached lives as long as the
+        // connection's pool.
         unsafe {
-            let pool = (*self.c.as_ptr()).pool;
-            let cleanup = ngx_pool_cleanup_add(pool, mem::size_of::<Attached<H>>());
-            if cleanup.is_null() {
+            let attached = pool::keep((*self.c.as_ptr()).pool, attached).ok_or(OutOfMemory)?;
+            let data = attached.as_ptr().cast();
+            if SSL_set_ex_data(self.ssl.as_ptr(), indexes.attached, data) != 1 {
                 return Err(OutOfMemory);
             }
-            let attached = (*cleanup).data.cast::<Attached<H>>();
-            attached.write(Attached {
-                state,
-                handler: Rc::clone(handler),
-                c: self.c,
-                ssl: self.ssl,
-                socket: Cell::new(ptr::null_mut()),
-                filter: Cell::new(ptr::null_mut()),
-                token: Cell::new(None),
-                wake: OnceCell::new(),
-            });
-            (*cleanup).handler = Some(detach::<H>);
-            if SSL_set_ex_data(self.ssl.as_ptr(), indexes.attached, attached.cast()) != 1 {
-                return Err(OutOfMemory);
-            }
-            Ok(&*attached)
+            Ok(attached.as_ref())
         }
     }
 }
 
 /// What is attached to a connection, if anything.
-///
-/// # Safety
-/// `ssl` is valid for the current call.
-pub(super) unsafe fn attached_of<'a, H: Keeper>(ssl: *const SSL) -> Option<&'a Attached<H>> {
-    let indexes = Indexes::get()?;
-    // SAFETY: the caller's; the data of this index is what attach() set, in memory of the
-    // connection's pool, which lives longer than the SSL object (ngx_ssl_shutdown() frees that
-    // first).
-    unsafe { SSL_get_ex_data(ssl, indexes.attached).cast::<Attached<H>>().as_ref() }
-}
-
-unsafe extern "C" fn detach<H: Keeper>(data: *mut c_void) {
-    // SAFETY: the cleanup of attach(), which wrote an Attached<H> there.
-    unsafe { ptr::drop_in_place(data.cast::<Attached<H>>()) };
+pub(super) fn attached_of<H: Keeper>(ssl: &SslRef) -> Option<&Attached<H>> {
+    let attached = ssl.data(Indexes::get()?.attached).cast::<Attached<H>>();
+    // SAFETY: it is what attach() has set, in memory of the connection's pool, which lives longer than
+    // the SSL object (ngx_ssl_shutdown() frees that first).
+    unsafe { attached.as_ref() }
 }

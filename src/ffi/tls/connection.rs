@@ -1,35 +1,59 @@
 //! A client's connection to nginx, and its ClientHello.
 
-use core::ffi::{c_int, c_long};
+use core::ffi::{c_int, c_long, c_uint};
 use core::ptr::{self, NonNull};
 
 use foreign_types::ForeignTypeRef;
-use nginx_sys::{
-    ERR_pop_to_mark, ERR_set_mark, EVP_CIPHER_fetch, EVP_CIPHER_free, EVP_MD_fetch, EVP_MD_free,
-    NGX_USE_LEVEL_EVENT, NID_undef, OBJ_nid2sn, OPENSSL_STACK, OPENSSL_sk_num, OPENSSL_sk_value,
-    OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA, SSL, SSL_CIPHER, SSL_CIPHER_get_cipher_nid,
-    SSL_CIPHER_get_digest_nid, SSL_CIPHER_get_protocol_id, SSL_CTRL_GET_MAX_PROTO_VERSION,
-    SSL_CTRL_GET_RAW_CIPHERLIST, SSL_SESSION_get0_cipher, SSL_client_hello_get0_ext,
-    SSL_client_hello_get0_session_id, SSL_ctrl, SSL_get_ciphers, SSL_get_ex_data,
-    SSL_get_max_early_data, SSL_get_options, SSL_get_state, SSL_session_reused, SSL_set_ex_data,
-    SSL_version, TLS1_3_VERSION, TLSEXT_TYPE_max_fragment_length, TLSEXT_TYPE_server_name,
-    ngx_connection_t, ngx_event_flags, ngx_ssl_connection_index,
-};
+use nginx_sys::{NGX_USE_LEVEL_EVENT, ngx_connection_t, ngx_event_flags, ngx_ssl_connection_index};
 use session_core::hello::{ClientHello, server_name};
 
 use super::index::{Indexes, mark};
 use super::session::SessionRef;
 use crate::ffi::log::Log;
+use crate::ffi::openssl::{
+    BioRef, CertificateRef, Cross, CtxRef, OSSL_HANDSHAKE_STATE,
+    OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA, SSL, SSL_OP_NO_ANTI_REPLAY,
+    SSL_OP_NO_EXTENDED_MASTER_SECRET, SSL_OP_NO_TICKET, SSL_OP_NO_TLSv1_3,
+    SSL_client_hello_get0_ext, SSL_client_hello_get0_session_id, SSL_get_SSL_CTX, SSL_get_ciphers,
+    SSL_get_max_early_data, SSL_get_max_proto_version, SSL_get_options, SSL_get_peer_cert_chain,
+    SSL_get_rbio, SSL_get_session, SSL_get_state, SSL_get_verify_result, SSL_get0_raw_cipherlist,
+    SSL_get0_verified_chain, SSL_is_server, SSL_session_reused, SSL_set_ex_data, SSL_version,
+    SslRef, Stack, Suite, TLS1_3_VERSION, TLSEXT_TYPE_max_fragment_length, TLSEXT_TYPE_server_name,
+    ask, lent,
+};
 use crate::ffi::quic;
 
-/// `SSL_OP_NO_TICKET` (openssl/ssl.h; the header's macro is beyond bindgen).
-pub(super) const SSL_OP_NO_TICKET: u64 = 1 << 14;
-/// `SSL_OP_NO_EXTENDED_MASTER_SECRET`, likewise.
-const SSL_OP_NO_EXTENDED_MASTER_SECRET: u64 = 1;
-/// `SSL_OP_NO_ANTI_REPLAY`, likewise.
-const SSL_OP_NO_ANTI_REPLAY: u64 = 1 << 24;
-/// `SSL_OP_NO_TLSv1_3`, likewise.
-pub(super) const SSL_OP_NO_TLSV1_3: u64 = 1 << 29;
+ask! { SslRef:
+    pub(super) fn is_server() -> bool = SSL_is_server;
+    pub(super) fn session() -> Option<&SessionRef> = SSL_get_session;
+    pub(super) fn ctx() -> Option<&CtxRef> = SSL_get_SSL_CTX;
+    pub(super) fn rbio() -> Option<&BioRef> = SSL_get_rbio;
+    pub(in crate::ffi) fn is_resumed() -> bool = SSL_session_reused;
+    pub(in crate::ffi) fn verify_result() -> c_long = SSL_get_verify_result;
+    pub(super) fn peer_chain() -> Stack<'_, CertificateRef> = SSL_get_peer_cert_chain;
+    pub(super) fn verified_chain() -> Stack<'_, CertificateRef> = SSL_get0_verified_chain;
+    fn protocol() -> c_int = SSL_version;
+    /// 0 without a limit.
+    fn max_protocol() -> c_int = SSL_get_max_proto_version;
+    fn options() -> u64 = SSL_get_options;
+    fn max_early_data() -> u32 = SSL_get_max_early_data;
+    fn state() -> OSSL_HANDSHAKE_STATE = SSL_get_state;
+    fn suites() -> Stack<'_, Suite> = SSL_get_ciphers;
+}
+
+impl SslRef {
+    /// The data of an extension of the ClientHello; none after OpenSSL has read it.
+    fn extension(&self, kind: c_int) -> Option<&[u8]> {
+        let (mut data, mut len) = (ptr::null(), 0);
+        // SAFETY: SSL_client_hello_get0_ext(3) lends data that is valid as long as OpenSSL reads the
+        // ClientHello, which is longer than the current callback.
+        unsafe {
+            let kind = kind as c_uint;
+            let there = SSL_client_hello_get0_ext(self.as_ptr(), kind, &raw mut data, &raw mut len);
+            (there == 1).then(|| lent(data, len))
+        }
+    }
+}
 
 /// Whether nginx takes `SSL_CLIENT_HELLO_RETRY` for an order to wait (patches/).
 pub(super) const LETS_CALLBACK_WAIT: bool = cfg!(nginx_client_hello_retry);
@@ -58,13 +82,14 @@ pub struct Connection {
 
 impl Connection {
     /// The connection of an SSL object that nginx made.
-    ///
-    /// # Safety
-    /// `ssl` is valid for the current call.
-    pub(super) unsafe fn of(ssl: *mut SSL) -> Option<Self> {
-        // SAFETY: the caller's; ngx_ssl_create_connection() has set the connection.
-        let c = unsafe { SSL_get_ex_data(ssl, ngx_ssl_connection_index) };
-        Some(Connection { c: NonNull::new(c.cast())?, ssl: NonNull::new(ssl)? })
+    pub(super) fn of(ssl: &SslRef) -> Option<Self> {
+        // SAFETY: a static of nginx's, which it sets when it starts.
+        let index = unsafe { ngx_ssl_connection_index };
+        // ngx_ssl_create_connection() has set it.
+        Some(Connection {
+            c: NonNull::new(ssl.data(index).cast())?,
+            ssl: NonNull::new(ssl.as_ptr())?,
+        })
     }
 
     /// The connection of a request.
@@ -75,7 +100,22 @@ impl Connection {
         let c = NonNull::new(c)?;
         // SAFETY: the caller's; nginx sets ssl and its connection together.
         let ssl = unsafe { (*c.as_ptr()).ssl.as_ref()?.connection };
-        Some(Connection { c, ssl: NonNull::new(ssl)? })
+        Some(Connection { c, ssl: NonNull::new(ssl.cross())? })
+    }
+
+    /// The SSL object.
+    pub(super) fn ssl(&self) -> &SslRef {
+        // SAFETY: it is valid for the current call, as the connection is.
+        unsafe { SslRef::from_ptr(self.ssl.as_ptr()) }
+    }
+
+    /// The context that the connection began with. nginx keeps it (ngx_ssl_create_connection()).
+    pub(super) fn session_ctx(&self) -> Option<&CtxRef> {
+        // SAFETY: it is a TLS connection of nginx.
+        unsafe {
+            let ctx = (*self.c.as_ptr()).ssl.as_ref()?.session_ctx.cross();
+            (!ctx.is_null()).then(|| CtxRef::from_ptr(ctx))
+        }
     }
 
     /// The connection's log.
@@ -118,89 +158,64 @@ impl Connection {
 
     /// Whether TLS 1.3 may be negotiated, as far as the server's side goes.
     pub fn allows_tls13(&self) -> bool {
-        self.options() & SSL_OP_NO_TLSV1_3 == 0 && self.may_allow_tls13()
+        self.options() & SSL_OP_NO_TLSv1_3 == 0 && self.may_allow_tls13()
     }
 
     /// Whether TLS 1.3 may be negotiated, whichever server answers: nginx does not take the highest
     /// version over from the server that the client names, as it does with options.
     pub fn may_allow_tls13(&self) -> bool {
-        // SAFETY: SSL_get_max_proto_version(3), which is this macro; 0 is "no limit".
-        let max = unsafe {
-            SSL_ctrl(self.ssl.as_ptr(), SSL_CTRL_GET_MAX_PROTO_VERSION as c_int, 0, ptr::null_mut())
-        };
-        max == 0 || max >= c_long::from(TLS1_3_VERSION as i32)
+        let max = self.ssl().max_protocol();
+        max == 0 || max >= TLS1_3_VERSION
     }
 
     /// Whether TLS 1.3 was negotiated.
     pub fn is_tls13(&self) -> bool {
-        self.protocol() == TLS1_3_VERSION as c_int
+        self.protocol() == TLS1_3_VERSION
     }
 
     /// The version of TLS that was negotiated, as on the wire.
     pub fn protocol(&self) -> c_int {
-        // SAFETY: the SSL object is valid.
-        unsafe { SSL_version(self.ssl.as_ptr()) }
+        self.ssl().protocol()
     }
 
     /// Whether a session was resumed.
     pub fn is_resumed(&self) -> bool {
-        // SAFETY: the SSL object is valid.
-        unsafe { SSL_session_reused(self.ssl.as_ptr()) == 1 }
+        self.ssl().is_resumed()
     }
 
     /// The name of the server that the client asks for. Only while OpenSSL reads the ClientHello:
     /// later OpenSSL has freed it.
     pub fn server_name(&self) -> Option<&[u8]> {
-        // SAFETY: the SSL object is valid, and the caller's.
-        server_name(unsafe { extension(self.ssl, TLSEXT_TYPE_server_name) }?)
+        server_name(self.ssl().extension(TLSEXT_TYPE_server_name)?)
     }
 
     /// The fragments that the client asks for, by their number in `max_fragment_length` (RFC 6066 §4); 0
     /// where it does not. Only while OpenSSL reads the ClientHello, as for all that it says.
     pub fn max_fragment_length(&self) -> u8 {
-        // SAFETY: the SSL object is valid, and the caller's.
-        let data = unsafe { extension(self.ssl, TLSEXT_TYPE_max_fragment_length) };
+        let data = self.ssl().extension(TLSEXT_TYPE_max_fragment_length);
         data.and_then(|data| data.first().copied()).unwrap_or(0)
     }
 
     /// Whether the client offers the cipher of a session. Where OpenSSL does not tell, it does.
     pub fn offers_cipher_of(&self, session: &SessionRef) -> bool {
-        let mut offered: *const u8 = ptr::null();
-        // SAFETY: SSL_get0_raw_cipherlist(), which is this macro, lends what ssl_cache_cipherlist() has
-        // kept of the ClientHello, and says how long it is; ciphers are static. By now OpenSSL has read
-        // over those of SSL_client_hello_get0_ciphers(3).
-        unsafe {
-            let cipher = SSL_SESSION_get0_cipher(session.as_ptr());
-            let len = SSL_ctrl(
-                self.ssl.as_ptr(),
-                SSL_CTRL_GET_RAW_CIPHERLIST as c_int,
-                0,
-                (&raw mut offered).cast(),
-            );
-            let len = usize::try_from(len).unwrap_or(0);
-            if cipher.is_null() || offered.is_null() {
-                return true;
-            }
-            let id = SSL_CIPHER_get_protocol_id(cipher).to_be_bytes();
-            core::slice::from_raw_parts(offered, len).chunks_exact(id.len()).any(|one| one == id)
-        }
+        let mut offered = ptr::null();
+        // SAFETY: SSL_get0_raw_cipherlist() lends what ssl_cache_cipherlist() has kept of the ClientHello,
+        // and says how long it is. By now OpenSSL has read over those of
+        // SSL_client_hello_get0_ciphers(3).
+        let offered = unsafe {
+            let len = SSL_get0_raw_cipherlist(self.ssl.as_ptr(), &raw mut offered);
+            (!offered.is_null()).then(|| lent(offered, len))
+        };
+        let (Some(offered), Some(suite)) = (offered, session.suite()) else { return true };
+        let id = suite.id().to_be_bytes();
+        offered.chunks_exact(id.len()).any(|one| one == id)
     }
 
     /// Whether this OpenSSL has the algorithms of a session's cipher.
     pub fn has_cipher_of(&self, session: &SessionRef) -> bool {
-        // SAFETY: SSL_get_ciphers(3) lends a stack of ciphers, or returns null. They are static: those
-        // of sessions are of the same table (d2i_SSL_SESSION()).
-        unsafe {
-            let cipher = SSL_SESSION_get0_cipher(session.as_ptr());
-            if cipher.is_null() {
-                return false;
-            }
-            // Only what is there gets into a server's list.
-            let list: *const OPENSSL_STACK = SSL_get_ciphers(self.ssl.as_ptr()).cast_const().cast();
-            let len = if list.is_null() { 0 } else { OPENSSL_sk_num(list) };
-            (0..len).any(|n| OPENSSL_sk_value(list, n).cast_const().cast() == cipher)
-                || is_available(cipher)
-        }
+        let Some(suite) = session.suite() else { return false };
+        // Only what is there gets into a server's list. Both are of the same table (d2i_SSL_SESSION()).
+        self.ssl().suites().iter().any(|one| ptr::eq(one, suite)) || suite.is_available()
     }
 
     /// Whether stateless tickets are on.
@@ -215,30 +230,25 @@ impl Connection {
 
     /// Whether OpenSSL itself protects early data, see [`has_anti_replay`].
     pub fn has_anti_replay(&self) -> bool {
-        // SAFETY: the SSL object is valid.
-        has_anti_replay(self.options(), unsafe { SSL_get_max_early_data(self.ssl.as_ptr()) })
+        has_anti_replay(self.options(), self.ssl().max_early_data())
     }
 
     fn options(&self) -> u64 {
-        // SAFETY: the SSL object is valid.
-        unsafe { SSL_get_options(self.ssl.as_ptr()) }
+        self.ssl().options()
     }
 
     /// Whether the handshake that OpenSSL reports as done only pauses for early data, and whether
     /// this is the first such report of this handshake.
     pub(super) fn is_paused(&self) -> (bool, bool) {
         let Some(indexes) = Indexes::get() else { return (false, true) };
-        let (ssl, index) = (self.ssl.as_ptr(), indexes.paused);
-        // SAFETY: the SSL object is valid; the data is only compared with null.
-        unsafe {
-            let first = SSL_get_ex_data(ssl, index).is_null();
-            let paused = SSL_get_state(ssl) == OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA;
-            if paused {
-                // Without memory it is counted twice.
-                SSL_set_ex_data(ssl, index, mark());
-            }
-            (paused, first)
+        let first = self.ssl().data(indexes.paused).is_null();
+        let paused = self.ssl().state() == OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA;
+        if paused {
+            // SAFETY: the SSL object is valid; the data is only compared with null. Without memory it
+            // is counted twice.
+            unsafe { SSL_set_ex_data(self.ssl.as_ptr(), indexes.paused, mark()) };
         }
+        (paused, first)
     }
 }
 
@@ -249,64 +259,25 @@ pub(super) fn has_anti_replay(options: u64, max_early_data: u32) -> bool {
     max_early_data > 0 && options & SSL_OP_NO_ANTI_REPLAY == 0
 }
 
-/// The data of an extension of the ClientHello.
-///
-/// # Safety
-/// `ssl` is valid, and OpenSSL reads its ClientHello.
-unsafe fn extension<'a>(ssl: NonNull<SSL>, kind: u32) -> Option<&'a [u8]> {
-    let (mut data, mut len) = (ptr::null(), 0);
-    // SAFETY: SSL_client_hello_get0_ext(3) lends data that is valid as long as OpenSSL reads the
-    // ClientHello, which is longer than the current callback.
-    unsafe {
-        let there = SSL_client_hello_get0_ext(ssl.as_ptr(), kind, &raw mut data, &raw mut len);
-        if there != 1 {
-            return None;
-        }
-        // An empty one may have no data.
-        Some(if data.is_null() { &[] } else { core::slice::from_raw_parts(data, len) })
-    }
-}
-
-/// Whether a provider has the algorithms of a cipher, as OpenSSL looks for them when it makes a context
-/// (`ssl_load_ciphers()`).
-///
-/// # Safety
-/// The cipher is one of OpenSSL's.
-unsafe fn is_available(cipher: *const SSL_CIPHER) -> bool {
-    // SAFETY: the caller's. EVP_CIPHER_fetch(3) and EVP_MD_fetch(3) take a name, which is static, and
-    // return a reference of ours, or null, which their counterparts take, too.
-    unsafe {
-        ERR_set_mark();
-        let nid = SSL_CIPHER_get_cipher_nid(cipher);
-        let encrypts = nid == NID_undef as c_int || {
-            let found = EVP_CIPHER_fetch(ptr::null_mut(), OBJ_nid2sn(nid), ptr::null());
-            EVP_CIPHER_free(found);
-            !found.is_null()
-        };
-        let nid = SSL_CIPHER_get_digest_nid(cipher);
-        let authenticates = nid == NID_undef as c_int || {
-            let found = EVP_MD_fetch(ptr::null_mut(), OBJ_nid2sn(nid), ptr::null());
-            EVP_MD_free(found);
-            !found.is_null()
-        };
-        ERR_pop_to_mark();
-        encrypts && authenticates
-    }
-}
-
 /// The ClientHello that OpenSSL has just read.
-pub struct HelloRef(pub(super) NonNull<SSL>);
+#[repr(transparent)]
+pub struct HelloRef(SslRef);
 
 impl HelloRef {
+    /// That of an SSL object, for a callback in which OpenSSL reads it.
+    pub(super) fn of(ssl: &SslRef) -> &Self {
+        // SAFETY: the type is transparent.
+        unsafe { &*ptr::from_ref(ssl).cast() }
+    }
+
     /// What it says about sessions; `None` if that is malformed.
     pub fn read(&self) -> Option<ClientHello> {
         let mut id = ptr::null();
         // SAFETY: SSL_client_hello_get0_session_id(3) lends for as long as the callback takes.
         let id = unsafe {
             let len = SSL_client_hello_get0_session_id(self.0.as_ptr(), &raw mut id);
-            if id.is_null() { &[] } else { core::slice::from_raw_parts(id, len) }
+            lent(id, len)
         };
-        // SAFETY: a HelloRef is made for a callback in which OpenSSL reads the ClientHello.
-        ClientHello::from_parts(id, |kind| unsafe { extension(self.0, kind.into()) })
+        ClientHello::from_parts(id, |kind| self.0.extension(kind.into()))
     }
 }

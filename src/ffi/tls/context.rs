@@ -1,30 +1,39 @@
 //! The contexts of configured servers, and the module's callbacks in them.
 
 use core::cell::Cell;
-use core::ffi::{c_int, c_void};
+use core::ffi::{c_long, c_void};
 use core::ptr::{self, NonNull};
 use std::boxed::Box;
 use std::rc::Rc;
 use std::vec::Vec;
 
-use nginx_sys::{
-    SSL_CTRL_GET_SESS_CACHE_MODE, SSL_CTRL_SET_SESS_CACHE_MODE, SSL_CTX, SSL_CTX_ctrl,
-    SSL_CTX_free, SSL_CTX_get_ex_data, SSL_CTX_get_info_callback, SSL_CTX_get_max_early_data,
-    SSL_CTX_get_options, SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb, SSL_CTX_sess_set_get_cb,
-    SSL_CTX_sess_set_new_cb, SSL_CTX_set_allow_early_data_cb, SSL_CTX_set_client_hello_cb,
-    SSL_CTX_set_ex_data, SSL_CTX_set_generate_session_id, SSL_CTX_set_info_callback,
-    SSL_CTX_set_session_ticket_cb, SSL_CTX_up_ref, SSL_SESS_CACHE_NO_INTERNAL_LOOKUP,
-    SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER,
-};
-
+use foreign_types::ForeignTypeRef;
 use session_core::origin::Verification;
 
-use super::callbacks::{self, Hooks};
-use super::connection::{LETS_CALLBACK_WAIT, SSL_OP_NO_TICKET, SSL_OP_NO_TLSV1_3, has_anti_replay};
+use super::callbacks::{self, GetCallback, Hooks, InfoCallback, NewCallback};
+use super::connection::{LETS_CALLBACK_WAIT, has_anti_replay};
 use super::filter;
 use super::handler::Handler;
 use super::index::Indexes;
 use super::origin::{Common, FindServers, Judge};
+use crate::ffi::openssl::{
+    CtxRef, SSL_CTX, SSL_CTX_get_info_callback, SSL_CTX_get_max_early_data, SSL_CTX_get_options,
+    SSL_CTX_get_session_cache_mode, SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb,
+    SSL_CTX_sess_set_get_cb, SSL_CTX_sess_set_new_cb, SSL_CTX_set_allow_early_data_cb,
+    SSL_CTX_set_client_hello_cb, SSL_CTX_set_ex_data, SSL_CTX_set_generate_session_id,
+    SSL_CTX_set_info_callback, SSL_CTX_set_session_cache_mode, SSL_CTX_set_session_ticket_cb,
+    SSL_OP_NO_TICKET, SSL_OP_NO_TLSv1_3, SSL_SESS_CACHE_NO_INTERNAL_LOOKUP,
+    SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER, ask,
+};
+
+ask! { CtxRef:
+    fn options() -> u64 = SSL_CTX_get_options;
+    fn max_early_data() -> u32 = SSL_CTX_get_max_early_data;
+    fn cache_mode() -> c_long = SSL_CTX_get_session_cache_mode;
+    fn info_callback() -> InfoCallback = SSL_CTX_get_info_callback;
+    fn new_callback() -> NewCallback = SSL_CTX_sess_get_new_cb;
+    fn get_callback() -> GetCallback = SSL_CTX_sess_get_get_cb;
+}
 
 /// A context of a configured server.
 #[derive(Clone, Copy)]
@@ -37,64 +46,43 @@ impl Context {
         NonNull::new(ctx).map(Context)
     }
 
+    pub(super) fn ctx(&self) -> &CtxRef {
+        // SAFETY: it is valid as long as this.
+        unsafe { CtxRef::from_ptr(self.0.as_ptr()) }
+    }
+
     /// Whether the server offers resumption at all: not with `ssl_session_cache off`.
     pub fn offers_resumption(&self) -> bool {
-        self.cache_mode() & SSL_SESS_CACHE_SERVER != 0
+        self.ctx().cache_mode() & SSL_SESS_CACHE_SERVER != 0
     }
 
     /// Whether stateless tickets are on.
     pub fn has_tickets(&self) -> bool {
-        self.options() & SSL_OP_NO_TICKET == 0
+        self.ctx().options() & SSL_OP_NO_TICKET == 0
     }
 
     /// In what another server differs.
     pub fn differences(&self, other: Context) -> Differences {
-        let differ = self.options() ^ other.options();
+        let differ = self.ctx().options() ^ other.ctx().options();
         Differences {
-            tls13: differ & SSL_OP_NO_TLSV1_3 != 0,
+            tls13: differ & SSL_OP_NO_TLSv1_3 != 0,
             tickets: differ & SSL_OP_NO_TICKET != 0,
         }
-    }
-
-    pub(super) fn as_ptr(&self) -> *mut SSL_CTX {
-        self.0.as_ptr()
-    }
-
-    fn options(&self) -> u64 {
-        // SAFETY: the context is valid.
-        unsafe { SSL_CTX_get_options(self.0.as_ptr()) }
     }
 
     /// Whether OpenSSL itself protects early data (`SSL_OP_NO_ANTI_REPLAY` was taken away). It then
     /// resumes sessions of TLS 1.3 that its own cache has, and no others.
     pub fn has_anti_replay(&self) -> bool {
-        let ctx = self.0.as_ptr();
-        // SAFETY: the context is valid.
-        unsafe { has_anti_replay(SSL_CTX_get_options(ctx), SSL_CTX_get_max_early_data(ctx)) }
+        has_anti_replay(self.ctx().options(), self.ctx().max_early_data())
     }
 
     /// Puts OpenSSL's own cache of the context out of use, and says whether it was in use.
     pub fn forget_own_cache(&self) -> bool {
-        let mode = self.cache_mode();
+        let mode = self.ctx().cache_mode();
         let no_internal = SSL_SESS_CACHE_NO_INTERNAL_LOOKUP | SSL_SESS_CACHE_NO_INTERNAL_STORE;
-        // SAFETY: SSL_CTX_set_session_cache_mode(3), which is this macro.
-        unsafe {
-            SSL_CTX_ctrl(
-                self.0.as_ptr(),
-                SSL_CTRL_SET_SESS_CACHE_MODE as c_int,
-                (mode | no_internal).into(),
-                ptr::null_mut(),
-            );
-        }
+        // SAFETY: the context is valid.
+        unsafe { SSL_CTX_set_session_cache_mode(self.0.as_ptr(), mode | no_internal) };
         mode & SSL_SESS_CACHE_SERVER != 0 && mode & no_internal == 0
-    }
-
-    fn cache_mode(&self) -> u32 {
-        // SAFETY: SSL_CTX_get_session_cache_mode(3), which is this macro.
-        unsafe {
-            SSL_CTX_ctrl(self.0.as_ptr(), SSL_CTRL_GET_SESS_CACHE_MODE as c_int, 0, ptr::null_mut())
-                as u32
-        }
     }
 }
 
@@ -153,63 +141,55 @@ impl<H: Handler> Hooked<H> {
     ) -> Result<(), HookError> {
         let indexes = Indexes::get().ok_or(HookError)?;
         filter::method::<H>().ok_or(HookError)?;
-        let ctx = context.0;
-        // SAFETY: the context is valid, and counted up before it is kept. The hooks are boxed,
-        // so that their address holds until drop() has taken them out of the context.
+        let ctx = context.ctx();
+        if !ctx.data(indexes.hooks).is_null() {
+            return Ok(());
+        }
+        let judge = Judge::new(ctx, verification).ok_or(HookError)?;
+        judge.add_to(&self.common);
+        let hooks = Box::new(Hooks {
+            ctx: ctx.to_owned(),
+            handler: Rc::clone(handler),
+            resumes: context.offers_resumption(),
+            judge,
+            common: Rc::clone(&self.common),
+            find,
+            differences: differences.that_count(),
+            info: ctx.info_callback(),
+            new: ctx.new_callback(),
+            get: ctx.get_callback(),
+            pending: callbacks::pending_session(),
+        });
+        let (ctx, data) = (ctx.as_ptr(), (&raw const *hooks).cast_mut().cast::<c_void>());
+        // SAFETY: the context is valid, and the hooks keep it. They are boxed, so that their address holds
+        // until drop() has taken them out of it.
         unsafe {
-            if !SSL_CTX_get_ex_data(ctx.as_ptr(), indexes.hooks).is_null() {
-                return Ok(());
-            }
-            let judge = Judge::new(ctx.as_ptr(), verification).ok_or(HookError)?;
-            if SSL_CTX_up_ref(ctx.as_ptr()) != 1 {
+            if SSL_CTX_set_ex_data(ctx, indexes.hooks, data) != 1 {
                 return Err(HookError);
             }
-            judge.add_to(&self.common);
-            let hooks = Box::new(Hooks {
-                ctx,
-                handler: Rc::clone(handler),
-                resumes: context.offers_resumption(),
-                judge,
-                common: Rc::clone(&self.common),
-                find,
-                differences: differences.that_count(),
-                info: SSL_CTX_get_info_callback(ctx.as_ptr()),
-                new: SSL_CTX_sess_get_new_cb(ctx.as_ptr()),
-                get: SSL_CTX_sess_get_get_cb(ctx.as_ptr()),
-                pending: callbacks::pending_session(),
-            });
-            let data = (&raw const *hooks).cast_mut().cast::<c_void>();
-            // From here on dropping the hooks counts down.
-            if SSL_CTX_set_ex_data(ctx.as_ptr(), indexes.hooks, data) != 1 {
-                return Err(HookError);
-            }
-            SSL_CTX_set_info_callback(ctx.as_ptr(), Some(callbacks::info::<H>));
+            SSL_CTX_set_info_callback(ctx, Some(callbacks::info::<H>));
             if LETS_CALLBACK_WAIT && hooks.resumes {
-                SSL_CTX_set_client_hello_cb(ctx.as_ptr(), Some(callbacks::hello::<H>), no_data());
+                SSL_CTX_set_client_hello_cb(ctx, Some(callbacks::hello::<H>), no_data());
             }
             if handler.restricts_early_data() {
-                SSL_CTX_set_allow_early_data_cb(
-                    ctx.as_ptr(),
-                    Some(callbacks::early_data::<H>),
-                    no_data(),
-                );
+                SSL_CTX_set_allow_early_data_cb(ctx, Some(callbacks::early_data::<H>), no_data());
             }
             // Stateless tickets resume with "ssl_session_cache off", too.
             SSL_CTX_set_session_ticket_cb(
-                ctx.as_ptr(),
+                ctx,
                 Some(callbacks::make_ticket::<H>),
                 Some(callbacks::read_ticket::<H>),
                 no_data(),
             );
             if hooks.resumes {
                 if handler.issues_ids() {
-                    SSL_CTX_set_generate_session_id(ctx.as_ptr(), Some(callbacks::generate::<H>));
+                    SSL_CTX_set_generate_session_id(ctx, Some(callbacks::generate::<H>));
                 }
-                SSL_CTX_sess_set_new_cb(ctx.as_ptr(), Some(callbacks::new::<H>));
-                SSL_CTX_sess_set_get_cb(ctx.as_ptr(), Some(callbacks::get::<H>));
+                SSL_CTX_sess_set_new_cb(ctx, Some(callbacks::new::<H>));
+                SSL_CTX_sess_set_get_cb(ctx, Some(callbacks::get::<H>));
             }
-            self.hooks.push(hooks);
         }
+        self.hooks.push(hooks);
         Ok(())
     }
 }
@@ -217,11 +197,11 @@ impl<H: Handler> Hooked<H> {
 impl<H: Handler> Drop for Hooks<H> {
     fn drop(&mut self) {
         let ctx = self.ctx.as_ptr();
-        // SAFETY: the context is counted up, so it is valid until the last line.
+        // SAFETY: the hooks keep the context.
         unsafe {
             SSL_CTX_set_info_callback(ctx, self.info);
             if LETS_CALLBACK_WAIT && self.resumes {
-                SSL_CTX_set_client_hello_cb(ctx, callbacks::kept_hello(ctx), no_data());
+                SSL_CTX_set_client_hello_cb(ctx, callbacks::kept_hello(&self.ctx), no_data());
             }
             // OpenSSL does not tell which callbacks were there before; nginx sets neither.
             SSL_CTX_set_generate_session_id(ctx, None);
@@ -232,7 +212,6 @@ impl<H: Handler> Drop for Hooks<H> {
             if let Some(indexes) = Indexes::get() {
                 SSL_CTX_set_ex_data(ctx, indexes.hooks, ptr::null_mut());
             }
-            SSL_CTX_free(ctx);
         }
     }
 }

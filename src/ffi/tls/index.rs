@@ -6,7 +6,7 @@ use core::ffi::{c_int, c_void};
 use core::ptr;
 use core::sync::atomic::{AtomicI32, Ordering};
 
-use nginx_sys::{CRYPTO_EX_INDEX_SSL, CRYPTO_EX_INDEX_SSL_CTX, CRYPTO_get_ex_new_index};
+use crate::ffi::openssl::{CRYPTO_EX_INDEX_SSL, CRYPTO_EX_INDEX_SSL_CTX, CRYPTO_get_ex_new_index};
 
 static ATTACHED: AtomicI32 = AtomicI32::new(-1);
 static PAUSED: AtomicI32 = AtomicI32::new(-1);
@@ -42,8 +42,8 @@ impl Indexes {
     #[cold]
     fn register() -> Option<Self> {
         // SAFETY: CRYPTO_get_ex_new_index(3) without callbacks only counts; nginx has one thread.
-        let index = |class: u32| unsafe {
-            CRYPTO_get_ex_new_index(class as c_int, 0, ptr::null_mut(), None, None, None)
+        let index = |class: c_int| unsafe {
+            CRYPTO_get_ex_new_index(class, 0, ptr::null_mut(), None, None, None)
         };
         let indexes = Indexes {
             attached: index(CRYPTO_EX_INDEX_SSL),

@@ -2,29 +2,24 @@
 //! the client comes to.
 
 use core::cell::Cell;
-use core::ffi::{CStr, c_int, c_uint, c_void};
+use core::ffi::{CStr, c_int};
 use core::ptr::{self, NonNull};
 use std::vec::Vec;
 
 use foreign_types::ForeignTypeRef;
-use nginx_sys::{
-    ASN1_TIME, ASN1_TIME_diff, ASN1_TIME_free, ASN1_TIME_set, ERR_pop_to_mark, ERR_set_mark,
-    EVP_sha256, OPENSSL_STACK, OPENSSL_sk_num, OPENSSL_sk_value, SSL_CTRL_GET_VERIFY_CERT_STORE,
-    SSL_CTX, SSL_CTX_ctrl, SSL_CTX_get_cert_store, SSL_CTX_get_security_level,
-    SSL_CTX_get_verify_mode, SSL_SESSION_get0_ticket_appdata, SSL_SESSION_set1_ticket_appdata,
-    SSL_get_SSL_CTX, SSL_get_peer_cert_chain, SSL_get_servername, SSL_get_verify_result,
-    SSL_get0_verified_chain, TLSEXT_NAMETYPE_host_name, X509, X509_CRL, X509_CRL_digest,
-    X509_CRL_get0_lastUpdate, X509_CRL_get0_nextUpdate,
-    X509_LOOKUP_TYPE_X509_LU_CRL as X509_LU_CRL, X509_LOOKUP_TYPE_X509_LU_X509 as X509_LU_X509,
-    X509_OBJECT, X509_OBJECT_get_type, X509_OBJECT_get0_X509, X509_OBJECT_get0_X509_CRL,
-    X509_STORE, X509_STORE_get0_objects, X509_digest, X509_get0_notAfter, ngx_connection_t,
-};
+use nginx_sys::ngx_connection_t;
 use session_core::origin::{self, Binding, Fingerprint, Origin, ServerName, Verification};
 
-use super::callbacks::{hooks, session_hooks};
+use super::callbacks::hooks;
 use super::connection::Connection;
 use super::handler::Handler;
 use super::session::SessionRef;
+use crate::ffi::openssl::{
+    Answer, CtxRef, SSL_CTX, SSL_CTX_get_cert_store, SSL_CTX_get_security_level,
+    SSL_CTX_get_verify_mode, SSL_CTX_get0_verify_cert_store, SSL_SESSION_get0_ticket_appdata,
+    SSL_SESSION_set1_ticket_appdata, SSL_get_servername, StoreRef, TLSEXT_NAMETYPE_host_name, Time,
+    ask, lent,
+};
 
 /// Shows the contexts of the servers that a client may come to: of the one of that name at the
 /// connection's address, or the default one without a name. Where regular expressions decide, of all
@@ -72,22 +67,12 @@ pub(super) struct Judge {
 
 impl Judge {
     /// Reads what a server's context verifies clients by. `None` without memory.
-    ///
-    /// # Safety
-    /// `ctx` is valid.
-    pub(super) unsafe fn new(ctx: *mut SSL_CTX, verification: &Verification) -> Option<Self> {
-        // SAFETY: the caller's.
-        let verification = unsafe {
-            Verification {
-                mode: SSL_CTX_get_verify_mode(ctx) as u64,
-                level: SSL_CTX_get_security_level(ctx) as u64,
-                ..*verification
-            }
-        };
+    pub(super) fn new(ctx: &CtxRef, verification: &Verification) -> Option<Self> {
+        let (mode, level) = (ctx.verify_mode() as u64, ctx.security_level() as u64);
+        let verification = Verification { mode, level, ..*verification };
         let mut trusted = Trusted::default();
         if verification.asks() {
-            // SAFETY: the caller's.
-            unsafe { trusted.read(ctx)? };
+            trusted.read(ctx)?;
         }
         let Trusted { mut fingerprints, moments } = trusted;
         let binding = Binding::of(&verification, &mut fingerprints);
@@ -117,123 +102,59 @@ struct Trusted {
     moments: Vec<i64>,
 }
 
-impl Trusted {
-    /// Reads the store of a context. `None` if OpenSSL has no memory.
-    ///
-    /// # Safety
-    /// `ctx` is valid.
-    unsafe fn read(&mut self, ctx: *mut SSL_CTX) -> Option<()> {
-        // SAFETY: the caller's. SSL_CTX_get_cert_store(3), SSL_CTX_get0_verify_cert_store(3), which is
-        // this macro, and X509_STORE_get0_objects(3) lend; a stack of OpenSSL's is one of pointers,
-        // whatever its type says.
-        unsafe {
-            let mut store = ptr::null_mut::<X509_STORE>();
-            // `ssl_conf_command` can set one that goes before nginx's.
-            let ctrl = SSL_CTRL_GET_VERIFY_CERT_STORE as c_int;
-            SSL_CTX_ctrl(ctx, ctrl, 0, (&raw mut store).cast());
-            if store.is_null() {
-                store = SSL_CTX_get_cert_store(ctx);
-            }
-            let objects = X509_STORE_get0_objects(store).cast::<OPENSSL_STACK>();
-            for n in 0..OPENSSL_sk_num(objects).max(0) {
-                let object = OPENSSL_sk_value(objects, n).cast::<X509_OBJECT>();
-                match X509_OBJECT_get_type(object) {
-                    X509_LU_X509 => {
-                        let certificate = X509_OBJECT_get0_X509(object);
-                        self.add(|to, len| X509_digest(certificate, EVP_sha256(), to, len))?;
-                    }
-                    X509_LU_CRL => {
-                        let list = X509_OBJECT_get0_X509_CRL(object);
-                        self.add(|to, len| X509_CRL_digest(list, EVP_sha256(), to, len))?;
-                        self.add_moments(list)?;
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Some(())
-    }
-
-    /// Adds what `digest` writes: at most the 32 bytes of a SHA-256.
-    fn add(&mut self, digest: impl FnOnce(*mut u8, *mut c_uint) -> c_int) -> Option<()> {
-        let mut fingerprint: Fingerprint = [0; 32];
-        let mut len: c_uint = 0;
-        let done = digest(fingerprint.as_mut_ptr(), &raw mut len);
-        if done != 1 || len as usize != fingerprint.len() {
-            return None;
-        }
-        self.fingerprints.push(fingerprint);
-        Some(())
-    }
-
-    /// # Safety
-    /// `list` is valid.
-    unsafe fn add_moments(&mut self, list: *const X509_CRL) -> Option<()> {
-        // SAFETY: the caller's; both lend, and the second may return null. The first moment of the
-        // epoch is ours to free.
-        unsafe {
-            let epoch = ASN1_TIME_set(ptr::null_mut(), 0);
-            if epoch.is_null() {
-                return None;
-            }
-            for time in [X509_CRL_get0_lastUpdate(list), X509_CRL_get0_nextUpdate(list)] {
-                // A list without an end has none; one that cannot be read verifies nobody.
-                if !time.is_null() {
-                    self.moments.extend(seconds_between(epoch, time));
-                }
-            }
-            ASN1_TIME_free(epoch);
-        }
-        Some(())
-    }
+ask! { CtxRef:
+    fn verify_mode() -> c_int = SSL_CTX_get_verify_mode;
+    fn security_level() -> c_int = SSL_CTX_get_security_level;
+    fn verify_store() -> Option<&StoreRef> = SSL_CTX_get0_verify_cert_store;
+    fn own_store() -> Option<&StoreRef> = SSL_CTX_get_cert_store;
 }
 
-/// How many seconds it is from one time, or from now where it is null, to another. `None` if one
-/// cannot be read.
-///
-/// # Safety
-/// `to` is valid, and so is `from` if it is not null.
-unsafe fn seconds_between(from: *const ASN1_TIME, to: *const ASN1_TIME) -> Option<i64> {
-    let (mut days, mut seconds) = (0, 0);
-    // SAFETY: the caller's; ASN1_TIME_diff(3) writes two numbers.
-    let known = unsafe {
-        ERR_set_mark();
-        let known = ASN1_TIME_diff(&raw mut days, &raw mut seconds, from, to);
-        ERR_pop_to_mark();
-        known
-    };
-    let seconds = i64::from(days).saturating_mul(86_400).saturating_add(seconds.into());
-    (known == 1).then_some(seconds)
+impl Trusted {
+    /// Reads the store of a context. `None` if OpenSSL has no memory.
+    fn read(&mut self, ctx: &CtxRef) -> Option<()> {
+        // `ssl_conf_command` can set one that goes before nginx's.
+        let store = ctx.verify_store().or(ctx.own_store())?;
+        for object in store.objects().iter() {
+            if let Some(certificate) = object.certificate() {
+                self.fingerprints.push(certificate.sha256()?);
+            }
+            if let Some(list) = object.crl() {
+                self.fingerprints.push(list.sha256()?);
+                // A list without an end has none; one that cannot be read verifies nobody.
+                let epoch = Time::epoch()?;
+                let moments = [list.begin(), list.end()].into_iter().flatten();
+                self.moments.extend(moments.filter_map(|time| time.seconds_from(Some(&epoch))));
+            }
+        }
+        Some(())
+    }
 }
 
 impl SessionRef {
+    /// What was left in its tickets; `None` if OpenSSL does not say.
+    fn appdata(&self) -> Option<&[u8]> {
+        let (mut data, mut len) = (ptr::null_mut(), 0);
+        // SAFETY: SSL_SESSION_get0_ticket_appdata(3) lends bytes of the session's, and their number.
+        unsafe {
+            let asked = SSL_SESSION_get0_ticket_appdata(self.as_ptr(), &raw mut data, &raw mut len);
+            (asked == 1).then(|| lent(data.cast(), len))
+        }
+    }
+
     /// What the session says about its full handshake; none if it was made by a version that did not
     /// know of it.
     pub fn origin(&self) -> Option<Origin> {
-        let (mut data, mut len) = (ptr::null_mut::<c_void>(), 0);
-        // SAFETY: SSL_SESSION_get0_ticket_appdata(3) lends bytes of the session's, and their number.
-        let bytes = unsafe {
-            if SSL_SESSION_get0_ticket_appdata(self.as_ptr(), &raw mut data, &raw mut len) != 1
-                || data.is_null()
-            {
-                return None;
-            }
-            core::slice::from_raw_parts(data.cast::<u8>(), len)
-        };
-        Origin::decode(bytes)
+        Origin::decode(self.appdata()?)
     }
 
     /// Lets the session say it. What somebody else has left there stays; without memory nothing is
     /// said.
     pub fn set_origin(&self, origin: &Origin) {
-        let (mut data, mut len) = (ptr::null_mut::<c_void>(), 0);
         let bytes = origin.encode();
-        // SAFETY: as in origin(). SSL_SESSION_set1_ticket_appdata(3) copies.
-        unsafe {
-            let asked = SSL_SESSION_get0_ticket_appdata(self.as_ptr(), &raw mut data, &raw mut len);
-            if asked == 1 && len == 0 {
-                SSL_SESSION_set1_ticket_appdata(self.as_ptr(), bytes.as_ptr().cast(), bytes.len());
-            }
+        if self.appdata().is_some_and(<[u8]>::is_empty) {
+            let (ptr, len) = (bytes.as_ptr().cast(), bytes.len());
+            // SAFETY: SSL_SESSION_set1_ticket_appdata(3) copies.
+            unsafe { SSL_SESSION_set1_ticket_appdata(self.as_ptr(), ptr, len) };
         }
     }
 }
@@ -242,31 +163,30 @@ impl Connection {
     /// How the server that the client comes to judges clients. None if it is not known which server
     /// that is. Only while OpenSSL reads the ClientHello.
     pub fn server_binding<H: Handler>(&self) -> Option<Binding> {
-        // SAFETY: the connection is valid, and in its handshake.
-        unsafe {
-            let own = session_hooks::<H>(self.c)?;
-            if let Common::Binding(binding) = own.common.get() {
-                return Some(binding);
-            }
-            let name = match self.server_name() {
-                Some(name) => Some(ServerName::new(name)?),
-                None => None,
-            };
-            let mut common = Common::Nothing;
-            let mut add = |ctx: *mut SSL_CTX| {
-                let binding = || Some(hooks::<H>(ctx)?.judge.binding(name.as_ref()));
-                common = common.with(if ctx.is_null() { None } else { binding() });
-            };
-            if cfg!(nginx_1_29_2) {
-                // The name was dispatched before OpenSSL asks for a session.
-                add(SSL_get_SSL_CTX(self.ssl.as_ptr()));
-            } else {
-                (own.find)(self.c, name.as_ref().map(ServerName::as_bytes), &mut add);
-            }
-            match common {
-                Common::Binding(binding) => Some(binding),
-                Common::Nothing | Common::No => None,
-            }
+        let own = self.session_hooks::<H>()?;
+        if let Common::Binding(binding) = own.common.get() {
+            return Some(binding);
+        }
+        let name = match self.server_name() {
+            Some(name) => Some(ServerName::new(name)?),
+            None => None,
+        };
+        let mut common = Common::Nothing;
+        let mut add = |ctx: Option<&CtxRef>| {
+            let hooks = ctx.and_then(hooks::<H>);
+            common = common.with(hooks.map(|hooks| hooks.judge.binding(name.as_ref())));
+        };
+        if cfg!(nginx_1_29_2) {
+            // The name was dispatched before OpenSSL asks for a session.
+            add(self.ssl().ctx());
+        } else {
+            let name = name.as_ref().map(ServerName::as_bytes);
+            // SAFETY: the connection is valid, and in its handshake; what is found is a context or null.
+            unsafe { (own.find)(self.c, name, &mut |ctx: *mut SSL_CTX| add(Answer::of(ctx))) };
+        }
+        match common {
+            Common::Binding(binding) => Some(binding),
+            Common::Nothing | Common::No => None,
         }
     }
 
@@ -276,12 +196,13 @@ impl Connection {
         if self.is_resumed() || session.origin().is_some() {
             return;
         }
-        // SAFETY: the connection is valid, and its handshake has come to its verdict. The name is of
-        // OpenSSL's own memory, or null.
-        let (judge, name) = unsafe {
-            let Some(hooks) = hooks::<H>(SSL_get_SSL_CTX(self.ssl.as_ptr())) else { return };
-            let name = SSL_get_servername(self.ssl.as_ptr(), TLSEXT_NAMETYPE_host_name as _);
-            (&hooks.judge, (!name.is_null()).then(|| CStr::from_ptr(name).to_bytes()))
+        let Some(hooks) = self.ssl().ctx().and_then(hooks::<H>) else { return };
+        let judge = &hooks.judge;
+        // SAFETY: the connection's handshake has come to its verdict. The name is of OpenSSL's own memory,
+        // or null.
+        let name = unsafe {
+            let name = SSL_get_servername(self.ssl.as_ptr(), TLSEXT_NAMETYPE_host_name);
+            (!name.is_null()).then(|| CStr::from_ptr(name).to_bytes())
         };
         let binding = match name.map(ServerName::new) {
             Some(None) if judge.verification.by_name => return,
@@ -299,13 +220,9 @@ impl Connection {
             return true;
         }
         let certificate = session.has_certificate();
-        // SAFETY: the connection is valid. SSL_get_peer_cert_chain(3) lends, or returns null; on the
-        // server's side the client's own certificate is not in it.
-        let (result, sent) = unsafe {
-            let chain = SSL_get_peer_cert_chain(self.ssl.as_ptr());
-            let sent = OPENSSL_sk_num(chain.cast::<OPENSSL_STACK>()) > 0;
-            (SSL_get_verify_result(self.ssl.as_ptr()), sent)
-        };
+        // On the server's side the client's own certificate is not in it.
+        let sent = self.ssl().peer_chain().len() > 0;
+        let result = self.ssl().verify_result();
         // A session keeps the client's own certificate only, and `ssl_ocsp` makes nginx verify it
         // again (ngx_ssl_ocsp_validate()), which fails without the others.
         verification.lets_in(certificate, result) && !(verification.ocsp != 0 && sent)
@@ -314,18 +231,12 @@ impl Connection {
     /// The last second in which the chain would be verified as it was. OpenSSL takes the second of an
     /// end for the end.
     fn chain_ends(&self, judge: &Judge, now: i64) -> Option<i64> {
-        // SAFETY: SSL_get0_verified_chain(3) lends, or returns null, whose number is -1.
-        let end = unsafe {
-            let chain = SSL_get0_verified_chain(self.ssl.as_ptr()).cast::<OPENSSL_STACK>();
-            (0..OPENSSL_sk_num(chain).max(0))
-                .map(|n| {
-                    let end = X509_get0_notAfter(OPENSSL_sk_value(chain, n).cast::<X509>());
-                    // What cannot be read has ended.
-                    let left = seconds_between(ptr::null(), end).unwrap_or(0);
-                    now.saturating_add(left)
-                })
-                .min()?
-        };
+        let ends = self.ssl().verified_chain().iter().map(|certificate| {
+            // What cannot be read has ended.
+            let left = certificate.end().and_then(|end| end.seconds_from(None)).unwrap_or(0);
+            now.saturating_add(left)
+        });
+        let end = ends.min()?;
         let end = origin::next(&judge.moments, now).map_or(end, |next| end.min(next));
         Some(end.saturating_sub(1))
     }

@@ -1,24 +1,34 @@
 //! TLS sessions.
 
 use core::ffi::{CStr, c_int, c_long, c_uchar, c_uint};
-use core::{mem, ptr};
+use core::ptr;
 use std::vec::Vec;
 
-use foreign_types::{ForeignType, ForeignTypeRef, foreign_type};
-use nginx_sys::{
-    ASN1_TIME_diff, ERR_clear_error, ERR_pop_to_mark, ERR_set_mark, SSL_SESSION, SSL_SESSION_free,
-    SSL_SESSION_get_compress_id, SSL_SESSION_get_id, SSL_SESSION_get_max_fragment_length,
-    SSL_SESSION_get_protocol_version, SSL_SESSION_get_time, SSL_SESSION_get_timeout,
-    SSL_SESSION_get0_hostname, SSL_SESSION_get0_peer, TLS1_3_VERSION, X509_get0_notAfter,
-    d2i_SSL_SESSION, i2d_SSL_SESSION,
-};
+use foreign_types::{ForeignType, ForeignTypeRef};
 
-foreign_type! {
-    /// A TLS session.
-    pub unsafe type Session {
-        type CType = SSL_SESSION;
-        fn drop = SSL_SESSION_free;
-    }
+use crate::ffi::openssl::{
+    CertificateRef, SSL_SESSION_get_compress_id, SSL_SESSION_get_id,
+    SSL_SESSION_get_max_fragment_length, SSL_SESSION_get_protocol_version, SSL_SESSION_get_time,
+    SSL_SESSION_get_timeout, SSL_SESSION_get0_cipher, SSL_SESSION_get0_hostname,
+    SSL_SESSION_get0_peer, Suite, TLS1_3_VERSION, ask, clear_errors, d2i_SSL_SESSION,
+    i2d_SSL_SESSION, lent,
+};
+pub use crate::ffi::openssl::{Session, SessionRef};
+
+ask! { SessionRef:
+    /// When the session was made, in seconds since the epoch.
+    pub fn made() -> i64 = SSL_SESSION_get_time;
+    /// How long it is good from then on, in seconds.
+    fn timeout() -> i64 = SSL_SESSION_get_timeout;
+    /// The version of TLS, as on the wire.
+    pub fn protocol() -> c_int = SSL_SESSION_get_protocol_version;
+    /// The fragments that the client has asked for, by their number in `max_fragment_length` (RFC 6066
+    /// §4); 0 if it has not.
+    pub fn max_fragment_length() -> u8 = SSL_SESSION_get_max_fragment_length;
+    fn compression() -> c_uint = SSL_SESSION_get_compress_id;
+    /// The certificate that the client has shown.
+    fn certificate() -> Option<&CertificateRef> = SSL_SESSION_get0_peer;
+    pub(super) fn suite() -> Option<&Suite> = SSL_SESSION_get0_cipher;
 }
 
 impl Session {
@@ -30,21 +40,12 @@ impl Session {
         // read.
         let session = unsafe { d2i_SSL_SESSION(ptr::null_mut(), &raw mut next, len) };
         if session.is_null() {
-            // SAFETY: OpenSSL's queue of this thread. No error of this handshake is lost: one would
-            // have ended the handshake.
-            unsafe { ERR_clear_error() };
+            clear_errors();
             return None;
         }
         // SAFETY: a new session, ours to free.
         let session = unsafe { Session::from_ptr(session) };
         (next == der.as_ptr_range().end).then_some(session)
-    }
-
-    /// Gives the reference away.
-    pub(super) fn into_ptr(self) -> *mut SSL_SESSION {
-        let ptr = self.as_ptr();
-        mem::forget(self);
-        ptr
     }
 }
 
@@ -53,31 +54,19 @@ impl SessionRef {
     pub fn id(&self) -> &[u8] {
         let mut len: c_uint = 0;
         // SAFETY: SSL_SESSION_get_id(3) returns memory of the session and its length.
-        unsafe {
-            let id = SSL_SESSION_get_id(self.as_ptr(), &raw mut len);
-            if id.is_null() { &[] } else { core::slice::from_raw_parts(id, len as usize) }
-        }
-    }
-
-    /// When the session was made, in seconds since the epoch.
-    pub fn made(&self) -> i64 {
-        // SAFETY: the session is valid.
-        unsafe { SSL_SESSION_get_time(self.as_ptr()) }
+        unsafe { lent(SSL_SESSION_get_id(self.as_ptr(), &raw mut len), len as usize) }
     }
 
     /// The last second in which the session is good, since the epoch: when its timeout or the
     /// client's certificate expires, whichever is first. `now` is the current second.
     pub fn expires(&self, now: i64) -> i64 {
-        // SAFETY: the session is valid.
-        let timeout = unsafe { SSL_SESSION_get_timeout(self.as_ptr()) };
-        let own = self.made().saturating_add(timeout);
+        let own = self.made().saturating_add(self.timeout());
         self.certificate_left().map_or(own, |left| own.min(now.saturating_add(left)))
     }
 
     /// Whether the client has shown a certificate.
     pub fn has_certificate(&self) -> bool {
-        // SAFETY: SSL_SESSION_get0_peer(3) lends, or returns null.
-        unsafe { !SSL_SESSION_get0_peer(self.as_ptr()).is_null() }
+        self.certificate().is_some()
     }
 
     /// The name of the server that the client asked for when the session was made.
@@ -89,49 +78,21 @@ impl SessionRef {
         }
     }
 
-    /// The fragments that the client has asked for, by their number in `max_fragment_length` (RFC 6066
-    /// §4); 0 if it has not.
-    pub fn max_fragment_length(&self) -> u8 {
-        // SAFETY: the session is valid.
-        unsafe { SSL_SESSION_get_max_fragment_length(self.as_ptr()) }
-    }
-
     /// Whether its records are compressed, as far as this OpenSSL can do that.
     pub fn is_compressed(&self) -> bool {
-        // SAFETY: the session is valid.
-        unsafe { SSL_SESSION_get_compress_id(self.as_ptr()) != 0 }
+        self.compression() != 0
     }
 
     /// How many seconds are left until the client's certificate expires, if there is one. A
     /// certificate whose time cannot be read has expired.
     fn certificate_left(&self) -> Option<i64> {
-        let (mut days, mut seconds) = (0, 0);
-        // SAFETY: SSL_SESSION_get0_peer(3) and X509_get0_notAfter(3) lend what is valid as long
-        // as the session; without a first time ASN1_TIME_diff(3) takes the current one.
-        let known = unsafe {
-            let certificate = SSL_SESSION_get0_peer(self.as_ptr());
-            if certificate.is_null() {
-                return None;
-            }
-            let end = X509_get0_notAfter(certificate);
-            ERR_set_mark();
-            let known = ASN1_TIME_diff(&raw mut days, &raw mut seconds, ptr::null(), end);
-            ERR_pop_to_mark();
-            known
-        };
-        let left = i64::from(days).saturating_mul(24 * 60 * 60).saturating_add(seconds.into());
-        Some(if known == 1 { left } else { -1 })
+        let end = self.certificate()?.end();
+        Some(end.and_then(|end| end.seconds_from(None)).unwrap_or(-1))
     }
 
     /// Whether it is of TLS 1.3.
     pub fn is_tls13(&self) -> bool {
-        self.protocol() == TLS1_3_VERSION as c_int
-    }
-
-    /// The version of TLS, as on the wire.
-    pub fn protocol(&self) -> c_int {
-        // SAFETY: the session is valid.
-        unsafe { SSL_SESSION_get_protocol_version(self.as_ptr()) }
+        self.protocol() == TLS1_3_VERSION
     }
 
     /// Appends the session in DER, if it is no longer than `max` bytes.

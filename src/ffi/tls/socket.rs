@@ -1,13 +1,16 @@
 //! What the filter reads from, and the buffer that it fills.
 
 use core::ffi::{c_char, c_int};
-use core::ptr::{self, NonNull};
+use core::ptr;
 use std::vec::Vec;
 
-use nginx_sys::{BIO, BIO_FLAGS_SHOULD_RETRY, BIO_read, BIO_test_flags, ngx_err_t, ngx_errno};
+use foreign_types::ForeignTypeRef;
+use nginx_sys::{ngx_err_t, ngx_errno};
+
+use crate::ffi::openssl::{BIO_read, BIO_should_retry, BioRef, ask};
 
 /// The client's socket.
-pub struct Socket(pub(super) NonNull<BIO>);
+pub type Socket = BioRef;
 
 /// What reading from the socket came to.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,6 +39,10 @@ impl Ending {
     pub const OUT_OF_MEMORY: Ending = Ending { result: -1, errno: libc::ENOMEM };
 }
 
+ask! { Socket:
+    fn should_retry() -> bool = BIO_should_retry;
+}
+
 impl Socket {
     /// Reads at most `max` bytes to the end of `buf`.
     pub fn read(&self, buf: &mut Vec<u8>, max: usize) -> SocketRead {
@@ -45,16 +52,15 @@ impl Socket {
         let spare = buf.spare_capacity_mut();
         let room = c_int::try_from(spare.len().min(max)).unwrap_or(c_int::MAX);
         // SAFETY: BIO_read(3) writes at most `room` bytes into the buffer's spare memory.
-        unsafe {
-            let n = BIO_read(self.0.as_ptr(), spare.as_mut_ptr().cast(), room);
-            match usize::try_from(n) {
-                Ok(read) if read > 0 => {
-                    buf.set_len(buf.len().saturating_add(read));
-                    SocketRead::Bytes(read)
-                }
-                _ if should_retry(self.0.as_ptr()) => SocketRead::Again,
-                _ => SocketRead::Ended(Ending { result: n, errno: ngx_errno() }),
+        let n = unsafe { BIO_read(self.as_ptr(), spare.as_mut_ptr().cast(), room) };
+        match usize::try_from(n) {
+            Ok(read) if read > 0 => {
+                // SAFETY: that many were written.
+                unsafe { buf.set_len(buf.len().saturating_add(read)) };
+                SocketRead::Bytes(read)
             }
+            _ if self.should_retry() => SocketRead::Again,
+            _ => SocketRead::Ended(Ending { result: n, errno: ngx_errno() }),
         }
     }
 }
@@ -74,9 +80,4 @@ impl Sink {
         self.room = 0;
         len
     }
-}
-
-unsafe fn should_retry(bio: *mut BIO) -> bool {
-    // SAFETY: BIO_should_retry(3), which is this macro.
-    unsafe { BIO_test_flags(bio, BIO_FLAGS_SHOULD_RETRY as c_int) != 0 }
 }

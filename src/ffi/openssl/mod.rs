@@ -1,0 +1,66 @@
+//! OpenSSL, as the headers have it that nginx is built with. Nothing else names openssl-sys.
+//!
+//! What is one object of OpenSSL's to C is one type here ([`Session`], and [`SessionRef`] where it is lent),
+//! with methods for what OpenSSL tells of it. What has rules of its own is called by its C name, where it is
+//! used.
+
+mod errors;
+mod handles;
+
+#[cfg(nginx_1_29_2)]
+use core::ffi::{c_int, c_void};
+
+pub use openssl_sys::*;
+
+pub use self::errors::{clear_errors, unheard};
+pub(in crate::ffi) use self::handles::ask;
+pub use self::handles::{
+    Algorithm, Answer, Bio, BioMethod, BioRef, Certificate, CertificateRef, Cipher, CipherRef, Ctx,
+    CtxRef, NameRef, Session, SessionRef, Ssl, SslRef, Stack, StoreRef, Suite, Time, lent,
+};
+pub use super::shim::*;
+
+/// A pointer to an object of OpenSSL's: nginx-sys has types of its own for these.
+pub trait Cross {
+    /// The pointer in the other family of types.
+    type Other;
+
+    /// Takes it over.
+    fn cross(self) -> Self::Other;
+}
+
+macro_rules! cross {
+    ($($name:ident)*) => { $(
+        impl Cross for *mut nginx_sys::$name {
+            type Other = *mut $name;
+
+            fn cross(self) -> *mut $name {
+                self.cast()
+            }
+        }
+
+        impl Cross for *mut $name {
+            type Other = *mut nginx_sys::$name;
+
+            fn cross(self) -> *mut nginx_sys::$name {
+                self.cast()
+            }
+        }
+    )* };
+}
+
+cross!(SSL SSL_CTX SSL_SESSION);
+
+/// nginx's callback for the ClientHello.
+///
+/// # Safety
+/// As for `SSL_CTX_set_client_hello_cb()`.
+#[cfg(nginx_1_29_2)]
+pub unsafe extern "C" fn ngx_ssl_client_hello_callback(
+    ssl: *mut SSL,
+    alert: *mut c_int,
+    argument: *mut c_void,
+) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { nginx_sys::ngx_ssl_client_hello_callback(ssl.cross(), alert, argument) }
+}
