@@ -2042,6 +2042,7 @@ qq{    ssl_session_backend fleet {
         connect_timeout 1s;
         fetch_timeout   50;
         store_timeout   "1m 30s";
+        keepalive       1h;
         queue           1;
     }
     ssl_session_backend unused { server unix:/run/sessions.sock; }
@@ -2786,3 +2787,99 @@ fetch_timeout 10ms;
         ssl_session_bind names; # here
     }
 --- emerg: "ssl_session_bind" directive is not allowed here
+
+
+=== TEST 287: a host that nobody knows in a URL, and a resolver
+--- http_config
+    ssl_session_fetch redis://sessions.invalid; # here
+    resolver 127.0.0.1;
+--- warn: host not found in "sessions.invalid" of the "ssl_session_fetch" directive: it is down until "resolver" finds it
+
+
+
+=== TEST 288: a host that nobody knows in a block, and a resolver before it
+--- http_config
+    resolver 127.0.0.1;
+    ssl_session_backend fleet {
+        server sessions.invalid; # here
+    }
+    ssl_session_fetch fleet;
+--- warn: host not found in "sessions.invalid" of the "server" directive: it is down until "resolver" finds it
+
+
+
+=== TEST 289: a host that nobody knows, and a resolver in server{}
+--- http_config
+    ssl_session_fetch redis://sessions.invalid; # here
+    server {
+        resolver 127.0.0.1;
+    }
+--- emerg: host not found in "sessions.invalid" of the "ssl_session_fetch" directive
+
+
+
+=== TEST 290: a host that nobody knows with a bad path, and a resolver
+--- http_config
+    resolver 127.0.0.1;
+    ssl_session_backend fleet {
+        server sessions.invalid/2; # here
+    }
+--- emerg: invalid host in "sessions.invalid/2" of the "server" directive
+
+
+
+=== TEST 291: keepalive off
+--- http_config
+    ssl_session_backend fleet {
+        server    127.0.0.1;
+        keepalive off;
+    }
+
+
+
+=== TEST 292: keepalive of a minute
+--- http_config
+    ssl_session_backend fleet {
+        server    127.0.0.1;
+        keepalive 1m;
+    }
+
+
+
+=== TEST 293: keepalive of no time
+--- http_config
+    ssl_session_backend fleet {
+        server    127.0.0.1;
+        keepalive 0s;
+    } # here
+--- emerg: invalid "keepalive": it must be "off" or 1 to 32767 seconds in ssl_session_backend "fleet"
+
+
+
+=== TEST 294: keepalive of less than a second
+--- http_config
+    ssl_session_backend fleet {
+        server    127.0.0.1;
+        keepalive 500ms;
+    } # here
+--- emerg: invalid "keepalive": it must be "off" or 1 to 32767 seconds in ssl_session_backend "fleet"
+
+
+
+=== TEST 295: keepalive that is too long
+--- http_config
+    ssl_session_backend fleet {
+        server    127.0.0.1;
+        keepalive 10h;
+    } # here
+--- emerg: invalid "keepalive": it must be "off" or 1 to 32767 seconds in ssl_session_backend "fleet"
+
+
+
+=== TEST 296: keepalive that is no time
+--- http_config
+    ssl_session_backend fleet {
+        server    127.0.0.1;
+        keepalive on;
+    } # here
+--- emerg: invalid "keepalive": it must be "off" or 1 to 32767 seconds in ssl_session_backend "fleet"

@@ -79,6 +79,8 @@ add_response_body_check(sub {
     my @said = map { /\[error\] \d+#\d+: (?:\*\d+ )?(.*?)(?: while \w.*|, backend: .*)?$/ }
         split /\n/, slurp(server_root() . '/logs/error.log');
     s/\b127\.0\.0\.1:$port\b/STORE/ for @said;
+    # t/wire/hints.t is about these.
+    s/ \(hint: [^()]*\)// for @said;
     # A hash of the session's ID, and a time.
     s/\b[0-9a-f]{8}\b/HASH/, s/\b\d+ ms$/N ms/ for @said;
     my @expected = split /\n/, $block->says // '';
@@ -95,11 +97,11 @@ __DATA__
 
 
 
-=== TEST 2: an error, LOADING
---- reply eval: "-LOADING Redis is loading the dataset in memory\r\n"
+=== TEST 2: an error, BUSY
+--- reply eval: "-BUSY Redis is busy running a script.\r\n"
 --- status: ERROR
 --- says
-redis STORE refused 1 requests, the last with "LOADING Redis is loading the dataset in memory"
+redis STORE refused 1 requests, the last with "BUSY Redis is busy running a script."
 
 
 
@@ -204,7 +206,7 @@ redis STORE is down: reply with an invalid length
 
 
 === TEST 16: a line that does not end
---- reply eval: "+" x 2000
+--- reply eval: "+" x 5000
 --- status: ERROR
 --- says
 redis STORE is down: reply with an invalid line
@@ -264,7 +266,7 @@ corrupt SSL session HASH in "store", redis STORE, 1 times: too large
 
 
 === TEST 23: a bulk over 16 KB that is not waited for
---- reply eval: "\$1048576\r\n"
+--- reply eval: "\$65534\r\n"
 --- status: CORRUPT
 --- tier: store
 --- says
@@ -272,8 +274,8 @@ corrupt SSL session HASH in "store", redis STORE, 1 times: too large
 
 
 
-=== TEST 24: a bulk over 1 MB, which is not even skipped
---- reply eval: "\$1048577\r\n"
+=== TEST 24: a bulk over 512 MB
+--- reply eval: "\$536870913\r\n"
 --- status: ERROR
 --- says
 redis STORE is down: reply with an invalid length
@@ -313,21 +315,17 @@ redis STORE is down: reply to no request
 
 
 
-=== TEST 29: no reply at all
+=== TEST 29: no reply at all: one lookup that is late says nothing
 --- reply eval: ""
 --- timeout_ms: 100
 --- status: TIMEOUT
---- says
-redis STORE is down: no answer within N ms
 
 
 
-=== TEST 30: half a reply is silence
+=== TEST 30: half a reply is none
 --- reply eval: "\$100\r\nhello"
 --- timeout_ms: 1000
 --- status: TIMEOUT
---- says
-redis STORE is down: no answer within N ms
 
 
 
@@ -369,12 +367,10 @@ redis STORE is down: reply with an invalid line
 
 
 
-=== TEST 36: RESP3's push and no answer is silence
+=== TEST 36: RESP3's push is no answer
 --- reply eval: ">1\r\n+hello\r\n"
 --- timeout_ms: 1000
 --- status: TIMEOUT
---- says
-redis STORE is down: no answer within N ms
 
 
 

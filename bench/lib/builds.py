@@ -22,25 +22,15 @@ class Build:
 def build():
     """What `make build` has left, the vendored nginx, other Debian releases, and the clients. The
     first of them is measured in full."""
-    # Not by tools/build-module: it would put this build in the place of the other.
-    env = {name: value for name, value in os.environ.items()
-           if name not in ("NGX_VERSION", "OPENSSL_VERSION", "PCRE2_VERSION", "ZLIB_VERSION",
-                           "NGINX_SOURCE_DIR", "NGINX_BUILD_DIR")}
-    env.setdefault("NGX_CONFIGURE_ARGS", "--with-debug --with-poll_module --with-select_module")
-    cargo = ["cargo", "build", "--quiet", "--release", "--locked"]
-    run(cargo + ["--manifest-path", "bench/load/Cargo.toml", "--target-dir", "target/bench/load"],
-        env)
+    env = environment()
+    build_load(env)
     # Against the vendored nginx: of its headers those of OpenSSL matter, which are the system's.
-    run(cargo + ["--manifest-path", "bench/seal/Cargo.toml", "--features", "nginx-sys/vendored",
+    run(CARGO + ["--manifest-path", "bench/seal/Cargo.toml", "--features", "nginx-sys/vendored",
                  "--target-dir", "target/bench/seal"], env)
-    with open("target/nginx-binary", encoding="utf-8") as file:
-        installed = file.read().strip()
-    builds = []
-    if not installed.startswith(os.path.join(ROOT, "target/")):
-        builds.append(Build("a", installed, os.path.abspath(f"target/{MODULE}")))
-        if QUICK:
-            return builds
-    run(cargo + ["-p", "ngx-http-ssl-session-module", "--features", "vendored",
+    builds = [one for one in (installed(),) if one]
+    if builds and QUICK:
+        return builds
+    run(CARGO + ["-p", "ngx-http-ssl-session-module", "--features", "vendored",
                  "--target-dir", "target/vendored"], env)
     made = glob.glob("target/vendored/release/build/nginx-sys-*/out/objs/nginx")
     vendored = os.path.abspath(max(made, key=os.path.getmtime))
@@ -54,6 +44,32 @@ def build():
             builds.append(Build(letter, binary,
                                 os.path.abspath(f"target/debian-{release}/{MODULE}")))
     return builds
+
+
+CARGO = ["cargo", "build", "--quiet", "--release", "--locked"]
+
+
+def environment():
+    # Not by tools/build-module: it would put this build in the place of the other.
+    env = {name: value for name, value in os.environ.items()
+           if name not in ("NGX_VERSION", "OPENSSL_VERSION", "PCRE2_VERSION", "ZLIB_VERSION",
+                           "NGINX_SOURCE_DIR", "NGINX_BUILD_DIR")}
+    env.setdefault("NGX_CONFIGURE_ARGS", "--with-debug --with-poll_module --with-select_module")
+    return env
+
+
+def build_load(env):
+    run(CARGO + ["--manifest-path", "bench/load/Cargo.toml", "--target-dir", "target/bench/load"],
+        env)
+
+
+def installed():
+    """What `make build` has left for an nginx that is installed, if it is for one."""
+    with open("target/nginx-binary", encoding="utf-8") as file:
+        binary = file.read().strip()
+    if binary.startswith(os.path.join(ROOT, "target/")):
+        return None
+    return Build("a", binary, os.path.abspath(f"target/{MODULE}"))
 
 
 def clients(full=False):

@@ -99,8 +99,8 @@ class Redis(Process):
 
 
 class Memcached(Process):
-    def __init__(self):
-        self.port = free_port()
+    def __init__(self, port=None):
+        self.port = port or free_port()
         super().__init__(["memcached", "-l", "127.0.0.1", "-p", str(self.port), "-m", "512",
                           "-t", "1", "-u", "root"], LOAD_CPU, stdout=subprocess.DEVNULL)
         wait("memcached", lambda: connects(self.port))

@@ -4,6 +4,16 @@
 //! failures within that time make a server unavailable. What differs is the way back: nginx lets a
 //! request try the server once `fail_timeout` has passed; here a probe, which no request waits
 //! for, tries it sooner.
+//!
+//! A server may answer probes and fail requests. So the length of the pauses is not forgotten when a
+//! probe succeeds: the server is on trial, and the next failure opens the breaker at once, with the
+//! pause that was due. Each request that is answered takes one doubling back, and a server that was
+//! up for as long as it was down has passed.
+//!
+//! The workers of a machine have a [`Board`] in common for each server, on which the one that finds
+//! it down, or up again, puts that down for the others.
+
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The first pause after a breaker opened, in milliseconds; each further failure doubles it.
 pub const FIRST_PAUSE: u64 = 100;
@@ -46,6 +56,131 @@ pub enum Verdict {
     Refuse,
 }
 
+/// What the workers of a machine know of a server together: one word in shared memory, so that nobody
+/// waits for a lock that a dead worker holds. A configuration knows nothing of what the one before it
+/// has put down: it may be right about what that was wrong about.
+#[derive(Clone, Copy, Debug)]
+pub struct Board<'a> {
+    word: &'a AtomicU64,
+    /// Tells configurations apart.
+    generation: u16,
+}
+
+/// What is on a [`Board`]: until when the server is left alone, or 0 if it is up, and how many pauses
+/// there were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Note {
+    until: u64,
+    pauses: u32,
+}
+
+/// How many servers there are boards for. Those that come later have none.
+const SERVERS: usize = 512;
+
+/// The boards of all servers, in memory that the workers share.
+#[derive(Debug)]
+pub struct Boards {
+    places: [Place; SERVERS],
+}
+
+/// The word of a server, and the number that it goes by; 0 if nobody has taken the place.
+#[derive(Debug)]
+struct Place {
+    server: AtomicU64,
+    word: AtomicU64,
+}
+
+impl Boards {
+    /// The place of a server, which has a number of its own, for ever. `None` if there is no room.
+    pub fn place(&self, server: u64) -> Option<usize> {
+        let server = server.max(1);
+        self.places.iter().position(|place| {
+            let relaxed = Ordering::Relaxed;
+            match place.server.compare_exchange(0, server, relaxed, relaxed) {
+                Ok(_) => true,
+                Err(taken) => taken == server,
+            }
+        })
+    }
+
+    /// The word at a place.
+    pub fn word(&self, place: usize) -> Option<&AtomicU64> {
+        self.places.get(place).map(|place| &place.word)
+    }
+}
+
+impl Default for Boards {
+    fn default() -> Self {
+        Boards {
+            places: [const { Place { server: AtomicU64::new(0), word: AtomicU64::new(0) } };
+                SERVERS],
+        }
+    }
+}
+
+/// The bits of a word: the generation, the pauses, and the time in milliseconds.
+const UNTIL_BITS: u32 = 42;
+const PAUSES_BITS: u32 = 6;
+const UNTIL_MASK: u64 = (1 << UNTIL_BITS) - 1;
+const PAUSES_MASK: u64 = (1 << PAUSES_BITS) - 1;
+/// How long what another configuration has put down is in the way, in milliseconds after the time.
+const FOREIGN: u64 = 2 * LONGEST_PAUSE;
+
+impl<'a> Board<'a> {
+    /// The board in a word, which is 0 at first.
+    pub const fn new(word: &'a AtomicU64, generation: u16) -> Self {
+        Board { word, generation }
+    }
+
+    fn pack(self, note: Note) -> u64 {
+        let pauses = u64::from(note.pauses).min(PAUSES_MASK);
+        let generation = u64::from(self.generation) << (UNTIL_BITS + PAUSES_BITS);
+        generation | pauses << UNTIL_BITS | note.until.min(UNTIL_MASK)
+    }
+
+    /// What is on it, unless it is another configuration's.
+    fn read(self) -> Option<Note> {
+        let word = self.word.load(Ordering::Relaxed);
+        let note = Note {
+            until: word & UNTIL_MASK,
+            pauses: u32::try_from(word >> UNTIL_BITS & PAUSES_MASK).unwrap_or(0),
+        };
+        (word >> (UNTIL_BITS + PAUSES_BITS) == u64::from(self.generation)).then_some(note)
+    }
+
+    /// Puts a note in the place of what is there, unless that is news.
+    fn write(self, note: Note, now: u64) {
+        let word = self.word.load(Ordering::Relaxed);
+        let until = word & UNTIL_MASK;
+        if self.read().is_some() || until == 0 || until.saturating_add(FOREIGN) < now {
+            self.word.store(self.pack(note), Ordering::Relaxed);
+        }
+    }
+
+    /// Takes the probe that is due, for so long as it may take. Whether nobody else was first.
+    fn claim(self, note: Note, until: u64) -> bool {
+        let claimed = self.pack(Note { until, ..note });
+        let exchanged = self.word.compare_exchange(
+            self.pack(note),
+            claimed,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        exchanged.is_ok()
+    }
+}
+
+/// What a worker learns from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Nothing.
+    None,
+    /// The server is down.
+    Down,
+    /// It is up again.
+    Up,
+}
+
 /// A circuit breaker. Failures open it; after a pause one probe at a time may close it again.
 /// Times are milliseconds of a clock that does not go back.
 ///
@@ -69,19 +204,33 @@ enum State {
         fails: u32,
         /// The first of them.
         since: u64,
+        /// Whether it was down shortly before.
+        trial: Option<Trial>,
     },
     /// Requests are refused; from `until` on one may become a probe.
-    Open {
-        until: u64,
-        /// How many pauses there were so far, with this one.
-        pauses: u32,
-    },
+    Open { until: u64, down: Down },
     /// Requests are refused; a probe is under way.
-    Probing { pauses: u32 },
+    Probing { down: Down },
 }
 
 impl State {
-    const GOOD: Self = State::Closed { fails: 0, since: 0 };
+    const GOOD: Self = State::Closed { fails: 0, since: 0, trial: None };
+}
+
+/// A server that is down.
+#[derive(Clone, Copy, Debug)]
+struct Down {
+    since: u64,
+    /// How many pauses there were so far, with this one.
+    pauses: u32,
+}
+
+/// A server of which nothing is known but that it has answered a probe.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    /// When it has passed without anything else.
+    until: u64,
+    pauses: u32,
 }
 
 impl Breaker {
@@ -105,28 +254,85 @@ impl Breaker {
         }
     }
 
+    /// Takes over what others know. To be called before [`Breaker::ask`].
+    pub fn hear(&mut self, board: Board<'_>, now: u64) -> News {
+        let Some(note) = board.read() else { return News::None };
+        match &mut self.state {
+            State::Closed { .. } if note.until > 0 => {
+                let down = Down { since: now, pauses: note.pauses };
+                self.state = State::Open { until: note.until, down };
+                News::Down
+            }
+            State::Open { .. } if note.until == 0 => {
+                self.recovered(now);
+                News::Up
+            }
+            State::Open { until, down } => {
+                *until = note.until;
+                down.pauses = note.pauses;
+                News::None
+            }
+            State::Closed { .. } | State::Probing { .. } => News::None,
+        }
+    }
+
+    /// Tells others how the server stands now.
+    pub fn tell(&self, board: Board<'_>, now: u64) {
+        let note = match self.state {
+            State::Open { until, down } => Note { until, pauses: down.pauses },
+            State::Closed { .. } => Note { until: 0, pauses: 0 },
+            State::Probing { .. } => return,
+        };
+        if board.read() != Some(note) {
+            board.write(note, now);
+        }
+    }
+
+    /// Whether the probe that [`Breaker::ask`] has given is nobody else's; else it is taken back. A
+    /// worker that dies with it has it for `most` milliseconds.
+    pub fn claims(&mut self, board: Board<'_>, now: u64, most: u64) -> bool {
+        let State::Probing { down } = self.state else { return false };
+        let Some(note) = board.read() else { return true };
+        let until = now.saturating_add(most);
+        if note.until > 0 && note.until <= now && board.claim(note, until) {
+            return true;
+        }
+        // Another one has begun, or is through with it: that is heard before the next request.
+        self.state = State::Open { until: now, down };
+        false
+    }
+
     /// What to do with a request. After [`Verdict::Probe`] a probe has begun, and its end has to
-    /// be told by [`Breaker::succeeded`] or [`Breaker::failed`].
+    /// be told by [`Breaker::recovered`] or [`Breaker::failed`].
     pub fn ask(&mut self, now: u64) -> Verdict {
         match self.state {
             State::Closed { .. } => Verdict::Go,
-            State::Open { until, pauses } if now >= until => {
-                self.state = State::Probing { pauses };
+            State::Open { until, down } if now >= until => {
+                self.state = State::Probing { down };
                 Verdict::Probe
             }
             State::Open { .. } | State::Probing { .. } => Verdict::Refuse,
         }
     }
 
-    /// The server answered as it should: the failures so far are forgotten. Returns whether that
-    /// closed the breaker.
-    ///
-    /// A server may well accept connections and greetings and answer no request. Where more than
-    /// one failure opens the breaker, a greeting must therefore not be told unless it is a probe.
-    pub fn succeeded(&mut self) -> bool {
-        let was_open = self.is_open();
-        self.state = State::GOOD;
-        was_open
+    /// The server answered a request as it should: the failures so far are forgotten, and one of the
+    /// pauses that came before the last probe.
+    pub fn succeeded(&mut self) {
+        if let State::Closed { trial, .. } = self.state {
+            let trial =
+                trial.map(|trial| Trial { pauses: trial.pauses.saturating_sub(1), ..trial });
+            let trial = trial.filter(|trial| trial.pauses > 0);
+            self.state = State::Closed { fails: 0, since: 0, trial };
+        }
+    }
+
+    /// The server answered a probe. Returns whether that closed the breaker.
+    pub fn recovered(&mut self, now: u64) -> bool {
+        let (State::Open { down, .. } | State::Probing { down }) = self.state else { return false };
+        let until = now.saturating_add(now.saturating_sub(down.since));
+        let trial = Some(Trial { until, pauses: down.pauses });
+        self.state = State::Closed { fails: 0, since: 0, trial };
+        true
     }
 
     /// The server failed. Returns whether that opened the breaker.
@@ -135,15 +341,21 @@ impl Breaker {
     /// back all at once.
     pub fn failed(&mut self, now: u64, random: u32) -> bool {
         match self.state {
-            State::Closed { fails, since } => {
+            State::Closed { fails, since, trial } => {
+                let trial = trial.filter(|trial| now < trial.until);
                 let (fails, since) = self.count(fails, since, now);
                 let opens = self.config.max_fails != 0 && fails >= self.config.max_fails;
-                self.state =
-                    if opens { self.pause(0, now, random) } else { State::Closed { fails, since } };
+                let opens = opens || trial.is_some();
+                self.state = if opens {
+                    let pauses = trial.map_or(0, |trial| trial.pauses);
+                    self.pause(Down { since: now, pauses }, now, random)
+                } else {
+                    State::Closed { fails, since, trial: None }
+                };
                 opens
             }
-            State::Open { pauses, .. } | State::Probing { pauses } => {
-                self.state = self.pause(pauses, now, random);
+            State::Open { down, .. } | State::Probing { down } => {
+                self.state = self.pause(down, now, random);
                 false
             }
         }
@@ -159,14 +371,14 @@ impl Breaker {
         }
     }
 
-    /// The pause after `pauses` earlier ones.
-    fn pause(&self, pauses: u32, now: u64, random: u32) -> State {
+    /// The pause after those that there were.
+    fn pause(&self, down: Down, now: u64, random: u32) -> State {
         let full = FIRST_PAUSE
-            .saturating_mul(1u64.checked_shl(pauses).unwrap_or(u64::MAX))
+            .saturating_mul(1u64.checked_shl(down.pauses).unwrap_or(u64::MAX))
             .min(self.config.longest_pause());
         let jitter = (full / 4).saturating_mul(u64::from(random)) >> 32;
         let until = now.saturating_add(full.saturating_sub(jitter));
-        State::Open { until, pauses: pauses.saturating_add(1) }
+        State::Open { until, down: Down { pauses: down.pauses.saturating_add(1), ..down } }
     }
 }
 
@@ -199,8 +411,8 @@ mod tests {
         assert_eq!(breaker.ask(1000 + FIRST_PAUSE - 1), Verdict::Refuse);
         assert_eq!(breaker.ask(1000 + FIRST_PAUSE), Verdict::Probe);
         assert_eq!(breaker.ask(u64::MAX), Verdict::Refuse);
-        assert!(breaker.succeeded());
-        assert!(!breaker.succeeded());
+        assert!(breaker.recovered(1200));
+        assert!(!breaker.recovered(1200));
         assert_eq!(breaker.ask(u64::MAX), Verdict::Go);
     }
 
@@ -215,9 +427,72 @@ mod tests {
         }
         assert_eq!(pauses[..4], [100, 200, 400, 800]);
         assert_eq!(pauses[69], LONGEST_PAUSE);
+    }
+
+    /// A breaker that has been open for 400 ms, with its third pause, when a probe succeeds at 1400.
+    fn on_trial(max_fails: u32) -> Breaker {
+        let mut breaker = breaker(max_fails, 10_000);
+        for _ in 0..max_fails {
+            breaker.failed(1000, 0);
+        }
+        for now in [1100, 1300] {
+            assert_eq!(breaker.ask(now), Verdict::Probe);
+            breaker.failed(now, 0);
+        }
+        assert_eq!(until(&breaker), 1700);
+        assert_eq!(breaker.ask(1700), Verdict::Probe);
+        assert!(breaker.recovered(1700));
+        breaker
+    }
+
+    #[test]
+    fn a_probe_that_succeeds_does_not_make_the_pauses_short_again() {
+        for max_fails in [1, 5] {
+            let mut breaker = on_trial(max_fails);
+            assert_eq!(breaker.ask(1700), Verdict::Go);
+            assert!(breaker.failed(1710, 0), "the first failure is enough");
+            assert_eq!(until(&breaker), 1710 + 800);
+            assert_eq!(breaker.ask(2510), Verdict::Probe);
+            assert!(breaker.recovered(2510));
+            assert!(breaker.failed(2511, 0));
+            assert_eq!(until(&breaker), 2511 + 1600);
+        }
+    }
+
+    #[test]
+    fn requests_that_are_answered_make_the_pauses_short_again() {
+        let mut breaker = on_trial(1);
         breaker.succeeded();
+        assert!(breaker.failed(1710, 0));
+        assert_eq!(until(&breaker), 1710 + 400);
+        breaker.ask(2110);
+        breaker.recovered(2110);
+        (0..3).for_each(|_| breaker.succeeded());
+        assert!(breaker.failed(2120, 0));
+        assert_eq!(until(&breaker), 2120 + FIRST_PAUSE);
+    }
+
+    #[test]
+    fn after_as_long_up_as_it_was_down_the_pauses_are_short_again() {
+        for (now, pause) in [(2399, 800), (2400, FIRST_PAUSE)] {
+            let mut breaker = on_trial(1);
+            assert!(breaker.failed(now, 0));
+            assert_eq!(until(&breaker), now + pause);
+        }
+        let mut breaker = on_trial(2);
+        assert!(!breaker.failed(2400, 0), "and it takes as many failures as ever");
+        assert!(breaker.failed(2400, 0));
+    }
+
+    #[test]
+    fn an_answer_does_not_close_an_open_breaker() {
+        let mut breaker = Breaker::default();
         breaker.failed(0, 0);
-        assert_eq!(until(&breaker), FIRST_PAUSE);
+        breaker.succeeded();
+        assert!(breaker.is_open());
+        assert_eq!(breaker.ask(FIRST_PAUSE), Verdict::Probe);
+        breaker.succeeded();
+        assert!(breaker.is_open());
     }
 
     #[test]
@@ -271,16 +546,10 @@ mod tests {
         let mut breaker = breaker(2, 1000);
         for _ in 0..10 {
             assert!(!breaker.failed(0, 0));
-            assert!(!breaker.succeeded());
+            breaker.succeeded();
         }
         assert!(!breaker.failed(0, 0));
         assert!(breaker.failed(0, 0));
-        // As does the probe that closes it.
-        assert_eq!(breaker.ask(FIRST_PAUSE), Verdict::Probe);
-        assert!(breaker.succeeded());
-        assert!(!breaker.failed(200, 0));
-        assert!(breaker.failed(200, 0));
-        assert_eq!(until(&breaker), 200 + FIRST_PAUSE);
     }
 
     #[test]
@@ -306,6 +575,108 @@ mod tests {
         assert!(breaker.is_usable(FIRST_PAUSE), "to ask this starts no probe");
         assert_eq!(breaker.ask(FIRST_PAUSE), Verdict::Probe);
         assert!(!breaker.is_usable(u64::MAX));
+    }
+
+    #[test]
+    fn what_one_worker_finds_down_others_do_not_ask() {
+        let word = AtomicU64::new(0);
+        let board = Board::new(&word, 7);
+        let mut workers = [Breaker::default(), Breaker::default(), Breaker::default()];
+        for worker in &mut workers {
+            assert_eq!(worker.hear(board, 900), News::None);
+            assert_eq!(worker.ask(900), Verdict::Go);
+        }
+        assert!(workers[0].failed(1000, 0));
+        workers[0].tell(board, 1000);
+        for worker in &mut workers[1..] {
+            assert_eq!(worker.hear(board, 1010), News::Down);
+            assert_eq!(worker.ask(1010), Verdict::Refuse);
+            assert_eq!(worker.hear(board, 1010), News::None, "it is told once");
+        }
+        // One of them has the probe.
+        let mut probes = 0;
+        for worker in &mut workers {
+            worker.hear(board, 1100);
+            if worker.ask(1100) == Verdict::Probe && worker.claims(board, 1100, 300) {
+                probes += 1;
+            }
+        }
+        assert_eq!(probes, 1);
+        assert_eq!(workers[1].hear(board, 1399), News::None);
+        assert_eq!(workers[1].ask(1399), Verdict::Refuse);
+        // It fails: all of them wait for the next pause to end.
+        assert!(!workers[0].failed(1150, 0));
+        workers[0].tell(board, 1150);
+        for worker in &mut workers {
+            worker.hear(board, 1349);
+            assert_eq!(worker.ask(1349), Verdict::Refuse);
+        }
+        // Another one has the next, and finds the server up.
+        workers[2].hear(board, 1350);
+        assert_eq!(workers[2].ask(1350), Verdict::Probe);
+        assert!(workers[2].claims(board, 1350, 300));
+        assert!(workers[2].recovered(1360));
+        workers[2].tell(board, 1360);
+        for worker in &mut workers[..2] {
+            assert_eq!(worker.hear(board, 1361), News::Up);
+            assert_eq!(worker.ask(1361), Verdict::Go);
+        }
+        // For each it is on trial.
+        assert!(workers[1].failed(1370, 0));
+        assert_eq!(until(&workers[1]), 1370 + 400);
+    }
+
+    #[test]
+    fn each_server_has_a_word_of_its_own_while_there_is_room() {
+        let boards = Boards::default();
+        let servers = (0..SERVERS as u64).map(|n| 7 + 1000 * n);
+        let word = |server| boards.word(boards.place(server).unwrap()).unwrap();
+        for server in servers.clone() {
+            assert_eq!(word(server).fetch_add(server, Ordering::Relaxed), 0, "nobody else has it");
+        }
+        for server in servers {
+            assert_eq!(word(server).load(Ordering::Relaxed), server);
+        }
+        assert!(boards.place(3).is_none() && boards.word(SERVERS).is_none());
+        assert!(Boards::default().place(0).is_some());
+    }
+
+    #[test]
+    fn a_probe_of_a_worker_that_is_gone_is_due_again() {
+        let word = AtomicU64::new(0);
+        let board = Board::new(&word, 7);
+        let (mut dead, mut other) = (Breaker::default(), Breaker::default());
+        dead.failed(0, 0);
+        dead.tell(board, 0);
+        assert_eq!(dead.ask(100), Verdict::Probe);
+        assert!(dead.claims(board, 100, 300));
+        for (now, verdict) in [(399, Verdict::Refuse), (400, Verdict::Probe)] {
+            other.hear(board, now);
+            assert_eq!(other.ask(now), verdict);
+        }
+        assert!(other.claims(board, 400, 300));
+    }
+
+    #[test]
+    fn a_configuration_does_not_hear_what_another_one_has_told() {
+        let word = AtomicU64::new(0);
+        let (old, new) = (Board::new(&word, 7), Board::new(&word, 8));
+        let mut worker = Breaker::default();
+        worker.failed(1000, 0);
+        worker.tell(old, 1000);
+        let mut next = Breaker::default();
+        assert_eq!(next.hear(new, 1001), News::None);
+        assert_eq!(next.ask(1001), Verdict::Go);
+        // Nor does it take the board away while that counts.
+        next.failed(1002, 0);
+        next.tell(new, 1002);
+        assert_eq!(old.read(), Some(Note { until: 1100, pauses: 1 }));
+        assert_eq!(next.ask(1102), Verdict::Probe);
+        assert!(next.claims(new, 1102, 300), "each probes for itself");
+        next.failed(12_000, 0);
+        next.tell(new, 12_000);
+        assert_eq!(old.read(), None);
+        assert_eq!(new.read(), Some(Note { until: 12_200, pauses: 2 }));
     }
 
     #[test]

@@ -4,6 +4,8 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
+use crate::hint::Hint;
+
 /// How deep the arrays of an answer may be nested, the answer itself counted. `CLUSTER SLOTS` needs
 /// four levels.
 pub(crate) const MAX_DEPTH: usize = 5;
@@ -24,7 +26,7 @@ pub enum Answer {
     Refused(Range<usize>),
     /// Another node of the cluster has the entry.
     Redirect(Redirect),
-    /// An entry longer than the limit. That many bytes, not yet received, have to be skipped.
+    /// An entry longer than the limit. That many bytes, not yet received, belong to it.
     TooLarge(usize),
     /// A reply of several values, as the server wrote it: the whole of it.
     Array(Range<usize>),
@@ -163,6 +165,23 @@ pub trait Codec {
     ///
     /// The answer is one of [`Codec::decode`] for `buf`.
     fn greeted(&self, step: usize, answer: &Answer, buf: &[u8]) -> Result<(), Unfit>;
+
+    /// Whether a refusal in these words is of the connection, whatever it answers: the server says
+    /// it before it is asked, and closes the connection.
+    fn refuses_connection(&self, text: &[u8]) -> bool;
+
+    /// Whether a refusal in these words may be of the connection more than of the server that is
+    /// meant: behind a stable address servers change places, and a connection stays with the one
+    /// that it was made to.
+    fn is_of_connection(&self, text: &[u8]) -> bool;
+
+    /// What an operator can do about a refusal in these words, as they are or as a log has them, to
+    /// the `step`-th request of the greeting or to another request.
+    fn hint(&self, text: &[u8], step: Option<usize>) -> Option<Hint<'_>>;
+
+    /// What an operator can do about a server that closes the connection instead of an answer to
+    /// the `step`-th request of the greeting: proxies do so for what they do not know.
+    fn missing(&self, step: usize) -> Option<Hint<'_>>;
 
     /// Whether the answer to the `step`-th request of the greeting is a reply of several values.
     fn greeting_is_array(&self, step: usize) -> bool;

@@ -13,8 +13,12 @@
 //!   that its late answer is discarded in its turn.
 //! - Nothing but the greeting is written before the server has accepted the greeting: it would be
 //!   carried out all the same, as somebody else or somewhere else.
-//! - Only a complete answer is a sign of life. A server that has not given one in the whole timeout
-//!   of a request is silent, and the connection is given up.
+//! - Only a complete answer is a sign of life. A connection on which none has come in the whole
+//!   timeout of the request in front is silent: whoever moves the bytes finds out by another one
+//!   whether the server works. Nothing ends by it but what is late. After [`Limits::silence`] of
+//!   such timeouts the connection is given up.
+//! - A connection that was idle may be dead without anybody having said so. It is silent sooner:
+//!   there has to be time to ask again.
 //!
 //! Times are in milliseconds of a clock that does not go back, and that does not stand still while
 //! other work is done.
@@ -32,6 +36,7 @@ use crate::buffer;
 use crate::codec::{
     Answer, Codec, DecodeError, Expected, Expiry, OutOfMemory, Place, Redirect, Unfit,
 };
+use crate::hint::Hint;
 use crate::inflight::{self, InFlight, Kind};
 use crate::outcome::Outcome;
 use crate::resp;
@@ -41,6 +46,13 @@ use crate::said::Said;
 const MAX_UNSENT: usize = 4 * 1024 * 1024;
 /// The most that may come between two answers and answer nothing, in bytes.
 const MAX_ASIDE: usize = 64 * 1024;
+/// Who has said nothing for so long may have been forgotten by what is between, in milliseconds.
+pub const IDLE: u64 = 1000;
+/// After so many timeouts without a lookup that is answered in time the server is too slow.
+const SLOW: u64 = 20;
+/// The longest value that is skipped, in bytes. What lies behind a longer one had better be asked
+/// for again, on another connection.
+const MAX_SKIPPED: usize = 64 * 1024;
 /// So many suspect replies in a row end a connection, before any more entries are removed for it: they
 /// may be good.
 const MAX_SUSPECT: u32 = 2;
@@ -54,7 +66,9 @@ pub struct Limits {
     pub store_timeout: u64,
     /// How long the server has to accept the greeting.
     pub greet_timeout: u64,
-    /// How many requests may be unanswered.
+    /// After how many timeouts of silence the connection is given up.
+    pub silence: u64,
+    /// How many requests may be unanswered, those included whose deadline has passed.
     pub queue: usize,
     /// The longest value, in bytes.
     pub max_value: usize,
@@ -97,7 +111,8 @@ impl Command<'_> {
     /// What kind of request it is, with whoever waits for its end.
     pub fn kind<W>(&self, waiter: Option<W>) -> Kind<W> {
         match (self, waiter) {
-            (Command::Get | Command::Take, Some(waiter)) => Kind::Fetch(waiter),
+            (Command::Get, Some(waiter)) => Kind::Fetch(waiter),
+            (Command::Take, Some(waiter)) => Kind::Take(waiter),
             (Command::Claim(_), Some(waiter)) => Kind::Claim(waiter),
             (_, waiter) => Kind::Update(waiter),
         }
@@ -132,6 +147,9 @@ pub enum Reply<'a> {
     Refused(&'a [u8]),
     /// There was no proper answer.
     Failed(Outcome),
+    /// There was no answer, for which the connection is to blame and not the server. Only of a
+    /// request that changes nothing: it may be made again, on another connection, or ends so.
+    Again(Outcome),
 }
 
 /// The server that another one sends a request to.
@@ -156,6 +174,16 @@ pub enum Refusal<'a> {
     Redirect(Node<'a>),
 }
 
+impl Refusal<'_> {
+    /// What an operator can do about it.
+    pub fn hint<'c>(&self, codec: &'c dyn Codec) -> Option<Hint<'c>> {
+        match self {
+            Refusal::Error(text) => codec.hint(text, None),
+            Refusal::Redirect(_) => Some(Hint::Cluster),
+        }
+    }
+}
+
 impl fmt::Display for Refusal<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -173,6 +201,13 @@ impl fmt::Display for Refusal<'_> {
 pub enum Failure {
     /// No complete answer came for so many milliseconds.
     Silent(u64),
+    /// Lookups were answered, but none in time for so many milliseconds.
+    Slow(u64),
+    /// No complete answer came for so many milliseconds, while the server answered on another
+    /// connection.
+    Dead(u64),
+    /// An entry of so many bytes, which are not waited for. Its lookup has ended.
+    Oversized(usize),
     /// A reply that no request leads to.
     OutOfStep,
     /// Replies with other sessions than those asked for.
@@ -191,7 +226,7 @@ impl Failure {
     /// What this means for those who wait.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Failure::Silent(_) => Outcome::Timeout,
+            Failure::Silent(_) | Failure::Slow(_) | Failure::Dead(_) => Outcome::Timeout,
             _ => Outcome::Error,
         }
     }
@@ -201,6 +236,9 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Silent(ms) => write!(f, "no answer within {ms} ms"),
+            Failure::Slow(ms) => write!(f, "no answer in time for {ms} ms"),
+            Failure::Dead(ms) => write!(f, "no answer within {ms} ms on this connection"),
+            Failure::Oversized(len) => write!(f, "entry of {len} bytes"),
             Failure::OutOfStep => f.write_str("reply to no request"),
             Failure::Suspect => f.write_str("reply with another session"),
             Failure::Unasked => f.write_str("too many messages that answer no request"),
@@ -236,12 +274,24 @@ pub struct Conversation<W> {
     skip: usize,
     /// How many bytes have answered nothing since the last answer.
     aside: usize,
-    doubt: Option<Doubt>,
+    /// When the last answer was complete, or else when requests could be written.
+    heard: u64,
+    /// Whether it has shown nothing since it was idle.
+    stale: bool,
+    /// Whether it is silent, as [`Conversation::tick`] has found.
+    silent: bool,
+    /// When the first lookup was late after the last one that was not.
+    late_since: Option<u64>,
     /// How many answers in a row may have belonged to another request.
     suspect: u32,
-    /// Whether the server has given a proper answer, and whether since [`Conversation::take_good`].
+    /// Whether the server has given a proper answer to a request, and whether it has given one in
+    /// time since [`Conversation::take_good`].
     proven: bool,
     good: bool,
+    /// Whether anything has come.
+    is_heard: bool,
+    /// Whether a probe was accepted since [`Conversation::take_accepted`].
+    accepted: bool,
     /// Whether the server has refused a request.
     has_refused: bool,
     ends: Vec<End<W>>,
@@ -259,10 +309,11 @@ enum Stage {
     Open,
 }
 
-/// Whether the server says anything at all: it has answered nothing since `since`, when a request
-/// was written whose deadline has passed, and has to answer something, whatever it is, by `until`.
-struct Doubt {
+/// Nothing has been heard since `since`, of which the connection has to be asked about from `from`
+/// on, and which ends it at `until`.
+struct Silence {
     since: u64,
+    from: u64,
     until: u64,
 }
 
@@ -280,6 +331,8 @@ struct End<W> {
     kind: Kind<W>,
     deadline: u64,
     answer: Result<Answer, Outcome>,
+    /// Whether it may be made again, having no answer.
+    again: bool,
     /// Whether nobody has to be told: the waiter was told earlier, or there is none.
     told: bool,
     /// Whether the server refused the request.
@@ -345,6 +398,7 @@ impl<W: Copy> End<W> {
             Ok(Answer::Redirect(_) | Answer::TooLarge(_) | Answer::Aside) => {
                 Reply::Failed(Outcome::Error)
             }
+            Err(outcome) if self.again => Reply::Again(*outcome),
             Err(outcome) => Reply::Failed(*outcome),
         };
         let Self { kind, deadline, .. } = *self;
@@ -378,10 +432,15 @@ impl<W: Copy> Conversation<W> {
             place: Place::default(),
             skip: 0,
             aside: 0,
-            doubt: None,
+            heard: 0,
+            stale: false,
+            silent: false,
+            late_since: None,
             suspect: 0,
             proven: false,
             good: false,
+            is_heard: false,
+            accepted: false,
             has_refused: false,
             ends: Vec::new(),
             counts: Counts::default(),
@@ -440,12 +499,17 @@ impl<W: Copy> Conversation<W> {
             self.out.truncate(start);
             return Err(Refused::OutOfMemory);
         }
+        if self.is_open() && self.inflight.is_empty() {
+            self.stale |= now.saturating_sub(self.heard) >= IDLE;
+        }
         if asking {
             self.inflight.push(Kind::Asking, now, 0, None);
         }
         let timeout = match kind {
             Kind::Update(_) => self.limits.store_timeout,
-            Kind::Fetch(_) | Kind::Claim(_) | Kind::Query => self.limits.fetch_timeout,
+            Kind::Fetch(_) | Kind::Take(_) | Kind::Claim(_) | Kind::Query => {
+                self.limits.fetch_timeout
+            }
             Kind::Greeting(_) | Kind::Asking => 0,
         };
         self.inflight.push(kind, now, timeout, deadline);
@@ -462,6 +526,7 @@ impl<W: Copy> Conversation<W> {
     pub fn connected(&mut self, now: u64) {
         if self.stage == Stage::Opening {
             let by = now.saturating_add(self.limits.greet_timeout);
+            self.heard = now;
             self.stage =
                 if self.steps == 0 { Stage::Open } else { Stage::Greeting { since: now, by } };
         }
@@ -526,19 +591,20 @@ impl<W: Copy> Conversation<W> {
         &mut self.input
     }
 
-    /// Takes the answers out of what was read. What has ended by then is in
+    /// Takes the answers out of what was read at `now`. What has ended by then is in
     /// [`Conversation::take_ends`], with an error as without.
     ///
     /// A request stays in the line until its answer is accepted, so that a failure finds it there.
-    pub fn received(&mut self) -> Result<(), Failure> {
-        let result = self.decode();
+    pub fn received(&mut self, now: u64) -> Result<(), Failure> {
+        self.is_heard |= !self.input.is_empty();
+        let result = self.decode(now);
         if self.ends.is_empty() {
             self.forget_decoded();
         }
         result
     }
 
-    fn decode(&mut self) -> Result<(), Failure> {
+    fn decode(&mut self, now: u64) -> Result<(), Failure> {
         loop {
             let at = self.decoded;
             let rest = self.input.get(at..).unwrap_or_default();
@@ -550,7 +616,7 @@ impl<W: Copy> Conversation<W> {
                 self.skip = self.skip.saturating_sub(skipped);
                 self.decoded = at.saturating_add(skipped);
                 if self.skip == 0 {
-                    self.heard();
+                    self.heard(now);
                 }
                 continue;
             }
@@ -573,6 +639,12 @@ impl<W: Copy> Conversation<W> {
                 self.decoded = at.saturating_add(used);
                 continue;
             }
+            // It may be read before what was asked is written, or after it.
+            if let (Answer::Refused(text), false) = (&answer, self.proven) {
+                if self.codec.refuses_connection(rest.get(text.clone()).unwrap_or_default()) {
+                    return Err(unaccepted(Unfit::Refused, &answer, rest));
+                }
+            }
             // What was not asked cannot be answered, though it may wait to be asked.
             let asked = |request: &inflight::Request<W>| {
                 request.written.is_some() || matches!(request.kind, Kind::Greeting(_))
@@ -593,12 +665,15 @@ impl<W: Copy> Conversation<W> {
                     self.steps = self.steps.saturating_sub(1);
                     Ok(Answer::Done)
                 }
-                (Answer::TooLarge(len), Kind::Fetch(_)) => {
+                (Answer::TooLarge(len), Kind::Fetch(_) | Kind::Take(_)) => {
                     skip = len;
                     Err(Outcome::Corrupt)
                 }
                 (answer @ Answer::Missing, _)
-                | (answer @ (Answer::Value(_) | Answer::Claim(..)), Kind::Fetch(_))
+                | (
+                    answer @ (Answer::Value(_) | Answer::Claim(..)),
+                    Kind::Fetch(_) | Kind::Take(_),
+                )
                 | (answer @ Answer::Done, Kind::Claim(_) | Kind::Update(_) | Kind::Asking)
                 | (answer @ Answer::Array(_), Kind::Query)
                 | (answer @ (Answer::Refused(_) | Answer::Redirect(_)), _) => Ok(answer),
@@ -618,28 +693,38 @@ impl<W: Copy> Conversation<W> {
             self.skip = skip;
             self.aside = 0;
             if skip == 0 {
-                self.heard();
+                self.heard(now);
             }
-            // A server that greets and then says nothing is no good. A probe is a greeting.
-            let counts = !matches!(request.kind, Kind::Greeting(_)) || self.probe;
-            if !refused && counts && self.steps == 0 {
-                self.proven = true;
-                self.good = true;
+            if request.kind.is_lookup() && !request.expired {
+                self.late_since = None;
+            }
+            // A server that greets and then says nothing is no good.
+            match request.kind {
+                Kind::Greeting(_) => self.accepted |= self.probe && self.steps == 0,
+                _ if refused => {}
+                _ => {
+                    self.proven = true;
+                    self.good |= !request.expired;
+                }
             }
             self.open_if_greeted();
             let told = request.expired || !request.kind.is_awaited();
             if refused || !told {
                 let answer = end.map(|answer| answer.shifted(at));
                 let inflight::Request { kind, deadline, .. } = request;
-                self.ends.push(End { kind, deadline, answer, told, refused });
+                self.ends.push(End { kind, deadline, answer, again: false, told, refused });
+            }
+            if skip > MAX_SKIPPED {
+                return Err(Failure::Oversized(skip));
             }
         }
     }
 
     /// An answer was complete.
-    fn heard(&mut self) {
-        self.inflight.heard();
-        self.doubt = None;
+    fn heard(&mut self, now: u64) {
+        self.heard = now;
+        self.stale = false;
+        self.silent = false;
     }
 
     /// Whether a redirection is for the waiter to follow.
@@ -649,11 +734,12 @@ impl<W: Copy> Conversation<W> {
 
     /// Notes that a request has ended without an answer, if anybody wants to know. Room was made for
     /// it when it began.
-    fn give_up(&mut self, request: &inflight::Request<W>, outcome: Outcome) {
+    fn give_up(&mut self, request: &inflight::Request<W>, outcome: Outcome, again: bool) {
         if request.kind.is_awaited() {
             let inflight::Request { kind, deadline, .. } = *request;
+            let again = again && matches!(kind, Kind::Fetch(_));
             let answer = Err(outcome);
-            self.ends.push(End { kind, deadline, answer, told: false, refused: false });
+            self.ends.push(End { kind, deadline, answer, again, told: false, refused: false });
         }
     }
 
@@ -692,9 +778,15 @@ impl<W: Copy> Conversation<W> {
         }
     }
 
-    /// Whether the server has given a proper answer since this was asked last.
+    /// Whether the server has given a proper answer to a request, in time, since this was asked
+    /// last.
     pub fn take_good(&mut self) -> bool {
         mem::take(&mut self.good)
+    }
+
+    /// Whether the server has accepted a probe since this was asked last.
+    pub fn take_accepted(&mut self) -> bool {
+        mem::take(&mut self.accepted)
     }
 
     /// What happened since this was asked last.
@@ -706,26 +798,32 @@ impl<W: Copy> Conversation<W> {
     /// [`Conversation::next_deadline`] has come, after what there is to read and to write was read
     /// and written.
     pub fn tick(&mut self, now: u64) -> Result<(), Failure> {
-        while let Some(expired) = self.inflight.expire(now) {
+        let mut slow = false;
+        while let Some(request) = self.inflight.expire(now) {
             self.counts.late = self.counts.late.saturating_add(1);
-            self.give_up(&expired.request, Outcome::Timeout);
+            self.give_up(&request, Outcome::Timeout, false);
             // The server has the whole timeout from when it was asked.
-            if let Some(since) = expired.unheard {
-                let until = since.saturating_add(expired.request.timeout);
-                if self.doubt.as_ref().is_none_or(|doubt| until < doubt.until) {
-                    self.doubt = Some(Doubt { since, until });
-                }
-            }
+            let until = request.written.map(|written| written.saturating_add(request.timeout));
+            slow |= request.kind.is_lookup() && until.is_some_and(|until| until <= now);
         }
         if let Stage::Greeting { since, by } = self.stage {
             if by <= now {
                 return Err(Failure::Silent(now.saturating_sub(since)));
             }
         }
-        match self.doubt.take_if(|doubt| doubt.until <= now) {
-            Some(doubt) => Err(Failure::Silent(now.saturating_sub(doubt.since))),
-            None => Ok(()),
+        if let Some(silence) = self.silence() {
+            self.silent |= silence.from <= now;
+            if silence.until <= now {
+                return Err(Failure::Silent(now.saturating_sub(silence.since)));
+            }
         }
+        if slow {
+            let late = now.saturating_sub(*self.late_since.get_or_insert(now));
+            if late >= self.limits.fetch_timeout.saturating_mul(SLOW) {
+                return Err(Failure::Slow(late));
+            }
+        }
+        Ok(())
     }
 
     /// When [`Conversation::tick`] is to be called.
@@ -734,8 +832,44 @@ impl<W: Copy> Conversation<W> {
             Stage::Greeting { by, .. } => Some(by),
             Stage::Opening | Stage::Open => None,
         };
-        let doubt = self.doubt.as_ref().map(|doubt| doubt.until);
-        [greeting, doubt, self.inflight.next_deadline()].into_iter().flatten().min()
+        let silence = self.silence();
+        let silence = silence.map(|it| if self.silent { it.until } else { it.from });
+        [greeting, silence, self.inflight.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// How long the request in front has been without an answer, and any other with it.
+    fn silence(&self) -> Option<Silence> {
+        let front = self.inflight.front().filter(|_| self.is_open())?;
+        let since = front.written?.max(self.heard);
+        let timeout = if front.timeout == 0 { self.limits.fetch_timeout } else { front.timeout };
+        // Half of the time is left to ask again.
+        let patience =
+            if self.stale { (self.limits.fetch_timeout / 2).max(1).min(timeout) } else { timeout };
+        Some(Silence {
+            since,
+            from: since.saturating_add(patience),
+            until: since.saturating_add(timeout.saturating_mul(self.limits.silence)),
+        })
+    }
+
+    /// Whether the connection is silent.
+    pub fn is_silent(&self) -> bool {
+        self.silent
+    }
+
+    /// For how long nothing has been heard, with something to be answered.
+    pub fn silent_for(&self, now: u64) -> u64 {
+        self.silence().map_or(0, |silence| now.saturating_sub(silence.since))
+    }
+
+    /// Whether the connection was idle, and has shown nothing since.
+    pub fn is_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// Whether nothing was said for so long, nor is there anything to say, that it would be stale.
+    pub fn is_idle(&self, now: u64) -> bool {
+        self.inflight.is_empty() && now.saturating_sub(self.heard) >= IDLE
     }
 
     /// An answer may have been for another request than it seemed. Once, that is an entry in the
@@ -767,12 +901,22 @@ impl<W: Copy> Conversation<W> {
         self.inflight.len()
     }
 
+    /// How many requests have no answer and time for one.
+    pub fn awaited(&self) -> usize {
+        self.inflight.awaited()
+    }
+
     /// What the server is asked for now.
     pub fn front(&self) -> Option<Kind<W>> {
         self.inflight.front().map(|request| request.kind)
     }
 
-    /// Whether the server has given a proper answer on this connection.
+    /// Whether anything has come on this connection.
+    pub fn is_heard(&self) -> bool {
+        self.is_heard
+    }
+
+    /// Whether the server has given a proper answer to a request on this connection.
     pub fn is_proven(&self) -> bool {
         self.proven
     }
@@ -782,17 +926,19 @@ impl<W: Copy> Conversation<W> {
         self.has_refused
     }
 
-    /// Ends the conversation: every request that has no answer ends with `outcome`. How many
-    /// requests are lost, and what has ended.
-    pub fn fail(mut self, outcome: Outcome) -> (usize, Ends<W>) {
+    /// Ends the conversation: every request that has no answer ends with `outcome`; with `again` as
+    /// [`Reply::Again`] has it. How many requests are lost, without those that may be made again, and
+    /// what has ended.
+    pub fn fail(mut self, outcome: Outcome, again: bool) -> (usize, Ends<W>) {
         let mut lost: usize = 0;
         while let Some(request) = self.inflight.pop() {
             let awaited = request.kind.is_awaited() && !request.expired;
-            if awaited || matches!(request.kind, Kind::Update(_)) {
+            let again = again && matches!(request.kind, Kind::Fetch(_));
+            if awaited && !again || matches!(request.kind, Kind::Update(_)) {
                 lost = lost.saturating_add(1);
             }
             if !request.expired {
-                self.give_up(&request, outcome);
+                self.give_up(&request, outcome, again);
             }
         }
         (lost, Ends { ends: mem::take(&mut self.ends), input: mem::take(&mut self.input) })

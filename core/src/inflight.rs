@@ -20,6 +20,8 @@ pub enum Kind<W> {
     Greeting(usize),
     /// A handshake waits for the entry.
     Fetch(W),
+    /// A handshake waits for the entry, which is removed.
+    Take(W),
     /// A handshake waits to learn whether the entry is its own.
     Claim(W),
     /// Something is changed. A waiter, if there is one, wants to know whether another server has to
@@ -43,7 +45,7 @@ impl<W: Copy> Kind<W> {
     /// Who waits for the answer.
     pub fn waiter(self) -> Option<W> {
         match self {
-            Kind::Fetch(waiter) | Kind::Claim(waiter) => Some(waiter),
+            Kind::Fetch(waiter) | Kind::Take(waiter) | Kind::Claim(waiter) => Some(waiter),
             Kind::Update(waiter) => waiter,
             Kind::Greeting(_) | Kind::Asking | Kind::Query => None,
         }
@@ -54,10 +56,15 @@ impl<W: Copy> Kind<W> {
         self.waiter().is_some() || matches!(self, Kind::Query)
     }
 
+    /// Whether a handshake, or a question about the servers, waits for the answer.
+    pub fn is_lookup(self) -> bool {
+        self.class() == Some(Class::Lookups)
+    }
+
     fn class(self) -> Option<Class> {
         match self {
             Kind::Greeting(_) | Kind::Asking => None,
-            Kind::Fetch(_) | Kind::Claim(_) | Kind::Query => Some(Class::Lookups),
+            Kind::Fetch(_) | Kind::Take(_) | Kind::Claim(_) | Kind::Query => Some(Class::Lookups),
             Kind::Update(_) => Some(Class::Updates),
         }
     }
@@ -92,15 +99,6 @@ impl<W> Request<W> {
     }
 }
 
-/// A request whose deadline has passed.
-#[derive(Clone, Copy, Debug)]
-pub struct Expired<W> {
-    /// The request.
-    pub request: Request<W>,
-    /// When it was written, if the server has answered nothing at all since then.
-    pub unheard: Option<u64>,
-}
-
 /// The requests of one connection that have not been answered, oldest first.
 ///
 /// Requests are numbered in the order in which they are made.
@@ -113,8 +111,6 @@ pub struct InFlight<W> {
     /// written.
     unsubmitted: u64,
     unwritten: u64,
-    /// The number of the first request that was written after the last answer, or is not written.
-    unheard: u64,
     /// For each class the number of a request before which no deadline of the class is left.
     lookups: u64,
     updates: u64,
@@ -130,7 +126,6 @@ impl<W: Copy> InFlight<W> {
             front: 0,
             unsubmitted: 0,
             unwritten: 0,
-            unheard: 0,
             lookups: 0,
             updates: 0,
             fixed: VecDeque::new(),
@@ -193,9 +188,10 @@ impl<W: Copy> InFlight<W> {
         self.unwritten = end;
     }
 
-    /// An answer was complete, whichever request it was for.
-    pub fn heard(&mut self) {
-        self.unheard = self.unwritten;
+    /// How many are unanswered whose deadline has not passed.
+    pub fn awaited(&self) -> usize {
+        let awaited = |one: &&Request<W>| one.kind.class().is_some() && !one.expired;
+        self.queue.iter().filter(awaited).count()
     }
 
     /// The number of the next request.
@@ -220,7 +216,7 @@ impl<W: Copy> InFlight<W> {
 
     /// The next request whose deadline has passed at `now`, which is marked as expired. To be
     /// called until there is none.
-    pub fn expire(&mut self, now: u64) -> Option<Expired<W>> {
+    pub fn expire(&mut self, now: u64) -> Option<Request<W>> {
         let number = match self.fixed.iter().position(|(_, deadline)| *deadline <= now) {
             Some(at) => {
                 let (number, _) = self.fixed.remove(at)?;
@@ -243,8 +239,7 @@ impl<W: Copy> InFlight<W> {
         let place = self.place(number);
         let request = self.queue.get_mut(place)?;
         request.expired = true;
-        let unheard = request.written.filter(|_| number >= self.unheard);
-        Some(Expired { request: *request, unheard })
+        Some(*request)
     }
 
     /// When the next deadline passes.
@@ -295,7 +290,7 @@ mod tests {
     use std::vec::Vec;
 
     fn expire(inflight: &mut InFlight<u32>, now: u64) -> Vec<Kind<u32>> {
-        std::iter::from_fn(|| inflight.expire(now)).map(|expired| expired.request.kind).collect()
+        std::iter::from_fn(|| inflight.expire(now)).map(|request| request.kind).collect()
     }
 
     #[test]
@@ -326,7 +321,7 @@ mod tests {
         // Writing it later does not make the waiter wait longer.
         inflight.written(340);
         assert_eq!(inflight.next_deadline(), Some(350));
-        let request = inflight.expire(350).unwrap().request;
+        let request = inflight.expire(350).unwrap();
         assert_eq!((request.since, request.written), (300, Some(340)));
     }
 
@@ -406,21 +401,15 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_unheard_if_no_answer_has_come_since_it_was_written() {
+    fn those_that_have_expired_are_not_awaited() {
         let mut inflight = InFlight::new();
+        inflight.push(Kind::Greeting(0), 0, 0, None);
+        inflight.push(Kind::Asking, 0, 0, None);
         inflight.push(Kind::Fetch(1), 0, 50, None);
-        inflight.push(Kind::Fetch(2), 0, 50, None);
-        inflight.written(0);
-        inflight.heard();
-        inflight.pop();
-        inflight.push(Kind::Fetch(3), 0, 50, None);
-        inflight.written(0);
-        inflight.push(Kind::Fetch(4), 0, 50, None);
-        let unheard: Vec<_> = std::iter::from_fn(|| inflight.expire(50))
-            .map(|expired| (expired.request.kind, expired.unheard))
-            .collect();
-        let expected = [(Kind::Fetch(2), None), (Kind::Fetch(3), Some(0)), (Kind::Fetch(4), None)];
-        assert_eq!(unheard, expected);
+        inflight.push(Kind::Update(None), 0, 1000, None);
+        assert_eq!((inflight.len(), inflight.awaited()), (4, 2));
+        assert_eq!(expire(&mut inflight, 50), [Kind::Fetch(1)]);
+        assert_eq!((inflight.len(), inflight.awaited()), (4, 1));
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod der;
 pub mod envelope;
 pub mod epoch;
 pub mod hello;
+pub mod hint;
 pub mod inflight;
 pub mod key_ring;
 mod line;

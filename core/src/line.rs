@@ -2,8 +2,9 @@
 
 use crate::codec::DecodeError;
 
-/// The longest line (status, error, number or length) that is waited for, in bytes.
-pub(crate) const MAX_LINE: usize = 1024;
+/// The longest line (status, error, number or length) that is waited for, in bytes. That of a Redis
+/// in protected mode has 1067.
+pub(crate) const MAX_LINE: usize = 4096;
 
 /// The line that begins at `start` of `buf`, and where what follows its CRLF begins, once the line
 /// has come to its end.

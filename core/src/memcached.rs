@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::codec::{Answer, Codec, DecodeError, Expected, Expiry, OutOfMemory, Place, Unfit};
+use crate::hint::Hint;
 use crate::line::{Decimal, line_at, parse_decimal};
 
 /// The longest key that memcached takes, in bytes.
@@ -21,9 +22,9 @@ const OLDEST: [u64; 3] = [1, 6, 10];
 /// What follows the prefix in a cache key: 32 bytes in base64url without padding.
 const ENCODED_ID: usize = 43;
 
-/// The longest value that is skipped, in bytes. A server that sends a longer one is not worth its
-/// connection.
-const MAX_SKIPPED: usize = 1024 * 1024;
+/// The longest value that memcached can be told to take, in bytes (option `-I`). A longer one is
+/// taken for nonsense.
+const MAX_ITEM: usize = 1024 * 1024 * 1024;
 
 /// The longest ttl that memcached takes as a length of time, in seconds. It reads a larger one as
 /// a point in time.
@@ -32,6 +33,9 @@ const MAX_TTL: u32 = 30 * 24 * 60 * 60;
 /// The last point in time that memcached can hold, in seconds since the epoch: it reads 32 bits
 /// with a sign, and a larger one becomes an entry that is stored and gone at once.
 const MAX_TIME: i64 = i32::MAX as i64;
+
+/// What memcached says to a connection that is one too many.
+const TOO_MANY: &[u8] = b"ERROR Too many open connections";
 
 /// memcached.
 #[derive(Clone, Copy, Debug)]
@@ -81,19 +85,51 @@ impl Codec for Memcached {
         11211
     }
 
-    /// Asks for the version: a server older than [`OLDEST`] would take the value of an entry for
-    /// commands.
+    /// Asks for the version, and for a meta command that does nothing: a server older than
+    /// [`OLDEST`] would take the value of an entry for commands, and so would a proxy that has a
+    /// version of its own and no meta commands.
     fn greet(&self, _probe: bool, out: &mut Vec<u8>) -> Result<usize, OutOfMemory> {
-        append(out, &[b"version\r\n"])?;
-        Ok(1)
+        append(out, &[b"version\r\nmn\r\n"])?;
+        Ok(2)
     }
 
-    fn greeted(&self, _step: usize, answer: &Answer, _buf: &[u8]) -> Result<(), Unfit> {
+    fn greeted(&self, step: usize, answer: &Answer, buf: &[u8]) -> Result<(), Unfit> {
+        let word: &[u8] = if step == 0 { b"VERSION" } else { b"MN" };
         match answer {
-            Answer::Done => Ok(()),
+            Answer::Done if buf.starts_with(word) => Ok(()),
             Answer::Refused(_) => Err(Unfit::Refused),
             _ => Err(Unfit::OutOfStep),
         }
+    }
+
+    fn refuses_connection(&self, text: &[u8]) -> bool {
+        text.starts_with(TOO_MANY)
+    }
+
+    /// One memcached is as good as another.
+    fn is_of_connection(&self, _text: &[u8]) -> bool {
+        false
+    }
+
+    fn hint(&self, text: &[u8], _step: Option<usize>) -> Option<Hint<'_>> {
+        let begins = |words: &[u8]| text.starts_with(words);
+        if begins(TOO_MANY) {
+            Some(Hint::MemcachedConnections)
+        } else if begins(b"CLIENT_ERROR unauthenticated") {
+            Some(Hint::MemcachedPassword)
+        } else if begins(b"SERVER_ERROR object too large") {
+            Some(Hint::MemcachedItemSize)
+        } else if begins(b"SERVER_ERROR out of memory") {
+            Some(Hint::MemcachedMemory)
+        } else if begins(b"VERSION") || begins(b"ERROR") || begins(b"CLIENT_ERROR") {
+            Some(Hint::MetaCommands)
+        } else {
+            None
+        }
+    }
+
+    fn missing(&self, _step: usize) -> Option<Hint<'_>> {
+        Some(Hint::MetaCommands)
     }
 
     fn greeting_is_array(&self, _step: usize) -> bool {
@@ -155,7 +191,7 @@ fn read(
     let Some(&kind) = buf.first().filter(|_| buf.len() >= place.need) else {
         return Ok(None);
     };
-    if !matches!(kind, b'C' | b'E' | b'H' | b'N' | b'S' | b'V') {
+    if !matches!(kind, b'C' | b'E' | b'H' | b'M' | b'N' | b'S' | b'V') {
         return Err(DecodeError::UnexpectedType(kind));
     }
     let Some((line, head)) = line_at(buf, 0, &mut place.searched)? else {
@@ -171,7 +207,7 @@ fn read(
         b"ERROR" | b"CLIENT_ERROR" | b"SERVER_ERROR" | b"NS" => Answer::Refused(0..line.len()),
         // Before 1.6.18 memcached ends some of these lines with a space.
         _ if args.iter().any(|&c| c != b' ') => return Err(DecodeError::BadLine),
-        b"HD" => Answer::Done,
+        b"HD" | b"MN" => Answer::Done,
         b"EN" | b"NF" | b"EX" => Answer::Missing,
         _ => return Err(DecodeError::UnexpectedType(kind)),
     };
@@ -191,7 +227,7 @@ fn read_value(
     let len = words.next().and_then(parse_decimal).ok_or(DecodeError::BadLength)?;
     let len = usize::try_from(len).map_err(|_| DecodeError::BadLength)?;
     let whole = len.checked_add(2).ok_or(DecodeError::BadLength)?;
-    if len > limit.max(MAX_SKIPPED) {
+    if len > limit.max(MAX_ITEM) {
         return Err(DecodeError::BadLength);
     }
     // Other flags say what is known of an entry that was invalidated, which ours never are.
@@ -317,17 +353,45 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_begins_with_the_version() {
+    fn a_connection_begins_with_the_version_and_a_meta_command() {
         let mut out = vec![];
-        assert_eq!(Memcached.greet(false, &mut out), Ok(1));
-        assert_eq!(out, b"version\r\n");
-        let buf = b"CLIENT_ERROR unauthenticated\r\n";
-        let greeted = |answer: &Answer| Memcached.greeted(0, answer, buf);
-        assert_eq!(greeted(&Answer::Done), Ok(()));
-        assert_eq!(greeted(&Answer::Refused(0..28)), Err(Unfit::Refused));
-        assert_eq!(greeted(&Answer::Missing), Err(Unfit::OutOfStep));
-        assert_eq!(greeted(&Answer::Value(0..0)), Err(Unfit::OutOfStep));
+        assert_eq!(Memcached.greet(false, &mut out), Ok(2));
+        assert_eq!(out, b"version\r\nmn\r\n");
+        let greeted = |step, buf: &[u8]| {
+            let (answer, _) = decode(buf).unwrap().unwrap();
+            Memcached.greeted(step, &answer, buf)
+        };
+        assert_eq!(greeted(0, b"VERSION 1.6.18\r\n"), Ok(()));
+        assert_eq!(greeted(1, b"MN\r\n"), Ok(()));
+        for step in [0, 1] {
+            assert_eq!(greeted(step, b"CLIENT_ERROR unauthenticated\r\n"), Err(Unfit::Refused));
+            for stray in [&b"HD\r\n"[..], b"EN\r\n", b"VA 0\r\n\r\n"] {
+                assert_eq!(greeted(step, stray), Err(Unfit::OutOfStep));
+            }
+        }
+        assert_eq!(greeted(0, b"MN\r\n"), Err(Unfit::OutOfStep));
+        assert_eq!(greeted(1, b"VERSION 1.6.18\r\n"), Err(Unfit::OutOfStep));
         assert!(!Memcached.greeting_is_array(0));
+    }
+
+    #[test]
+    fn what_an_operator_can_do_follows_from_the_servers_words() {
+        for (text, hint) in [
+            ("VERSION 1.5.22", Some(Hint::MetaCommands)),
+            ("VERSION mcrouter 1.0", Some(Hint::MetaCommands)),
+            ("ERROR", Some(Hint::MetaCommands)),
+            ("CLIENT_ERROR bad command line format", Some(Hint::MetaCommands)),
+            ("ERROR Too many open connections", Some(Hint::MemcachedConnections)),
+            ("CLIENT_ERROR unauthenticated", Some(Hint::MemcachedPassword)),
+            ("SERVER_ERROR object too large for cache", Some(Hint::MemcachedItemSize)),
+            ("SERVER_ERROR out of memory storing object", Some(Hint::MemcachedMemory)),
+            ("SERVER_ERROR", None),
+            ("NS", None),
+        ] {
+            assert_eq!(Memcached.hint(text.as_bytes(), None), hint, "{text}");
+        }
+        assert!(Memcached.refuses_connection(b"ERROR Too many open connections"));
+        assert!(!Memcached.refuses_connection(b"ERROR"));
     }
 
     #[test]
@@ -341,6 +405,7 @@ mod tests {
         });
         assert_eq!(decode(b"VA 1 W Z\r\na\r\n").unwrap().unwrap().0, Answer::Value(10..11));
         assert_eq!(decode(b"HD\r\n"), Ok(Some((Answer::Done, 4))));
+        assert_eq!(decode(b"MN\r\n"), Ok(Some((Answer::Done, 4))));
         assert_eq!(decode(b"VERSION 1.6.18\r\nHD"), Ok(Some((Answer::Done, 16))));
         for missing in [b"EN\r\n", b"NF\r\n", b"EX\r\n"] {
             assert_eq!(decode(missing), Ok(Some((Answer::Missing, 4))));
@@ -407,12 +472,13 @@ mod tests {
     }
 
     #[test]
-    fn a_value_over_the_limit_is_skipped_without_waiting_for_it() {
+    fn a_value_over_the_limit_is_not_waited_for() {
         assert_eq!(decode(b"VA 100\r\n"), Ok(None));
         assert_eq!(decode(b"VA 101\r\n"), Ok(Some((Answer::TooLarge(103), 8))));
         assert_eq!(decode(b"VA 101 c3\r\nab"), Ok(Some((Answer::TooLarge(103), 11))));
-        assert_eq!(decode(b"VA 1048576\r\n"), Ok(Some((Answer::TooLarge(1_048_578), 12))));
-        assert_eq!(decode(b"VA 1048577\r\n"), Err(DecodeError::BadLength));
+        let largest = Answer::TooLarge(1_073_741_826);
+        assert_eq!(decode(b"VA 1073741824\r\n"), Ok(Some((largest, 15))));
+        assert_eq!(decode(b"VA 1073741825\r\n"), Err(DecodeError::BadLength));
         assert_eq!(decode(b"VA 18446744073709551615\r\n"), Err(DecodeError::BadLength));
         assert_eq!(decode(b"VA 18446744073709551616\r\n"), Err(DecodeError::BadLength));
     }

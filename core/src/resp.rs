@@ -16,15 +16,16 @@ use crate::codec::{
     Answer, Codec, DecodeError, Expected, Expiry, MAX_DEPTH, Members, OutOfMemory, Place, Redirect,
     Unfit,
 };
+use crate::hint::{Hint, has};
 use crate::line::{Decimal, line_at, parse_decimal};
 
 /// How many slots a cluster divides its keys into (Redis Cluster specification, "Key distribution
 /// model").
 pub const SLOTS: u16 = 16384;
 
-/// The longest value that is skipped, in bytes. A server that sends a longer one is not worth its
-/// connection.
-const MAX_SKIPPED: usize = 1024 * 1024;
+/// The longest string that Redis has unless its limit is raised, in bytes
+/// (`proto-max-bulk-len`). A longer one is taken for nonsense.
+const MAX_STRING: usize = 512 * 1024 * 1024;
 
 /// The longest reply of several values, in bytes. `CLUSTER SLOTS` takes some 200 for each range
 /// of slots with a master and a replica.
@@ -54,6 +55,8 @@ pub struct Redis {
     pub database: u32,
     /// Whether the server has to be a master.
     pub master: bool,
+    /// Whether the server is a Sentinel.
+    pub sentinel: bool,
 }
 
 impl fmt::Debug for Redis {
@@ -63,6 +66,7 @@ impl fmt::Debug for Redis {
             .field("client_name", &self.client_name)
             .field("database", &self.database)
             .field("master", &self.master)
+            .field("sentinel", &self.sentinel)
             .finish_non_exhaustive()
     }
 }
@@ -75,6 +79,80 @@ enum Step {
     Select,
     Role,
     Ping,
+}
+
+/// A right that one of our commands needs.
+struct Right {
+    /// The command, as the server quotes it.
+    command: &'static str,
+    /// The step of the greeting that it is.
+    step: Option<Step>,
+    /// The right, as `ACL SETUSER` has it.
+    right: &'static str,
+    /// What there is to do where the server does not know the command.
+    unknown: Hint<'static>,
+}
+
+/// What is sent.
+const RIGHTS: [Right; 12] = {
+    const fn right(command: &'static str, right: &'static str, unknown: Hint<'static>) -> Right {
+        Right { command, step: None, right, unknown }
+    }
+    const fn step(
+        step: Step,
+        command: &'static str,
+        needed: &'static str,
+        unknown: Hint<'static>,
+    ) -> Right {
+        Right { step: Some(step), ..right(command, needed, unknown) }
+    }
+    [
+        right("get", "+get", Hint::Command),
+        right("set", "+set", Hint::Command),
+        right("del", "+del", Hint::Command),
+        right("getdel", "+getdel", Hint::Take),
+        right("asking", "+asking", Hint::NotCluster),
+        right("cluster", "+cluster|slots", Hint::NotCluster),
+        right("sentinel", "+sentinel|get-master-addr-by-name", Hint::NotSentinel),
+        step(Step::Authenticate, "auth", "+auth", Hint::PasswordNotNeeded { of: "" }),
+        step(Step::Name, "client", "+client|setname", Hint::ClientName),
+        step(Step::Select, "select", "+select", Hint::Database),
+        step(Step::Role, "role", "+role", Hint::Role),
+        step(Step::Ping, "ping", "+ping", Hint::Command),
+    ]
+};
+
+impl Right {
+    /// Whether it is of the command that the server quotes, alone or with a subcommand, or else of
+    /// the step that it answers.
+    fn is_named_in(&self, text: &[u8], step: Option<Step>) -> bool {
+        let quote = |&c: &u8| matches!(c, b'\'' | b'`' | b'"');
+        match text.iter().position(quote).and_then(|at| text.get(at.saturating_add(1)..)) {
+            Some(quoted) => {
+                quoted.split_at_checked(self.command.len()).is_some_and(|(name, rest)| {
+                    let ends = rest.first().is_some_and(|c| quote(c) || *c == b'|');
+                    name.eq_ignore_ascii_case(self.command.as_bytes()) && ends
+                })
+            }
+            None => step.is_some() && self.step == step,
+        }
+    }
+}
+
+/// What there is to do where the server does not know a command.
+fn unknown(text: &[u8], step: Option<Step>, of: &'static str) -> Option<Hint<'static>> {
+    let right = RIGHTS.iter().find(|right| right.is_named_in(text, step));
+    Some(match right.map(|right| right.unknown) {
+        Some(Hint::PasswordNotNeeded { .. }) => Hint::PasswordNotNeeded { of },
+        Some(hint) => hint,
+        None => Hint::Command,
+    })
+}
+
+/// The first word of a text, and what follows it.
+fn split_word(text: &[u8]) -> (&[u8], &[u8]) {
+    let end = text.iter().position(|&c| c == b' ').unwrap_or(text.len());
+    text.split_at(end)
 }
 
 impl Redis {
@@ -98,6 +176,16 @@ impl Redis {
     fn is_repeated_in(&self, text: &[u8]) -> bool {
         let password = self.password.as_ref().map_or(&b""[..], |password| password.as_slice());
         !password.is_empty() && text.windows(password.len()).any(|words| words == password)
+    }
+
+    /// What has to be allowed where a user lacks a right, by the server's words.
+    fn lacks(&self, text: &[u8], step: Option<Step>) -> Hint<'_> {
+        let user = self.username.as_deref().unwrap_or(b"default");
+        match RIGHTS.iter().find(|right| right.is_named_in(text, step)) {
+            Some(right) => Hint::Allow { user, right: right.right },
+            None if has(text, "key") => Hint::AllowKeys { user },
+            None => Hint::Allow { user, right: "+get +set +del" },
+        }
     }
 
     /// Calls `f` with the words of one of these requests.
@@ -177,6 +265,64 @@ impl Codec for Redis {
         }
     }
 
+    fn refuses_connection(&self, text: &[u8]) -> bool {
+        text.starts_with(b"DENIED ") || text.starts_with(b"ERR max number of clients")
+    }
+
+    /// What a replica says is nothing of the connection where Sentinels say who the master is.
+    fn is_of_connection(&self, text: &[u8]) -> bool {
+        match split_word(text).0 {
+            b"READONLY" | b"MASTERDOWN" => !self.master,
+            word => word == b"LOADING",
+        }
+    }
+
+    fn hint(&self, text: &[u8], step: Option<usize>) -> Option<Hint<'_>> {
+        let step = step.and_then(|step| self.steps().nth(step));
+        let of = if self.sentinel { "sentinel_" } else { "" };
+        let (word, rest) = split_word(text);
+        match word {
+            b"DENIED" => Some(Hint::ProtectedMode),
+            b"NOAUTH" => Some(Hint::PasswordNeeded { of }),
+            b"WRONGPASS" => Some(Hint::Credentials { of }),
+            b"NOPERM" => Some(self.lacks(rest, step)),
+            b"MOVED" | b"ASK" => Some(Hint::Cluster),
+            b"READONLY" | b"MASTERDOWN" => Some(Hint::Replica),
+            b"OOM" => Some(Hint::Memory),
+            b"MISCONF" => Some(Hint::Save),
+            b"WRONGTYPE" => Some(Hint::Keys),
+            b"ERR" if has(rest, "max number of clients") => Some(Hint::MaxClients),
+            b"ERR" if has(rest, "without any password") || has(rest, "no password is set") => {
+                Some(Hint::PasswordNotNeeded { of })
+            }
+            b"ERR" if has(rest, "cluster mode") => Some(Hint::Cluster),
+            b"ERR" if has(rest, "cluster support disabled") => Some(Hint::NotCluster),
+            b"ERR" if has(rest, "unknown") || has(rest, "unsupported") => unknown(rest, step, of),
+            b"LOADING" | b"BUSY" => None,
+            _ => match step? {
+                Step::Authenticate
+                    if has(rest, "number of arguments") && self.username.is_some() =>
+                {
+                    Some(Hint::NoUsers { of })
+                }
+                Step::Authenticate => Some(Hint::Credentials { of }),
+                Step::Select => Some(Hint::Database),
+                Step::Name => Some(Hint::ClientName),
+                Step::Role => Some(Hint::Role),
+                Step::Ping => None,
+            },
+        }
+    }
+
+    fn missing(&self, step: usize) -> Option<Hint<'_>> {
+        match self.steps().nth(step)? {
+            Step::Authenticate | Step::Ping => None,
+            Step::Name => Some(Hint::ClientName),
+            Step::Select => Some(Hint::Database),
+            Step::Role => Some(Hint::Role),
+        }
+    }
+
     fn greeting_is_array(&self, step: usize) -> bool {
         self.steps().nth(step) == Some(Step::Role)
     }
@@ -250,7 +396,7 @@ fn read(
         b'_' => return Err(DecodeError::BadLine),
         b'$' => {
             let len = parse_length(line).ok_or(DecodeError::BadLength)?;
-            if len > expected.limit.max(MAX_SKIPPED) {
+            if len > expected.limit.max(MAX_STRING) {
                 return Err(DecodeError::BadLength);
             }
             if len > expected.limit {
@@ -559,8 +705,14 @@ mod tests {
     use std::string::String;
     use std::vec;
 
-    const REDIS: Redis =
-        Redis { username: None, password: None, client_name: None, database: 0, master: false };
+    const REDIS: Redis = Redis {
+        username: None,
+        password: None,
+        client_name: None,
+        database: 0,
+        master: false,
+        sentinel: false,
+    };
     const EXPIRY: Expiry = Expiry { ttl: 4294967295, at: 0 };
 
     /// Everything that a greeting may begin with.
@@ -571,6 +723,7 @@ mod tests {
             client_name: Some(b"web1".to_vec()),
             database: 12,
             master: true,
+            sentinel: false,
         }
     }
 
@@ -629,6 +782,115 @@ mod tests {
             b"*1\r\n$6\r\nASKING\r\n*2\r\n$7\r\nCLUSTER\r\n$5\r\nSLOTS\r\n\
               *3\r\n$8\r\nSENTINEL\r\n$23\r\nget-master-addr-by-name\r\n$5\r\nfleet\r\n"
         );
+    }
+
+    #[test]
+    fn what_an_operator_can_do_follows_from_the_servers_words() {
+        let named = Redis { username: Some(b"nginx".to_vec()), ..REDIS };
+        let allow = |right| Some(Hint::Allow { user: b"nginx", right });
+        for (text, hint) in [
+            ("NOAUTH Authentication required.", Some(Hint::PasswordNeeded { of: "" })),
+            (
+                "WRONGPASS invalid username-password pair or user is disabled.",
+                Some(Hint::Credentials { of: "" }),
+            ),
+            ("NOPERM this user has no permissions to run the 'getdel' command", allow("+getdel")),
+            ("NOPERM User nginx has no permissions to run the 'get' command", allow("+get")),
+            (
+                "NOPERM this user has no permissions to run the 'cluster|slots' command",
+                allow("+cluster|slots"),
+            ),
+            (
+                "NOPERM this user has no permissions to run the 'client' command or its subcommand",
+                allow("+client|setname"),
+            ),
+            ("NOPERM this user has no permissions to run the '...", allow("+get +set +del")),
+            (
+                "NOPERM this user has no permissions to access one of the keys used as arguments",
+                Some(Hint::AllowKeys { user: b"nginx" }),
+            ),
+            ("NOPERM No permissions to access a key", Some(Hint::AllowKeys { user: b"nginx" })),
+            ("ERR max number of clients reached", Some(Hint::MaxClients)),
+            ("ERR max number of clients + cluster connections reached", Some(Hint::MaxClients)),
+            ("ERR unknown command 'GETDEL', with args beginning with: '...", Some(Hint::Take)),
+            ("ERR unknown command `getdel`, with args beginning with: ", Some(Hint::Take)),
+            ("ERR unsupported command 'SELECT'", Some(Hint::Database)),
+            ("ERR unknown command 'SENTINEL', with args beginning with: ", Some(Hint::NotSentinel)),
+            ("ERR unknown command 'gets'", Some(Hint::Command)),
+            ("ERR Unsupported command", Some(Hint::Command)),
+            ("ERR This instance has cluster support disabled", Some(Hint::NotCluster)),
+            ("MOVED 1 127.0.0.1:7000", Some(Hint::Cluster)),
+            ("READONLY You can't write against a read only replica.", Some(Hint::Replica)),
+            ("MASTERDOWN Link with MASTER is down and", Some(Hint::Replica)),
+            ("OOM command not allowed when used memory > 'maxmemory'.", Some(Hint::Memory)),
+            ("MISCONF Redis is configured to save RDB snapshots", Some(Hint::Save)),
+            ("WRONGTYPE Operation against a key", Some(Hint::Keys)),
+            ("LOADING Redis is loading the dataset in memory", None),
+            ("BUSY Redis is busy running a script.", None),
+            ("ERR something else", None),
+            ("", None),
+        ] {
+            assert_eq!(named.hint(text.as_bytes(), None), hint, "{text}");
+        }
+        let sentinel = Redis { sentinel: true, ..REDIS };
+        let of = "sentinel_";
+        assert_eq!(sentinel.hint(b"NOAUTH no", None), Some(Hint::PasswordNeeded { of }));
+        assert_eq!(sentinel.hint(b"WRONGPASS no", None), Some(Hint::Credentials { of }));
+        let unknown = b"ERR unknown command 'AUTH'";
+        assert_eq!(sentinel.hint(unknown, None), Some(Hint::PasswordNotNeeded { of }));
+        let default = Hint::Allow { user: b"default", right: "+get" };
+        assert_eq!(REDIS.hint(b"NOPERM to run the 'get' command", None), Some(default));
+    }
+
+    #[test]
+    fn what_an_operator_can_do_follows_from_the_step_of_the_greeting() {
+        let full = full();
+        let unset =
+            "ERR AUTH <password> called without any password configured for the default user.";
+        for (text, step, hint) in [
+            (unset, 0, Hint::PasswordNotNeeded { of: "" }),
+            ("ERR Client sent AUTH, but no password is set", 0, Hint::PasswordNotNeeded { of: "" }),
+            ("ERR wrong number of arguments for 'auth' command", 0, Hint::NoUsers { of: "" }),
+            ("ERR invalid password", 0, Hint::Credentials { of: "" }),
+            ("(the password)", 0, Hint::Credentials { of: "" }),
+            ("ERR Unsupported command", 0, Hint::PasswordNotNeeded { of: "" }),
+            ("ERR Unsupported command", 1, Hint::ClientName),
+            ("ERR Unsupported command", 2, Hint::Database),
+            ("ERR DB index is out of range", 2, Hint::Database),
+            ("ERR SELECT is not allowed in cluster mode", 2, Hint::Cluster),
+            ("ERR unknown command 'ROLE'", 3, Hint::Role),
+        ] {
+            assert_eq!(full.hint(text.as_bytes(), Some(step)), Some(hint), "{text} {step}");
+        }
+        assert_eq!(full.hint(b"ERR no", Some(4)), None);
+    }
+
+    #[test]
+    fn what_a_replica_says_may_be_of_the_connection_unless_sentinels_know_better() {
+        let watched = Redis { master: true, ..REDIS };
+        for (text, of_connection, with_sentinels) in [
+            ("READONLY You can't write against a read only replica.", true, false),
+            ("MASTERDOWN Link with MASTER is down", true, false),
+            ("LOADING Redis is loading the dataset in memory", true, true),
+            ("READONLYX", false, false),
+            ("OOM", false, false),
+            ("", false, false),
+        ] {
+            assert_eq!(REDIS.is_of_connection(text.as_bytes()), of_connection, "{text}");
+            assert_eq!(watched.is_of_connection(text.as_bytes()), with_sentinels, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_the_connection_is_told_from_one_of_a_request() {
+        for text in
+            ["DENIED Redis is running in protected mode", "ERR max number of clients reached"]
+        {
+            assert!(REDIS.refuses_connection(text.as_bytes()), "{text}");
+        }
+        for text in ["ERR max", "NOAUTH Authentication required.", "LOADING", ""] {
+            assert!(!REDIS.refuses_connection(text.as_bytes()), "{text}");
+        }
     }
 
     #[test]
@@ -1022,10 +1284,11 @@ mod tests {
     }
 
     #[test]
-    fn a_value_over_the_limit_is_skipped_without_waiting_for_it() {
+    fn a_value_over_the_limit_is_not_waited_for() {
         assert_eq!(decode(b"$101\r\n"), Ok(Some((Answer::TooLarge(103), 6))));
-        assert_eq!(decode(b"$1048576\r\n"), Ok(Some((Answer::TooLarge(1048578), 10))));
-        assert_eq!(decode(b"$1048577\r\n"), Err(DecodeError::BadLength));
+        let largest = Answer::TooLarge(536_870_914);
+        assert_eq!(decode(b"$536870912\r\n"), Ok(Some((largest, 12))));
+        assert_eq!(decode(b"$536870913\r\n"), Err(DecodeError::BadLength));
         assert_eq!(decode(b"$18446744073709551615\r\n"), Err(DecodeError::BadLength));
     }
 
@@ -1048,6 +1311,6 @@ mod tests {
         assert_eq!(decode(b"$+1\r\n"), Err(DecodeError::BadLength));
         assert_eq!(decode(b"+OK\n"), Err(DecodeError::BadLine));
         assert_eq!(decode(b"$2\r\nabcd"), Err(DecodeError::BadLine));
-        assert_eq!(decode(&[b'+'; 2000]), Err(DecodeError::BadLine));
+        assert_eq!(decode(&[b'+'; 5000]), Err(DecodeError::BadLine));
     }
 }

@@ -48,11 +48,9 @@ fn crc16(bytes: &[u8]) -> u16 {
 /// A master of the cluster.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Its address or name. Empty if the cluster does not know it: the host is then the one that
-    /// was asked, unless there is an [`ip`](Node::ip).
+    /// Its address or name, as it is announced. Empty if the cluster does not know it: the host is
+    /// then the one that was asked.
     pub host: String,
-    /// Its address, if the cluster has told it; else the host has to be resolved.
-    pub ip: Option<IpAddr>,
     /// Its port.
     pub port: u16,
 }
@@ -167,17 +165,17 @@ impl SlotMap {
             Value::Null => b"",
             _ => return Err(TopologyError::Value),
         };
-        let host = resp::parse_host(endpoint).ok_or(TopologyError::Host)?;
+        let mut host = resp::parse_host(endpoint).ok_or(TopologyError::Host)?;
         let port = values.integer().ok_or(TopologyError::Value)?;
         let port = resp::parse_port(port).ok_or(TopologyError::Port)?;
 
-        let mut ip = host.parse().ok();
         if let Some(others) = len.checked_sub(4) {
             values.skip(1).ok_or(TopologyError::Value)?;
-            let told = read_ip(values).ok_or(TopologyError::Value)?;
-            // A node that hides where it is may have an address that is of no use to others.
-            if !endpoint.is_empty() {
-                ip = ip.or(told);
+            let ip = read_ip(values).ok_or(TopologyError::Value)?;
+            // Names are announced, and this node lacks one. One that has a name is at that name: the
+            // password is not for whoever is at an address beside it.
+            if endpoint == b"?" {
+                host = ip.unwrap_or(host);
             }
             values.skip(others).ok_or(TopologyError::Value)?;
         } else {
@@ -185,14 +183,13 @@ impl SlotMap {
             values.skip(others).ok_or(TopologyError::Value)?;
         }
 
-        let known = |node: &Node| node.port == port && node.ip == ip && node.host == host;
-        match self.nodes.iter().position(known) {
+        match self.nodes.iter().position(|node| node.port == port && node.host == host) {
             Some(index) => Ok(index),
-            None => self.add(host, ip, port),
+            None => self.add(host, port),
         }
     }
 
-    fn add(&mut self, host: &str, ip: Option<IpAddr>, port: u16) -> Result<usize, TopologyError> {
+    fn add(&mut self, host: &str, port: u16) -> Result<usize, TopologyError> {
         let index = self.nodes.len();
         if index >= MAX_NODES {
             return Err(TopologyError::TooManyNodes);
@@ -201,7 +198,7 @@ impl SlotMap {
         name.try_reserve_exact(host.len()).map_err(|_| TopologyError::OutOfMemory)?;
         self.nodes.try_reserve(1).map_err(|_| TopologyError::OutOfMemory)?;
         name.push_str(host);
-        self.nodes.push(Node { host: name, ip, port });
+        self.nodes.push(Node { host: name, port });
         Ok(index)
     }
 
@@ -216,7 +213,7 @@ impl SlotMap {
 
 /// Reads one value. If it is an array of names and values, what it has for `ip`, if that is an
 /// address.
-fn read_ip(values: &mut Values<'_>) -> Option<Option<IpAddr>> {
+fn read_ip<'a>(values: &mut Values<'a>) -> Option<Option<&'a str>> {
     let Value::Array(len) = values.value()? else {
         return Some(None);
     };
@@ -234,7 +231,8 @@ fn read_ip(values: &mut Values<'_>) -> Option<Option<IpAddr>> {
         if n % 2 == 0 {
             named_ip = bytes == b"ip";
         } else if named_ip {
-            ip = core::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok());
+            let is_address = |text: &&str| text.parse::<IpAddr>().is_ok();
+            ip = core::str::from_utf8(bytes).ok().filter(is_address);
         }
     }
     Some(ip)
@@ -286,8 +284,8 @@ mod tests {
         $40\r\n32dbe7966b85d22fcbcd06e6a6138b23166bb179\r\n*4\r\n$2\r\nip\r\n$9\r\n127.0.0.1\r\n\
         $8\r\nhostname\r\n$17\r\nnode1.example.com\r\n";
 
-    fn node(host: &str, ip: Option<&str>, port: u16) -> Node {
-        Node { host: host.into(), ip: ip.map(|ip| ip.parse().unwrap()), port }
+    fn node(host: &str, port: u16) -> Node {
+        Node { host: host.into(), port }
     }
 
     /// A range with one node, as Redis 3 has it.
@@ -350,7 +348,7 @@ mod tests {
     #[test]
     fn the_masters_of_a_cluster_are_found_by_slot() {
         let map = SlotMap::parse(TWO_MASTERS).unwrap();
-        assert_eq!(map.nodes(), [node("::1", Some("::1"), 21711), node("::1", Some("::1"), 21712)]);
+        assert_eq!(map.nodes(), [node("::1", 21711), node("::1", 21712)]);
         for (slot, index) in [
             (0, Some(0)),
             (99, Some(0)),
@@ -373,15 +371,15 @@ mod tests {
     fn a_node_that_does_not_know_its_host_is_where_it_was_asked() {
         for reply in [ALONE, HIDDEN, &range("0", "16383", "?", "21711")] {
             let map = SlotMap::parse(reply).unwrap();
-            assert_eq!(map.nodes(), [node("", None, 21711)]);
+            assert_eq!(map.nodes(), [node("", 21711)]);
             assert_eq!(map.index(16383), Some(0));
         }
     }
 
     #[test]
-    fn a_name_comes_with_its_address_and_replicas_are_left_out() {
+    fn a_node_is_at_the_name_that_is_announced_and_replicas_are_left_out() {
         let map = SlotMap::parse(NAMED).unwrap();
-        assert_eq!(map.nodes(), [node("node1.example.com", Some("127.0.0.1"), 21711)]);
+        assert_eq!(map.nodes(), [node("node1.example.com", 21711)]);
     }
 
     #[test]
@@ -389,7 +387,7 @@ mod tests {
         let text = std::str::from_utf8(NAMED).unwrap();
         let reply = text.replace("$17\r\nnode1.example.com", "$1\r\n?");
         let map = SlotMap::parse(reply.as_bytes()).unwrap();
-        assert_eq!(map.nodes(), [node("", Some("127.0.0.1"), 21711)]);
+        assert_eq!(map.nodes(), [node("127.0.0.1", 21711)]);
     }
 
     #[test]
@@ -408,10 +406,10 @@ mod tests {
         ] {
             let len = if metadata.ends_with(":1\r\n") { 5 } else { 4 };
             let reply = format!(
-                "*1\r\n*3\r\n:0\r\n:1\r\n*{len}\r\n$1\r\na\r\n:1\r\n$2\r\nid\r\n{metadata}"
+                "*1\r\n*3\r\n:0\r\n:1\r\n*{len}\r\n$1\r\n?\r\n:1\r\n$2\r\nid\r\n{metadata}"
             );
             let map = SlotMap::parse(reply.as_bytes()).expect(metadata);
-            assert_eq!(map.nodes(), [node("a", ip, 1)], "{metadata}");
+            assert_eq!(map.nodes(), [node(ip.unwrap_or(""), 1)], "{metadata}");
         }
     }
 

@@ -9,8 +9,9 @@ use std::rc::Rc;
 use session_core::buffer::KEPT;
 use session_core::codec::{Codec, DecodeError, Expiry};
 use session_core::conversation::{
-    Command, Conversation, Counts, Ended, Ends, Failure, Limits, Refused, Reply, Request,
+    Command, Conversation, Counts, Ended, Ends, Failure, IDLE, Limits, Refused, Reply, Request,
 };
+use session_core::hint::Hint;
 use session_core::inflight::Kind;
 use session_core::memcached::Memcached;
 use session_core::outcome::Outcome;
@@ -20,6 +21,8 @@ use zeroize::Zeroizing;
 const FETCH: u64 = 50;
 const STORE: u64 = 200;
 const GREET: u64 = 100;
+/// So many timeouts of silence end a connection.
+const SILENCE: u64 = 4;
 const QUEUE: usize = 100;
 const MAX_VALUE: usize = 20;
 
@@ -27,6 +30,7 @@ const LIMITS: Limits = Limits {
     fetch_timeout: FETCH,
     store_timeout: STORE,
     greet_timeout: GREET,
+    silence: SILENCE,
     queue: QUEUE,
     max_value: MAX_VALUE,
     redirects: true,
@@ -51,8 +55,8 @@ impl Script {
     /// memcached, which has accepted the greeting.
     fn memcached() -> Self {
         let mut script = Self::connected(Memcached, LIMITS);
-        assert_eq!(script.write(), "version\r\n");
-        assert_eq!(script.read("VERSION 1.6.18\r\n"), NONE);
+        assert_eq!(script.write(), "version\r\nmn\r\n");
+        assert_eq!(script.read("VERSION 1.6.18\r\nMN\r\n"), NONE);
         script
     }
 
@@ -139,7 +143,7 @@ impl Script {
 
     fn receive(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
         self.conversation.input().extend_from_slice(bytes.as_ref());
-        self.conversation.received()
+        self.conversation.received(self.now)
     }
 
     fn told(&mut self) -> Vec<String> {
@@ -170,8 +174,17 @@ impl Script {
 
     /// The connection is lost: how many requests are, and who is told what.
     fn fail(self, outcome: Outcome) -> (usize, Vec<String>) {
-        let (lost, ends) = self.conversation.fail(outcome);
+        let (lost, ends) = self.conversation.fail(outcome, false);
         (lost, show_all(&ends))
+    }
+
+    /// The connection is to blame: who may ask again?
+    fn dies(self) -> Vec<String> {
+        show_all(&self.conversation.fail(Outcome::Error, true).1)
+    }
+
+    fn is_silent(&self) -> bool {
+        self.conversation.is_silent()
     }
 }
 
@@ -199,6 +212,7 @@ fn show(end: Ended<'_, u32>) -> String {
         Some(Reply::Array(array)) => format!("array of {} bytes", array.len()),
         Some(Reply::Refused(_)) => "refused".to_owned(),
         Some(Reply::Failed(outcome)) => outcome.to_string(),
+        Some(Reply::Again(outcome)) => format!("again, or {outcome}"),
         None => "-".to_owned(),
     };
     let log = end.refusal.map_or_else(String::new, |refusal| format!(" [{refusal}]"));
@@ -336,6 +350,16 @@ fn a_memcached_that_is_too_old_is_refused_by_its_version() {
 }
 
 #[test]
+fn a_proxy_without_meta_commands_gets_no_session() {
+    let mut script = Script::connected(Memcached, LIMITS);
+    script.get(1);
+    script.write();
+    let failure = script.receive("VERSION 1.6.21\r\nERROR\r\n").unwrap_err();
+    assert_eq!(failure, Failure::Greeting("ERROR".into()));
+    assert_eq!(script.write(), "", "nothing of it would be taken for what it is");
+}
+
+#[test]
 fn a_server_that_does_not_accept_the_greeting_in_its_time_is_silent() {
     let mut script = Script::new(secured(), LIMITS, false);
     assert_eq!(script.next(), None);
@@ -361,15 +385,28 @@ fn a_greeting_alone_shows_nothing_but_a_probe_does() {
     let mut script = Script::greeting();
     script.write();
     script.read(["+OK\r\n+OK\r\n", MASTER].concat());
-    assert!(!script.conversation.is_proven() && !script.conversation.take_good());
+    assert!(!script.conversation.take_accepted() && !script.conversation.take_good());
 
     let mut script = Script::new(Redis::default(), LIMITS, true);
     script.connect();
     assert_eq!(script.write(), "*1\r\n$4\r\nPING\r\n");
-    assert!(!script.conversation.is_proven());
+    assert!(!script.conversation.take_accepted());
     script.read("+PONG\r\n");
-    assert!(script.conversation.is_proven() && script.conversation.is_open());
-    assert!(script.conversation.take_good());
+    assert!(script.conversation.take_accepted() && script.conversation.is_open());
+    assert!(!script.conversation.take_accepted(), "it is told once");
+}
+
+#[test]
+fn a_probe_that_is_accepted_answers_no_request() {
+    let mut script = Script::new(Redis::default(), LIMITS, true);
+    script.connect();
+    script.write();
+    script.read("+PONG\r\n");
+    assert!(!script.conversation.is_proven() && !script.conversation.take_good());
+    script.get(1);
+    script.write();
+    script.read("$-1\r\n");
+    assert!(script.conversation.is_proven() && script.conversation.take_good());
     assert!(!script.conversation.take_good(), "it is told once");
 }
 
@@ -379,9 +416,9 @@ fn a_probe_that_is_half_accepted_shows_nothing() {
     script.connect();
     assert_eq!(script.write(), [AUTH, SETNAME, ROLE, "*1\r\n$4\r\nPING\r\n"].concat());
     script.read(["+OK\r\n+OK\r\n", MASTER].concat());
-    assert!(!script.conversation.is_proven());
+    assert!(!script.conversation.take_accepted());
     assert_eq!(script.receive("-LOADING soon\r\n"), Err(Failure::Greeting("LOADING soon".into())));
-    assert!(!script.conversation.is_proven());
+    assert!(!script.conversation.take_accepted());
 }
 
 // Requests and answers.
@@ -541,10 +578,44 @@ fn a_server_that_refuses_before_it_is_asked_is_given_up_in_its_words() {
     let mut script = Script::redis();
     assert_eq!(script.receive(format!("-{words}\r\n")), refused);
 
-    let mut script = Script::redis();
-    script.get(1);
-    assert_eq!(script.receive(format!("-{words}\r\n")), refused);
-    assert_eq!(script.fail(Outcome::Error), (1, vec!["1: ERROR".into()]));
+    // Whether that is read before a request is written or after it.
+    for writes in [false, true] {
+        let mut script = Script::redis();
+        script.get(1);
+        if writes {
+            script.write();
+        }
+        assert_eq!(script.receive(format!("-{words}\r\n")), refused);
+        assert_eq!(script.fail(Outcome::Error), (1, vec!["1: ERROR".into()]));
+    }
+}
+
+/// What Redis says to a connection from another machine as long as it has no password.
+const PROTECTED: &str = "DENIED Redis is running in protected mode because protected mode is \
+    enabled and no password is set for the default user. In this mode connections are only \
+    accepted from the loopback interface. If you want to connect from external computers to Redis \
+    you may adopt one of the following solutions: 1) Just disable protected mode sending the \
+    command 'CONFIG SET protected-mode no' from the loopback interface by connecting to Redis from \
+    the same host the server is running, however MAKE SURE Redis is not publicly accessible from \
+    internet if you do so. Use CONFIG REWRITE to make this change permanent. 2) Alternatively you \
+    can just disable the protected mode by editing the Redis configuration file, and setting the \
+    protected mode option to 'no', and then restarting the server. 3) If you started the server \
+    manually just for testing, restart it with the '--protected-mode no' option. 4) Setup a an \
+    authentication password for the default user. NOTE: You only need to do one of the above \
+    things in order for the server to start accepting connections from the outside.";
+
+#[test]
+fn the_long_words_of_a_redis_in_protected_mode_are_read() {
+    assert_eq!(PROTECTED.len(), 1067 - "-\r\n".len());
+    let shown = format!("{}...", PROTECTED.get(..200).unwrap());
+    for script in [Script::redis(), Script::greeting()] {
+        let mut script = script;
+        script.get(1);
+        script.write();
+        let failure = script.receive(format!("-{PROTECTED}\r\n")).unwrap_err();
+        assert_eq!(failure, Failure::Greeting(shown.clone().into()));
+        assert_eq!(secured().hint(shown.as_bytes(), None), Some(Hint::ProtectedMode));
+    }
 }
 
 #[test]
@@ -611,10 +682,10 @@ fn a_queue_that_is_full_takes_no_request() {
     assert_eq!(script.conversation.query(1, resp::cluster_slots), Err(Refused::Full));
     assert_eq!(script.write(), [get("1"), get("2")].concat());
     assert_eq!(script.try_ask(Some(3), Command::Get, None), Err(Refused::Full));
-    // One that is late has its place still.
-    assert_eq!(script.at(1 + FETCH).try_tick(), Err(Failure::Silent(FETCH)));
+    // One that is late has its place still: what has to be kept of late answers has a bound.
+    assert_eq!(script.at(1 + FETCH).tick(), ["1: TIMEOUT", "2: TIMEOUT"]);
     assert_eq!(script.try_ask(Some(3), Command::Get, None), Err(Refused::Full));
-    assert_eq!(script.read("$-1\r\n"), ["1: TIMEOUT", "2: TIMEOUT"]);
+    assert_eq!(script.read("$-1\r\n"), NONE);
     script.get(3);
     assert_eq!(script.write(), get("3"));
 }
@@ -729,7 +800,7 @@ fn nobody_waits_longer_for_connection_and_answer_than_for_an_answer() {
     // The server was asked ten milliseconds ago.
     assert_eq!(script.next(), Some(60 + FETCH));
     assert_eq!(script.at(75).read(value("one")), NONE);
-    assert_eq!(script.at(110).tick(), NONE);
+    assert_eq!(script.next(), None);
 }
 
 #[test]
@@ -791,15 +862,78 @@ fn ends_tell_the_deadline_that_a_request_had() {
 // Silence.
 
 #[test]
-fn a_server_that_answers_nothing_in_the_whole_timeout_of_a_request_is_silent() {
+fn a_late_lookup_ends_nothing_but_itself() {
+    let mut script = Script::redis();
+    script.at(10).get(1);
+    script.delete();
+    script.write();
+    script.at(59).get(2);
+    script.write();
+    assert_eq!(script.at(60).tick(), ["1: TIMEOUT"]);
+    script.at(61).get(3);
+    script.write();
+    // The server was away for 52 ms, and answers all that it was asked, in order.
+    let answers = [&value("one"), ":1\r\n", &value("two"), &value("three")].concat();
+    assert_eq!(script.at(62).read(answers), ["2: two", "3: three"]);
+    assert_eq!(script.counts(), (1, 0));
+    assert_eq!(script.conversation.unanswered(), 0);
+    assert_eq!(script.next(), None);
+}
+
+#[test]
+fn a_connection_is_silent_when_the_request_in_front_has_had_its_timeout() {
     let mut script = Script::redis();
     script.at(10).get(1);
     script.write();
-    let failure = script.at(60).try_tick().unwrap_err();
-    assert_eq!(failure, Failure::Silent(FETCH));
-    assert_eq!(failure.to_string(), "no answer within 50 ms");
+    script.at(40).get(2);
+    script.write();
+    assert_eq!(script.at(59).tick(), NONE);
+    assert!(!script.is_silent());
+    assert_eq!(script.at(60).tick(), ["1: TIMEOUT"]);
+    assert!(script.is_silent());
+    assert_eq!(script.conversation.silent_for(60), FETCH);
+    // An answer, whichever it is, ends that.
+    assert_eq!(script.at(70).read("$-1\r\n"), NONE);
+    assert!(!script.is_silent());
+    // The next one has had 30 ms, and the server 20 ms since it said something.
+    assert_eq!(script.at(90).tick(), ["2: TIMEOUT"]);
+    assert!(!script.is_silent());
+    assert_eq!(script.next(), Some(70 + FETCH));
+    assert_eq!(script.at(120).tick(), NONE);
+    assert!(script.is_silent());
+}
+
+#[test]
+fn a_silent_connection_is_given_up_after_some_timeouts_more() {
+    let mut script = Script::redis();
+    script.at(10).get(1);
+    script.write();
+    assert_eq!(script.at(60).tick(), ["1: TIMEOUT"]);
+    script.at(180).get(2);
+    script.write();
+    assert_eq!(script.next(), Some(10 + SILENCE * FETCH));
+    assert_eq!(script.at(209).tick(), NONE);
+    let failure = script.at(210).try_tick().unwrap_err();
+    assert_eq!(failure, Failure::Silent(SILENCE * FETCH));
+    assert_eq!(failure.to_string(), "no answer within 200 ms");
     assert_eq!(failure.outcome(), Outcome::Timeout);
-    assert_eq!(script.fail(failure.outcome()), (0, vec!["1: TIMEOUT".into()]));
+    assert_eq!(script.fail(failure.outcome()), (1, vec!["2: TIMEOUT".into()]));
+}
+
+#[test]
+fn a_change_in_front_has_its_own_timeout() {
+    let mut script = Script::redis();
+    script.at(10).delete();
+    script.get(1);
+    script.write();
+    assert_eq!(script.at(60).tick(), ["1: TIMEOUT"]);
+    assert!(!script.is_silent());
+    assert_eq!(script.at(209).tick(), NONE);
+    assert!(!script.is_silent());
+    assert_eq!(script.at(210).tick(), NONE);
+    assert!(script.is_silent());
+    assert_eq!(script.next(), Some(10 + SILENCE * STORE));
+    assert_eq!(script.at(810).try_tick(), Err(Failure::Silent(SILENCE * STORE)));
 }
 
 #[test]
@@ -810,20 +944,9 @@ fn bytes_that_drip_are_no_sign_of_life() {
     for (n, byte) in value("one").bytes().take(8).enumerate() {
         assert_eq!(script.at(15 + 5 * n as u64).read([byte]), NONE);
     }
-    assert_eq!(script.at(60).try_tick(), Err(Failure::Silent(FETCH)));
-}
-
-#[test]
-fn an_answer_to_another_request_is_a_sign_of_life() {
-    let mut script = Script::redis();
-    script.at(10).get(1);
-    script.write();
-    script.at(20).get(2);
-    script.write();
-    assert_eq!(script.at(69).read("$-1\r\n"), ["1: missing"]);
-    assert_eq!(script.at(70).tick(), ["2: TIMEOUT"]);
-    assert_eq!(script.next(), None);
-    assert_eq!(script.at(75).read("$-1\r\n"), NONE);
+    assert_eq!(script.at(60).tick(), ["1: TIMEOUT"]);
+    assert!(script.is_silent());
+    assert_eq!(script.at(210).try_tick(), Err(Failure::Silent(SILENCE * FETCH)));
 }
 
 #[test]
@@ -844,10 +967,50 @@ fn late_answers_keep_the_connection() {
             script.write();
         }
         late.extend(script.tick());
+        assert!(!script.is_silent());
     }
     assert_eq!(in_time, (0..5).map(|n| format!("{n}: it")).collect::<Vec<_>>());
     assert_eq!(late, (5..40).map(|n| format!("{n}: TIMEOUT")).collect::<Vec<_>>());
     assert_eq!(script.conversation.unanswered(), 0);
+}
+
+/// A server that takes 60 ms for each lookup, of which one is made every `pause` milliseconds: after
+/// how many of them it is too slow.
+fn slow(pause: u64) -> (u64, Failure) {
+    let mut script = Script::redis();
+    for n in 0..1000 {
+        script.at(n * pause).get(1);
+        script.write();
+        if let Err(failure) = script.at(n * pause + FETCH).try_tick() {
+            return (n + 1, failure);
+        }
+        assert_eq!(script.told(), ["1: TIMEOUT"]);
+        assert_eq!(script.at(n * pause + 60).read("$-1\r\n"), NONE);
+    }
+    panic!("never");
+}
+
+#[test]
+fn a_server_that_is_never_in_time_is_too_slow() {
+    assert_eq!(slow(100), (11, Failure::Slow(1000)));
+    assert_eq!(slow(5000), (2, Failure::Slow(5000)));
+    assert_eq!(Failure::Slow(1000).to_string(), "no answer in time for 1000 ms");
+    assert_eq!(Failure::Slow(1000).outcome(), Outcome::Timeout);
+}
+
+#[test]
+fn a_server_that_is_in_time_once_is_not_too_slow() {
+    let mut script = Script::redis();
+    for n in 0..100 {
+        script.at(n * 1000).get(1);
+        script.write();
+        if n % 2 == 0 {
+            assert_eq!(script.at(n * 1000 + FETCH).tick(), ["1: TIMEOUT"]);
+            assert_eq!(script.at(n * 1000 + 60).read("$-1\r\n"), NONE);
+        } else {
+            assert_eq!(script.at(n * 1000 + 40).read("$-1\r\n"), ["1: missing"]);
+        }
+    }
 }
 
 #[test]
@@ -861,7 +1024,9 @@ fn a_server_that_was_asked_late_has_its_whole_timeout() {
     assert_eq!(script.at(55).tick(), ["1: TIMEOUT"]);
     assert_eq!(script.next(), Some(100));
     assert_eq!(script.at(99).tick(), NONE);
-    assert_eq!(script.at(100).try_tick(), Err(Failure::Silent(FETCH)));
+    assert!(!script.is_silent());
+    assert_eq!(script.at(100).tick(), NONE);
+    assert!(script.is_silent());
 }
 
 #[test]
@@ -872,34 +1037,18 @@ fn what_was_heard_before_a_request_is_no_answer_to_it_however_short_before() {
     assert_eq!(script.at(20).read("$-1\r\n"), ["1: missing"]);
     script.get(2);
     script.write();
-    assert_eq!(script.at(70).try_tick(), Err(Failure::Silent(FETCH)));
+    assert_eq!(script.at(70).tick(), ["2: TIMEOUT"]);
+    assert!(script.is_silent());
 }
 
 #[test]
-fn each_request_that_is_late_is_one_to_be_silent_about() {
+fn a_lookup_with_little_time_left_says_nothing_about_the_server() {
     let mut script = Script::redis();
-    script.at(10).get(1);
-    script.get_by(2, 30);
-    script.write();
-    assert_eq!(script.at(15).read("$-1\r\n"), ["1: missing"]);
-    script.at(20).get_by(3, 40);
-    script.write();
-    // The server has said something since the second one was written, and nothing since the third.
-    assert_eq!(script.at(40).tick(), ["2: TIMEOUT", "3: TIMEOUT"]);
-    assert_eq!(script.next(), Some(20 + FETCH));
-    assert_eq!(script.at(70).try_tick(), Err(Failure::Silent(FETCH)));
-}
-
-#[test]
-fn who_has_waited_longest_for_any_answer_says_that_the_server_is_silent() {
-    let mut script = Script::redis();
-    script.at(10).try_ask(Some(1), Command::Delete, Some(20)).unwrap();
+    script.at(10).get_by(1, 20);
     script.write();
     assert_eq!(script.at(20).tick(), ["1: TIMEOUT"]);
-    assert_eq!(script.next(), Some(10 + STORE));
-    script.get(2);
-    script.write();
-    assert_eq!(script.at(70).try_tick(), Err(Failure::Silent(FETCH)));
+    assert!(!script.is_silent());
+    assert_eq!(script.next(), Some(10 + FETCH));
 }
 
 #[test]
@@ -908,7 +1057,8 @@ fn a_push_is_no_sign_of_life() {
     script.at(10).get(1);
     script.write();
     assert_eq!(script.at(30).read(">1\r\n+hello\r\n"), NONE);
-    assert_eq!(script.at(60).try_tick(), Err(Failure::Silent(FETCH)));
+    assert_eq!(script.at(60).tick(), ["1: TIMEOUT"]);
+    assert!(script.is_silent());
 }
 
 #[test]
@@ -922,9 +1072,8 @@ fn a_value_that_is_skipped_is_a_sign_of_life_when_all_of_it_has_come() {
         if whole {
             assert_eq!(script.at(at).read("8901234567890\r\n"), NONE);
         }
-        script.at(60);
-        assert_eq!(script.try_tick(), if whole { Ok(()) } else { Err(Failure::Silent(FETCH)) });
-        assert_eq!(script.told(), ["2: TIMEOUT"]);
+        assert_eq!(script.at(60).tick(), ["2: TIMEOUT"]);
+        assert_eq!(script.is_silent(), !whole);
     }
 }
 
@@ -939,6 +1088,95 @@ fn a_server_that_nobody_asks_may_be_silent() {
     script.get(2);
     script.write();
     assert_eq!(script.read(value("two")), ["2: two"]);
+}
+
+// Connections that were idle.
+
+/// A connection that has worked, and on which nothing has been said for so long.
+fn idle(ms: u64) -> Script {
+    let mut script = Script::redis();
+    script.get(0);
+    script.write();
+    script.at(10).read("$-1\r\n");
+    script.at(10 + ms);
+    script
+}
+
+#[test]
+fn a_connection_that_was_idle_is_silent_with_time_left_to_ask_again() {
+    for (ms, is_stale) in [(IDLE - 1, false), (IDLE, true)] {
+        let mut script = idle(ms);
+        let now = script.now;
+        assert_eq!(script.conversation.is_idle(now), is_stale);
+        script.get(1);
+        script.write();
+        assert_eq!(script.conversation.is_stale(), is_stale);
+        assert_eq!(script.next(), Some(now + if is_stale { FETCH / 2 } else { FETCH }));
+        assert_eq!(script.at(now + FETCH / 2).tick(), NONE);
+        assert_eq!(script.is_silent(), is_stale);
+        // It is there after all.
+        assert_eq!(script.at(now + 30).read("$-1\r\n"), ["1: missing"]);
+        assert!(!script.conversation.is_stale() && !script.is_silent());
+        assert_eq!(script.next(), None);
+    }
+}
+
+#[test]
+fn a_connection_that_was_idle_from_the_beginning_is_no_other() {
+    let mut script = Script::redis();
+    script.at(IDLE).get(1);
+    assert!(script.conversation.is_stale());
+    let mut script = Script::new(Redis::default(), LIMITS, false);
+    script.at(IDLE).get(1);
+    assert!(!script.conversation.is_stale(), "it is only being made");
+}
+
+#[test]
+fn a_connection_with_something_to_answer_is_not_idle() {
+    let mut script = idle(10);
+    script.get(1);
+    script.write();
+    script.at(5000).get(2);
+    assert!(!script.conversation.is_stale() && !script.conversation.is_idle(5000));
+}
+
+#[test]
+fn a_change_on_a_connection_that_was_idle_asks_about_it_as_soon_as_a_lookup() {
+    let mut script = idle(IDLE);
+    let now = script.now;
+    script.delete();
+    script.write();
+    assert_eq!(script.at(now + FETCH / 2).tick(), NONE);
+    assert!(script.is_silent());
+    assert_eq!(script.next(), Some(now + STORE));
+}
+
+#[test]
+fn of_a_dead_connection_plain_lookups_are_made_again_and_nothing_else() {
+    let mut script = idle(IDLE);
+    script.get(1);
+    script.ask(2, Command::Take);
+    script.ask(3, Command::Claim(7));
+    script.ask(4, Command::Delete);
+    script.query();
+    script.delete();
+    script.get(5);
+    script.write();
+    let (lost, ends) = script.conversation.fail(Outcome::Error, true);
+    let told = ["1: again, or ERROR", "2: ERROR", "3: ERROR", "4: ERROR", "query: ERROR"];
+    assert_eq!(show_all(&ends), [&told[..], &["5: again, or ERROR"]].concat());
+    assert_eq!(lost, 5, "what is made again is not lost");
+}
+
+#[test]
+fn a_lookup_that_is_late_is_not_made_again() {
+    let mut script = idle(IDLE);
+    let now = script.now;
+    script.get_by(1, now + 5);
+    script.write();
+    script.get(2);
+    assert_eq!(script.at(now + 5).tick(), ["1: TIMEOUT"]);
+    assert_eq!(script.dies(), ["2: again, or ERROR"]);
 }
 
 // What is discarded.
@@ -959,13 +1197,32 @@ fn a_value_over_the_limit_does_not_pile_up() {
     let mut script = Script::redis();
     (1..=2).for_each(|waiter| script.get(waiter));
     script.write();
-    assert_eq!(script.read(format!("${}\r\n", 1024 * 1024)), ["1: CORRUPT"]);
-    for _ in 0..1024 {
+    assert_eq!(script.read(format!("${}\r\n", 60 * 1024)), ["1: CORRUPT"]);
+    for _ in 0..60 {
         assert_eq!(script.read([b'x'; 1024]), NONE);
         assert!(script.conversation.input().is_empty());
         assert!(script.conversation.input().capacity() <= KEPT);
     }
     assert_eq!(script.read("\r\n".to_owned() + &value("ok")), ["2: ok"]);
+}
+
+#[test]
+fn a_value_that_is_not_worth_waiting_for_ends_the_connection_and_only_its_own_lookup() {
+    for (codec, long) in [
+        (true, "$65537\r\n"),
+        (true, "$104857600\r\nxxx"),
+        (false, "VA 65537\r\n"),
+        (false, "VA 104857600 c1\r\nxxx"),
+    ] {
+        let mut script = if codec { Script::redis() } else { Script::memcached() };
+        (1..=2).for_each(|waiter| script.get(waiter));
+        script.ask(3, Command::Take);
+        script.write();
+        let failure = script.receive(long).unwrap_err();
+        assert!(matches!(failure, Failure::Oversized(_)), "{failure}");
+        let (_, ends) = script.conversation.fail(failure.outcome(), true);
+        assert_eq!(show_all(&ends), ["1: CORRUPT", "2: again, or ERROR", "3: ERROR"]);
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use session_core::buffer::KEPT;
 use session_core::codec::{Codec, Expiry, OutOfMemory};
 use session_core::conversation::{
-    Command, Conversation, Counts, Ended, Ends, Failure, Limits, Refused, Reply, Request,
+    Command, Conversation, Counts, Ended, Ends, Failure, IDLE, Limits, Refused, Reply, Request,
 };
 use session_core::inflight::Kind;
 use session_core::memcached::Memcached;
@@ -84,8 +84,12 @@ struct Run {
 struct Model {
     /// Whether the server has said what it was not asked for.
     strayed: bool,
-    /// When the connection was there.
+    /// When the connection was there, and when an answer was complete after that.
     connected: Option<u64>,
+    heard: u64,
+    stale: bool,
+    silent: bool,
+    late_since: Option<u64>,
     greeting: Vec<u8>,
     /// How much of the greeting, and then of all requests, has been taken.
     greeted: usize,
@@ -105,6 +109,7 @@ struct Model {
     counts: Counts,
     proven: bool,
     good: bool,
+    accepted: bool,
     has_refused: bool,
     suspect: u32,
 }
@@ -114,6 +119,7 @@ enum What {
     Greeting,
     Asking,
     Fetch(u32),
+    Take(u32),
     Claim(u32),
     Update(Option<u32>),
     Query,
@@ -122,7 +128,7 @@ enum What {
 impl What {
     fn waiter(self) -> Option<u32> {
         match self {
-            What::Fetch(waiter) | What::Claim(waiter) => Some(waiter),
+            What::Fetch(waiter) | What::Take(waiter) | What::Claim(waiter) => Some(waiter),
             What::Update(waiter) => waiter,
             What::Greeting | What::Asking | What::Query => None,
         }
@@ -130,6 +136,10 @@ impl What {
 
     fn is_awaited(self) -> bool {
         self.waiter().is_some() || self == What::Query
+    }
+
+    fn is_lookup(self) -> bool {
+        matches!(self, What::Fetch(_) | What::Take(_) | What::Claim(_) | What::Query)
     }
 
     /// As [`show`] has it.
@@ -150,11 +160,7 @@ struct Asked {
     fixed: bool,
     submitted: bool,
     written: Option<u64>,
-    /// Whether nothing has been heard since then.
-    unheard: bool,
     expired: bool,
-    /// Whether it was late, and unheard then.
-    doubted: bool,
     /// Where it ends in the greeting, or among the requests.
     end: usize,
 }
@@ -197,6 +203,7 @@ impl Run {
             fetch_timeout: 50,
             store_timeout: if limits & 0x40 != 0 { 200 } else { 20 },
             greet_timeout: 70,
+            silence: 4,
             queue: usize::from(limits % 16),
             max_value: MAX_VALUE,
             redirects: limits & 0x80 != 0,
@@ -300,6 +307,7 @@ impl Run {
         if !self.is_taken(result.map(|_| ())) {
             return;
         }
+        self.model.begin(self.now);
         let (codec, out) = (&self.codec, &mut self.model.requests);
         if asking {
             resp::asking(out).unwrap();
@@ -315,7 +323,8 @@ impl Run {
         }
         .unwrap();
         let what = match (command, waiter) {
-            (Command::Get | Command::Take, Some(waiter)) => What::Fetch(waiter),
+            (Command::Get, Some(waiter)) => What::Fetch(waiter),
+            (Command::Take, Some(waiter)) => What::Take(waiter),
             (Command::Claim(_), Some(waiter)) => What::Claim(waiter),
             _ => What::Update(waiter),
         };
@@ -330,6 +339,7 @@ impl Run {
         };
         let result = self.conversation.query(self.now, encode);
         if self.is_taken(result.map(|_| ())) {
+            self.model.begin(self.now);
             encode(&mut self.model.requests).unwrap();
             self.questions += 1;
             self.asked(What::Query, None);
@@ -357,7 +367,10 @@ impl Run {
 
     fn connect(&mut self) {
         self.conversation.connected(self.now);
-        self.model.connected.get_or_insert(self.now);
+        if self.model.connected.is_none() {
+            self.model.connected = Some(self.now);
+            self.model.heard = self.now;
+        }
     }
 
     /// The system takes so many bytes.
@@ -442,7 +455,7 @@ impl Run {
             (_, None | Some(What::Greeting)) => false,
             (Unit::Missing | Unit::Refused | Unit::Moved, _) => true,
             (Unit::Value | Unit::Claim | Unit::TooLarge, Some(what)) => {
-                matches!(what, What::Fetch(_))
+                matches!(what, What::Fetch(_) | What::Take(_))
             }
             (Unit::Done, Some(what)) => {
                 matches!(what, What::Claim(_) | What::Update(_) | What::Asking)
@@ -472,7 +485,8 @@ impl Run {
         // Those before it are answered, or their answers are under way.
         let step = all - steps + self.model.answered;
         match (self.is_redis, self.codec.greeting_is_array(step)) {
-            (false, _) => b"VERSION 1.6.18\r\n".to_vec(),
+            (false, _) if step == 0 => b"VERSION 1.6.18\r\n".to_vec(),
+            (false, _) => b"MN\r\n".to_vec(),
             (true, true) => MASTER.to_vec(),
             (true, false) => b"+OK\r\n".to_vec(),
         }
@@ -485,8 +499,8 @@ impl Run {
         let bytes: Vec<_> = self.model.wire.drain(..some).collect();
         self.conversation.input().extend_from_slice(&bytes);
         let before = self.conversation.unanswered();
-        let result = self.conversation.received();
-        let (expected, told) = self.model.hear(&self.limits, self.probe);
+        let result = self.conversation.received(self.now);
+        let (expected, told) = self.model.hear(self.now, &self.limits, self.probe);
         if self.model.strayed {
             let answers = before - self.conversation.unanswered();
             for _ in 0..answers {
@@ -519,12 +533,14 @@ impl Run {
 
     fn tick(&mut self) -> Result<(), Outcome> {
         let result = self.conversation.tick(self.now);
-        let (silent, told) = self.model.tick(self.now, self.limits.greet_timeout);
+        let (failed, told) = self.model.tick(self.now, &self.limits);
         if !self.model.strayed {
-            assert_eq!(result.is_err(), silent, "{result:?}");
+            assert_eq!(result.is_err(), failed, "{result:?}");
+            assert_eq!(self.conversation.is_silent(), self.model.silent);
         }
         if let Err(failure) = result {
-            assert!(matches!(failure, Failure::Silent(ms) if ms > 0), "{failure:?}");
+            let expected = matches!(failure, Failure::Silent(ms) | Failure::Slow(ms) if ms > 0);
+            assert!(expected, "{failure:?}");
             self.tell(&told, false);
             return Err(failure.outcome());
         }
@@ -593,8 +609,12 @@ impl Run {
         assert_eq!(conversation.is_proven(), model.proven);
         assert_eq!(conversation.has_refused(), model.has_refused);
         assert_eq!(conversation.take_good(), mem::take(&mut model.good));
+        assert_eq!(conversation.take_accepted(), mem::take(&mut model.accepted));
+        assert_eq!(conversation.is_stale(), model.stale);
+        let awaited = model.asked.iter().filter(|one| one.deadline.is_some() && !one.expired);
+        assert_eq!(conversation.awaited(), awaited.count());
         assert_eq!(conversation.take_counts(), mem::take(&mut model.counts));
-        assert_eq!(conversation.next_deadline(), model.next_deadline(limits.greet_timeout));
+        assert_eq!(conversation.next_deadline(), model.next_deadline(limits));
         let front = conversation.front().map(|kind| (kind.waiter(), kind.is_awaited()));
         let first = model.asked.front().map(|asked| (asked.what.waiter(), asked.what.is_awaited()));
         assert_eq!(front, first);
@@ -604,17 +624,22 @@ impl Run {
     fn fail(mut self, outcome: Outcome) {
         let rest =
             self.model.asked.iter().filter(|asked| asked.what.is_awaited() && !asked.expired);
-        let expected: Vec<_> =
-            rest.map(|asked| format!("{}: {outcome}", asked.what.name())).collect();
+        let again = self.conversation.is_stale();
+        let expected = rest.map(|asked| match asked.what {
+            What::Fetch(waiter) if again => format!("{waiter}: again, or {outcome}"),
+            what => format!("{}: {outcome}", what.name()),
+        });
+        let expected: Vec<_> = expected.collect();
         let lost = self.model.asked.iter().filter(|asked| match asked.what {
             What::Update(_) => true,
+            What::Fetch(_) if again => false,
             what => what.is_awaited() && !asked.expired,
         });
         let expected_loss = lost.count();
         let limits = self.limits.clone();
         let codec = Rc::clone(&self.codec);
         let empty = Conversation::new(codec, limits, false).unwrap();
-        let (lost, ends) = mem::replace(&mut self.conversation, empty).fail(outcome);
+        let (lost, ends) = mem::replace(&mut self.conversation, empty).fail(outcome, again);
         let shown = self.show_all(&ends);
         if !self.model.strayed {
             assert_eq!(shown, expected);
@@ -635,9 +660,7 @@ impl Asked {
             fixed: deadline.is_some() || !has_deadline,
             submitted: false,
             written: None,
-            unheard: false,
             expired: false,
-            doubted: false,
             end,
         }
     }
@@ -648,6 +671,10 @@ impl Model {
         Model {
             strayed: false,
             connected: None,
+            heard: 0,
+            stale: false,
+            silent: false,
+            late_since: None,
             greeting,
             greeted: 0,
             requests: Vec::new(),
@@ -662,6 +689,7 @@ impl Model {
             counts: Counts::default(),
             proven: false,
             good: false,
+            accepted: false,
             has_refused: false,
             suspect: 0,
         }
@@ -670,6 +698,11 @@ impl Model {
     fn is_open(&self) -> bool {
         let greets = self.asked.front().is_some_and(|first| first.what == What::Greeting);
         self.connected.is_some() && !greets && self.greeted == self.greeting.len()
+    }
+
+    /// A request begins.
+    fn begin(&mut self, now: u64) {
+        self.stale |= self.is_open() && self.asked.is_empty() && now - self.heard >= IDLE;
     }
 
     fn submit(&mut self, now: u64) {
@@ -685,12 +718,16 @@ impl Model {
         self.submit(now);
         for asked in self.asked.iter_mut().filter(|asked| asked.written.is_none()) {
             asked.written = Some(now);
-            asked.unheard = true;
         }
     }
 
     /// What has come is read: how that ends, and who is told what.
-    fn hear(&mut self, limits: &Limits, probe: bool) -> (Result<(), Failure>, Vec<String>) {
+    fn hear(
+        &mut self,
+        now: u64,
+        limits: &Limits,
+        probe: bool,
+    ) -> (Result<(), Failure>, Vec<String>) {
         let mut told = Vec::new();
         if self.strayed {
             return (Ok(()), told);
@@ -709,8 +746,8 @@ impl Model {
                         return (Err(Failure::Unasked), told);
                     }
                 }
-                Unit::Skipped => self.heard(),
-                _ => told.extend(self.answer(unit, limits, probe)),
+                Unit::Skipped => self.heard(now),
+                _ => told.extend(self.answer(now, unit, limits, probe)),
             }
             self.taken = end;
             self.units.pop_front();
@@ -718,21 +755,23 @@ impl Model {
         (Ok(()), told)
     }
 
-    fn heard(&mut self) {
-        for asked in &mut self.asked {
-            asked.unheard = false;
-            asked.doubted = false;
-        }
+    fn heard(&mut self, now: u64) {
+        self.heard = now;
+        self.stale = false;
+        self.silent = false;
     }
 
-    fn answer(&mut self, unit: Unit, limits: &Limits, probe: bool) -> Option<String> {
+    fn answer(&mut self, now: u64, unit: Unit, limits: &Limits, probe: bool) -> Option<String> {
         let asked = self.asked.pop_front().unwrap();
         self.answered -= 1;
         self.aside = 0;
         if !matches!(unit, Unit::TooLarge) {
-            self.heard();
+            self.heard(now);
         }
         let what = asked.what;
+        if what.is_lookup() && !asked.expired {
+            self.late_since = None;
+        }
         let follows = limits.redirects && what.waiter().is_some();
         let refusal = match unit {
             Unit::Refused => Some("no"),
@@ -744,9 +783,11 @@ impl Model {
             self.counts.refused += 1;
         }
         let greets = self.asked.front().is_some_and(|next| next.what == What::Greeting);
-        if refusal.is_none() && (what != What::Greeting || probe) && !greets {
+        if what == What::Greeting {
+            self.accepted |= probe && !greets;
+        } else if refusal.is_none() {
             self.proven = true;
-            self.good = true;
+            self.good |= !asked.expired;
         }
         let number = what.waiter().unwrap_or(0);
         let reply = match unit {
@@ -766,34 +807,49 @@ impl Model {
             .then(|| format!("{}: {reply}{}", what.name(), refusal.unwrap_or_default()))
     }
 
-    /// Time has passed: whether the server is silent, and who is told what.
-    fn tick(&mut self, now: u64, greet_timeout: u64) -> (bool, Vec<String>) {
+    /// Time has passed: whether the connection is given up, and who is told what.
+    fn tick(&mut self, now: u64, limits: &Limits) -> (bool, Vec<String>) {
         let mut told = Vec::new();
+        let mut slow = false;
         for asked in &mut self.asked {
             if !asked.expired && asked.deadline.is_some_and(|deadline| deadline <= now) {
                 asked.expired = true;
-                asked.doubted = asked.unheard;
                 self.counts.late += 1;
+                let until = asked.written.map(|written| written + asked.timeout);
+                slow |= asked.what.is_lookup() && until.is_some_and(|until| until <= now);
                 if asked.what.is_awaited() {
                     told.push(format!("{}: TIMEOUT", asked.what.name()));
                 }
             }
         }
-        (self.silences(greet_timeout).any(|until| until <= now), told)
+        let greeting = self.greeting_until(limits).is_some_and(|until| until <= now);
+        let silence = self.silence(limits);
+        self.silent |= !greeting && silence.is_some_and(|(from, _)| from <= now);
+        let ended = silence.is_some_and(|(_, until)| until <= now);
+        let late = slow && now - *self.late_since.get_or_insert(now) >= 20 * limits.fetch_timeout;
+        (greeting || ended || late, told)
     }
 
-    /// When the server will have been silent for too long.
-    fn silences(&self, greet_timeout: u64) -> impl Iterator<Item = u64> {
+    fn greeting_until(&self, limits: &Limits) -> Option<u64> {
         let greeting = self.connected.filter(|_| !self.is_open());
-        let doubts = self.asked.iter().filter(|asked| asked.doubted);
-        let doubts = doubts.filter_map(|asked| Some(asked.written? + asked.timeout));
-        greeting.map(|since| since + greet_timeout).into_iter().chain(doubts)
+        greeting.map(|since| since + limits.greet_timeout)
     }
 
-    fn next_deadline(&self, greet_timeout: u64) -> Option<u64> {
+    /// From when on the connection is silent, and when it will have been for too long.
+    fn silence(&self, limits: &Limits) -> Option<(u64, u64)> {
+        let front = self.asked.front().filter(|_| self.is_open())?;
+        let since = front.written?.max(self.heard);
+        let timeout = if front.what == What::Asking { limits.fetch_timeout } else { front.timeout };
+        let patience = if self.stale { (limits.fetch_timeout / 2).min(timeout) } else { timeout };
+        Some((since + patience, since + 4 * timeout))
+    }
+
+    fn next_deadline(&self, limits: &Limits) -> Option<u64> {
         let deadlines = self.asked.iter().filter(|asked| !asked.expired);
         let deadlines = deadlines.filter_map(|asked| asked.deadline);
-        deadlines.chain(self.silences(greet_timeout)).min()
+        let silence =
+            self.silence(limits).map(|(from, until)| if self.silent { until } else { from });
+        deadlines.chain(silence).chain(self.greeting_until(limits)).min()
     }
 }
 
@@ -814,6 +870,7 @@ fn show(end: &Ended<'_, u32>) -> String {
         Some(Reply::Array(_)) => "array".to_owned(),
         Some(Reply::Refused(_)) => "refused".to_owned(),
         Some(Reply::Failed(outcome)) => outcome.to_string(),
+        Some(Reply::Again(outcome)) => format!("again, or {outcome}"),
         None => "-".to_owned(),
     };
     let refusal = end.refusal.map_or_else(String::new, |refusal| {

@@ -19,8 +19,13 @@ pub fn run(data: &[u8]) {
 
 fn memcached(answer: &Answer, bytes: &[u8]) {
     assert!(!matches!(answer, Answer::Array(_) | Answer::Redirect(_) | Answer::Aside));
-    let greeted = Memcached.greeted(0, answer, bytes);
-    assert_eq!(greeted.is_ok(), *answer == Answer::Done);
+    for (step, word) in [&b"VERSION"[..], b"MN"].into_iter().enumerate() {
+        let greeted = Memcached.greeted(step, answer, bytes);
+        assert_eq!(greeted.is_ok(), *answer == Answer::Done && bytes.starts_with(word));
+    }
+    if let Answer::Refused(text) = answer {
+        super::resp::hints(&Memcached, &bytes[text.clone()], 1);
+    }
     if bytes.starts_with(b"VERSION") {
         assert!(matches!(answer, Answer::Done | Answer::Refused(_)));
     }

@@ -38,6 +38,7 @@ fn redis(answer: &Answer, bytes: &[u8]) {
                 if word(&bytes[text.clone()]) { Unfit::RefusedAloud } else { Unfit::Refused };
             assert_eq!(greeted[0], Err(repeated));
             assert!(greeted[2].is_err() && greeted[3].is_err());
+            hints(&redis, &bytes[text.clone()], 5);
         }
         Answer::Array(_) => {
             let master = bytes.windows(12).any(|word| word == b"$6\r\nmaster\r\n");
@@ -57,6 +58,17 @@ fn redis(answer: &Answer, bytes: &[u8]) {
         let expected = Answer::Redirect(Redirect { host, ..redirect.clone() });
         assert_eq!(at_once(&redis, again.as_bytes()), Some((expected, again.len())));
     }
+}
+
+/// A hint is short, and fits into brackets in a log. There is one where the connection is refused.
+pub fn hints(codec: &dyn Codec, text: &[u8], steps: usize) {
+    for step in (0..=steps).map(Some).chain([None]) {
+        let Some(hint) = codec.hint(text, step) else { continue };
+        let shown = hint.to_string();
+        assert!(shown.is_ascii() && shown.len() < 150 && !shown.contains(['\n', '(', ')']));
+    }
+    assert!(!(codec.refuses_connection(text) && codec.is_of_connection(text)));
+    assert!(!codec.refuses_connection(text) || codec.hint(text, None).is_some());
 }
 
 /// The answer at the beginning of what has come all at once.

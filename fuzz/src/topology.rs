@@ -4,6 +4,7 @@ use session_core::codec::{Answer, Codec, Expected, Place};
 use session_core::resp::{Redis, SLOTS};
 use session_core::topology::{MAX_NODES, Node, SlotMap, hash_slot, parse_master_address};
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 /// A reply of a server.
 pub fn run(data: &[u8]) {
@@ -63,13 +64,16 @@ fn written(map: &SlotMap) -> Vec<u8> {
         }
     }
     let mut reply = format!("*{}\r\n", ranges.len());
-    for (first, last, Node { host, ip, port }) in ranges {
+    for (first, last, Node { host, port }) in ranges {
         reply += &format!("*3\r\n:{first}\r\n:{last}\r\n*4\r\n");
-        // A name that is not known, but an address that is.
-        reply += &bulk(if host.is_empty() && ip.is_some() { "?" } else { host });
+        // An address stands behind an unknown name.
+        let is_address = host.parse::<IpAddr>().is_ok();
+        reply += &bulk(if is_address { "?" } else { host });
         reply += &format!(":{port}\r\n{}", bulk("id"));
-        reply += &ip
-            .map_or("*0\r\n".into(), |ip| format!("*2\r\n{}{}", bulk("ip"), bulk(&ip.to_string())));
+        reply += &match is_address {
+            true => format!("*2\r\n{}{}", bulk("ip"), bulk(host)),
+            false => "*0\r\n".into(),
+        };
     }
     reply.into_bytes()
 }

@@ -8,6 +8,7 @@ use std::string::{String, ToString};
 use std::vec::Vec;
 
 use nginx_sys::{NGX_CONF_1MORE, NGX_CONF_FLAG, NGX_CONF_TAKE1, NGX_CONF_TAKE2, ngx_command_t};
+use session_core::breaker::Boards;
 use session_core::cache_key::MAX_PREFIX;
 use session_core::codec::Codec;
 use session_core::memcached::{Memcached, key_problem};
@@ -18,10 +19,13 @@ use zeroize::Zeroizing;
 
 use crate::ffi::address::Address;
 use crate::ffi::client::{TlsClient, TlsConf, TlsName};
+use crate::ffi::clock;
 use crate::ffi::conf::{
-    BLOCK_CONF, Conf, Directive, Flag, Msec, Num, Refusal, ServerUrl, Slot, Str, directive, slot,
+    BLOCK_CONF, Conf, Directive, Flag, Msec, Num, Refusal, ServerUrl, Slot, Str, Unresolved,
+    directive, slot,
 };
 use crate::ffi::module::Commands;
+use crate::ffi::shared_value::SharedValue;
 use crate::handshake::MAX_ENTRY;
 use crate::net::backend::Backend as Servers;
 use crate::net::peer::{Limits, Peer, Replies};
@@ -35,13 +39,19 @@ const CONNECT_TIMEOUT: u64 = 100;
 const FETCH_TIMEOUT: u64 = 50;
 /// Default of `store_timeout`, in milliseconds.
 const STORE_TIMEOUT: u64 = 1000;
+/// Default of `keepalive`, in seconds.
+const KEEPALIVE: u32 = 30;
+/// The longest that systems take, in seconds (`MAX_TCP_KEEPIDLE`).
+const MAX_KEEPALIVE: u64 = 32767;
 /// Default of `queue`.
 const QUEUE: usize = 4096;
+/// The zone of what the workers know of servers.
+const BOARDS: &str = "SSL session servers";
 /// The port of a Redis Sentinel.
 const SENTINEL_PORT: u16 = 26379;
 
 /// The directives of the block.
-pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 30]> = Commands::new([
+pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 31]> = Commands::new([
     directive::<Server>(BLOCK_CONF | NGX_CONF_1MORE),
     value(c"protocol", Slot::Str, mem::offset_of!(Backend, protocol)),
     flag(c"cluster", mem::offset_of!(Backend, cluster)),
@@ -56,6 +66,7 @@ pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 30]> = Commands::new([
     value(c"connect_timeout", Slot::Msec, mem::offset_of!(Backend, connect_timeout)),
     value(c"fetch_timeout", Slot::Msec, mem::offset_of!(Backend, fetch_timeout)),
     value(c"store_timeout", Slot::Msec, mem::offset_of!(Backend, store_timeout)),
+    value(c"keepalive", Slot::Str, mem::offset_of!(Backend, keepalive)),
     value(c"queue", Slot::Num, mem::offset_of!(Backend, queue)),
     flag(c"ssl", mem::offset_of!(Backend, ssl)),
     value(c"ssl_name", Slot::Str, mem::offset_of!(Backend, ssl_name)),
@@ -108,10 +119,13 @@ pub struct Backend {
     connect_timeout: Msec,
     fetch_timeout: Msec,
     store_timeout: Msec,
+    keepalive: Str,
     queue: Num,
     ssl: Flag,
     ssl_name: Str,
     tls: TlsConf,
+    /// What `keepalive` says.
+    keepalive_seconds: Option<u32>,
     servers: Vec<ServerLine>,
 }
 
@@ -160,13 +174,30 @@ impl Backend {
             connect_timeout: Msec::UNSET,
             fetch_timeout: Msec::UNSET,
             store_timeout: Msec::UNSET,
+            keepalive: Str::UNSET,
             queue: Num::UNSET,
             ssl: Flag::UNSET,
             ssl_name: Str::UNSET,
             tls: TlsConf::UNSET,
+            keepalive_seconds: None,
             servers: Vec::new(),
         };
         cf.block(crate::backend_module(), &mut backend)?;
+        backend.keepalive_seconds = match backend.keepalive.get() {
+            None => Some(KEEPALIVE),
+            Some(b"off") => None,
+            Some(text) => {
+                let seconds = cf.seconds(&String::from_utf8_lossy(text));
+                let seconds = seconds.filter(|seconds| (1..=MAX_KEEPALIVE).contains(seconds));
+                let Some(seconds) = seconds.and_then(|seconds| u32::try_from(seconds).ok()) else {
+                    return Err(cf.refuse(format_args!(
+                        "invalid \"keepalive\": it must be \"off\" or 1 to {MAX_KEEPALIVE} \
+                         seconds in ssl_session_backend \"{name}\""
+                    )));
+                };
+                Some(seconds)
+            }
+        };
         if let Some(problem) = backend.problem() {
             return Err(cf.refuse(format_args!("{problem} in ssl_session_backend \"{name}\"")));
         }
@@ -327,6 +358,7 @@ impl Backend {
             connect_timeout: self.connect_timeout.or(CONNECT_TIMEOUT),
             fetch_timeout: self.fetch_timeout.or(FETCH_TIMEOUT),
             store_timeout: self.store_timeout.or(STORE_TIMEOUT),
+            keepalive: self.keepalive_seconds,
             queue: self.queue.or(QUEUE),
             ..default_limits()
         }
@@ -348,6 +380,7 @@ impl Backend {
                 client_name: owned(&self.client_name),
                 database: u32::try_from(self.database.or(0)).unwrap_or(u32::MAX),
                 master: sentinel.is_some(),
+                sentinel: false,
             }),
         };
         let tls = match self.ssl.or(false) {
@@ -359,11 +392,11 @@ impl Backend {
                     ))
                 })?),
                 name: self.ssl_name(),
-                sni: self.tls.server_name.or(false),
+                sni: self.tls.server_name.or(true),
             }),
             false => None,
         };
-        let limits = Limits { redirects: cluster, ..self.limits() };
+        let limits = Limits { redirects: cluster, boards: Some(boards(cf)?), ..self.limits() };
         let prefix = self.prefix().to_vec();
         let port = self.default_port();
         let finder = match sentinel {
@@ -371,6 +404,7 @@ impl Backend {
                 let codec = Redis {
                     username: owned(&self.sentinel_username),
                     password: secret(cf, &self.sentinel_password_file)?,
+                    sentinel: true,
                     ..Redis::default()
                 };
                 Finder::Sentinel(Rc::new(codec), name)
@@ -380,7 +414,7 @@ impl Backend {
         };
         let breaker =
             self.servers.first().map(|server| server.parameters.breaker).unwrap_or_default();
-        let links = Links { codec, limits, tls, breaker };
+        let links = Links { codec, limits, tls, breaker, resolver: None };
         let servers = self.servers.into_iter().filter(|server| !server.parameters.down);
         let servers = servers.map(|server| server.with_port(port)).collect();
         Ok(Settings { links, finder, servers, prefix })
@@ -403,7 +437,7 @@ impl ServerLine {
 
     /// The connection to it.
     fn peer(self, links: &Links, replies: &Weak<dyn Replies>) -> Rc<Peer> {
-        let ServerUrl { host, port, addresses, is_name, is_unix } = self.url;
+        let ServerUrl { host, port, addresses, is_name, is_unix, .. } = self.url;
         let name = is_name.then(|| (Box::from(host.as_str()), port));
         let host = if is_unix { "localhost" } else { &host };
         links.peer(host, addresses, name, self.parameters.breaker, replies)
@@ -459,7 +493,7 @@ impl Settings {
             true => Some(TlsSettings {
                 client: Rc::new(TlsClient::new(cf, &TlsConf::UNSET)?),
                 name: None,
-                sni: false,
+                sni: true,
             }),
             false => None,
         };
@@ -469,9 +503,15 @@ impl Settings {
             parameters: Parameters::default(),
         };
         let breaker = line.parameters.breaker;
-        let links = Links { codec, limits: default_limits(), tls, breaker };
+        let limits = Limits { boards: Some(boards(cf)?), ..default_limits() };
+        let links = Links { codec, limits, tls, breaker, resolver: None };
         let prefix = KEY_PREFIX.to_vec();
         Ok(Settings { links, finder: Finder::Key, servers: Vec::from([line]), prefix })
+    }
+
+    /// The names of its servers that did not resolve when they were read.
+    pub fn take_unresolved(&mut self) -> impl Iterator<Item = Unresolved> + '_ {
+        self.servers.iter_mut().filter_map(|server| server.url.unresolved.take())
     }
 
     /// The servers, and what cache keys begin with.
@@ -509,15 +549,24 @@ impl Settings {
     }
 }
 
+/// What the workers know of servers together.
+fn boards(cf: &mut Conf) -> Result<SharedValue<Boards>, Refusal> {
+    SharedValue::declare(cf, BOARDS, crate::backend_module())
+}
+
 /// The limits of a server that is given without a block.
 fn default_limits() -> Limits {
     Limits {
         connect_timeout: CONNECT_TIMEOUT,
         fetch_timeout: FETCH_TIMEOUT,
         store_timeout: STORE_TIMEOUT,
+        keepalive: Some(KEEPALIVE),
         queue: QUEUE,
         max_value: MAX_ENTRY,
         redirects: false,
         backend: "".into(),
+        boards: None,
+        // Read with the configuration, so that all workers have the same.
+        generation: clock::now_ms() as u16,
     }
 }

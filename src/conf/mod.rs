@@ -18,12 +18,12 @@ use session_core::target::{Redacted, Target, TargetError};
 
 use crate::SslSession;
 use crate::ffi::block::{Block, Server};
-use crate::ffi::conf::{Conf, DUPLICATE, Directive, Place, Refusal, directive};
+use crate::ffi::conf::{Conf, DUPLICATE, Directive, Place, Refusal, Unresolved, directive};
 use crate::ffi::content;
 use crate::ffi::counters::Counters;
-use crate::ffi::epoch_zone::EpochZone;
 use crate::ffi::log::Level;
 use crate::ffi::module::{self, Commands, Module};
+use crate::ffi::shared_value::SharedValue;
 use crate::ffi::tls::{self, Hooked};
 use crate::ffi::turn::Turn;
 use crate::handshake::{Policy, Rules, Watch};
@@ -96,6 +96,8 @@ pub struct MainConf {
     fetch: Option<Targets>,
     store: Option<Targets>,
     backends: Vec<(String, Settings)>,
+    /// Names of servers that did not resolve.
+    unresolved: Vec<Unresolved>,
     keys: Keys,
     /// The name of the epoch's entry, and where the directive stands.
     epoch: Option<(String, Place)>,
@@ -275,7 +277,8 @@ impl Directive for SslSessionBackend {
         if conf.backends.iter().any(|(known, _)| *known == name) {
             return Err(cf.refuse(format_args!("duplicate SSL session backend \"{shown}\"")));
         }
-        let backend = Backend::read(cf, &name)?;
+        let mut backend = Backend::read(cf, &name)?;
+        conf.unresolved.extend(backend.take_unresolved());
         conf.backends.push((name, backend));
         Ok(())
     }
@@ -355,7 +358,8 @@ impl MainConf {
                 Rc::new(Shared::new(self.scoped(name), zone))
             }
             Target::Server(server) => {
-                let settings = Settings::of_url(cf, &server)?;
+                let mut settings = Settings::of_url(cf, &server)?;
+                self.unresolved.extend(settings.take_unresolved());
                 self.remote(&server.to_string(), settings)
             }
             Target::Off | Target::Backend(_) => return Err(Refusal::Said),
@@ -448,6 +452,22 @@ impl MainConf {
         }
     }
 
+    /// Refuses names that nobody will resolve.
+    fn check_names(&mut self, cf: &Conf, has_resolver: bool) -> Result<(), Refusal> {
+        for Unresolved { problem, place } in mem::take(&mut self.unresolved) {
+            if !has_resolver {
+                cf.say_at(Level::Emerg, &place, format_args!("{problem}"));
+                return Err(Refusal::Said);
+            }
+            cf.say_at(
+                Level::Warn,
+                &place,
+                format_args!("{problem}: it is down until \"resolver\" finds it"),
+            );
+        }
+        Ok(())
+    }
+
     /// Who watches the epoch: it is kept in the last tier that other machines share. With another
     /// name, or in another tier, it is another one, of which nothing is known.
     fn watch(&mut self, cf: &mut Conf, fetch: &[Rc<dyn Tier>]) -> Result<Option<Watch>, Refusal> {
@@ -464,7 +484,7 @@ impl MainConf {
             Some(tier) => {
                 let zone = std::format!("SSL session epoch \"{name}\" in \"{}\"", tier.name());
                 // As for the counters.
-                let zone = EpochZone::declare(cf, &zone, crate::backend_module())?;
+                let zone = SharedValue::declare(cf, &zone, crate::backend_module())?;
                 Ok(Some(Watch::new(name, Rc::clone(tier), zone)))
             }
             None => refuse(format_args!(
@@ -486,6 +506,8 @@ impl module::MainConf for MainConf {
     }
 
     fn apply<M: Module>(&mut self, cf: &mut Conf) -> Result<(), Refusal> {
+        let resolver = M::Block::resolver(cf);
+        self.check_names(cf, resolver.is_some())?;
         if self.counts {
             // Whoever calls a zone of sessions so is told by nginx that it is declared for
             // something else: those are of the other module.
@@ -514,7 +536,6 @@ impl module::MainConf for MainConf {
             lifetime: self.lifetime.unwrap_or(LIFETIME),
         }));
         let answers: Weak<dyn Answers> = Rc::downgrade(&(Rc::clone(&policy) as Rc<dyn Answers>));
-        let resolver = M::Block::resolver(cf);
         for servers in &self.servers {
             if let Some(resolver) = &resolver {
                 servers.set_resolver(resolver);

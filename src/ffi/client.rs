@@ -19,6 +19,8 @@ use nginx_sys::{
     ngx_str_t, ngx_uint_t,
 };
 
+use session_core::hint::Hint;
+
 use super::conf::{Conf, Flag, KeyVals, Num, Passwords, Protocols, Refusal, Str};
 use super::openssl::{
     Certificate, Cross, SSL_CTX_set_default_verify_paths, SSL_CTX_set_mode,
@@ -39,7 +41,7 @@ const MAX_NAME: usize = 255;
 /// to the fields.
 #[repr(C)]
 pub struct TlsConf {
-    /// `ssl_server_name`: the name is sent (SNI). Off by default; it is for [`TlsName::new`].
+    /// `ssl_server_name`: the name is sent (SNI). On by default; it is for [`TlsName::new`].
     pub server_name: Flag,
     /// `ssl_verify`: the server's certificate is verified. On by default.
     pub verify: Flag,
@@ -262,9 +264,9 @@ pub struct TlsName {
 }
 
 impl TlsName {
-    /// A name, or an IP address; brackets around it and a port behind it are left out. `sni`: it
-    /// is sent, unless it is an address (RFC 6066, section 3). What [`TlsName::is_valid`] refuses
-    /// matches no certificate.
+    /// A name, or an IP address; brackets around it, a port behind it and the dot at the end of a
+    /// full name are left out. `sni`: it is sent, unless it is an address (RFC 6066, section 3).
+    /// What [`TlsName::is_valid`] refuses matches no certificate.
     pub fn new(text: &str, sni: bool) -> Self {
         let is_ip = |text: &str| text.parse::<IpAddr>().is_ok();
         let text = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
@@ -272,6 +274,7 @@ impl TlsName {
             None if is_ip(text) => text,
             None => text.split(':').next().unwrap_or_default(),
         };
+        let text = text.strip_suffix('.').unwrap_or(text);
         let text = if Self::is_valid(text) { text } else { "" };
         let is_ip = is_ip(text);
         TlsName {
@@ -312,6 +315,30 @@ pub enum TlsError {
     },
     /// The certificate is of another name than this.
     Name(Box<str>),
+}
+
+impl TlsError {
+    /// What an operator can do about it.
+    pub fn hint(&self) -> Option<Hint<'static>> {
+        match self {
+            TlsError::Handshake(text) => hint(text),
+            TlsError::Verify { .. } => Some(Hint::Trust),
+            TlsError::Name(_) => Some(Hint::TlsName),
+        }
+    }
+}
+
+/// What an operator can do about what OpenSSL has said.
+pub fn hint(text: &str) -> Option<Hint<'static>> {
+    let has = |words: &[&str]| words.iter().any(|words| text.contains(words));
+    if has(&["wrong version number", "unknown protocol", "packet length too long"]) {
+        // What has come is no record.
+        Some(Hint::SpeaksNoTls)
+    } else if has(&["alert certificate required", "alert handshake failure"]) {
+        Some(Hint::ClientCertificate)
+    } else {
+        None
+    }
 }
 
 impl fmt::Display for TlsError {

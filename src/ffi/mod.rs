@@ -22,7 +22,6 @@ pub mod conf;
 pub mod content;
 pub mod counters;
 pub mod crypto;
-pub mod epoch_zone;
 pub mod event;
 pub mod http;
 pub mod link;
@@ -32,9 +31,10 @@ mod openssl;
 mod pool;
 mod quic;
 pub mod resolver;
+#[cfg(ngx_feature = "stream_ssl")]
+pub mod shared_value;
 mod shim;
 mod slab;
-#[cfg(ngx_feature = "stream_ssl")]
 pub mod stream;
 mod symbol;
 pub mod tls;

@@ -201,6 +201,14 @@ NAME(is_closing)(const ngx_connection_t *c)
 }
 
 
+/* Whether nginx closes it although it has something to do (ngx_shutdown_timer_handler()). */
+static inline bool
+NAME(is_overdue)(const ngx_connection_t *c)
+{
+    return c->close && c->error;
+}
+
+
 static inline void
 NAME(set_idle)(ngx_connection_t *c)
 {
@@ -228,7 +236,15 @@ NAME(set_shutdown)(ngx_ssl_connection_t *ssl, bool quiet)
 }
 
 
-/* The resolver, and shared memory. */
+/* Addresses, the resolver, and shared memory. */
+
+/* A name is read, and not looked up. */
+static inline void
+NAME(set_no_resolve)(ngx_url_t *url, bool no_resolve)
+{
+    url->no_resolve = no_resolve;
+}
+
 
 /* Null without memory or name servers; an exiting worker does not wait for the answer. */
 static inline ngx_resolver_ctx_t *

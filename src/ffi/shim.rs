@@ -9,7 +9,7 @@ use nginx_sys::ngx_stream_listen_t;
 use nginx_sys::{
     ngx_buf_t, ngx_connection_t, ngx_event_t, ngx_http_conf_addr_t, ngx_http_request_t, ngx_int_t,
     ngx_msec_t, ngx_peer_connection_t, ngx_queue_t, ngx_resolver_ctx_t, ngx_resolver_t,
-    ngx_slab_pool_t, ngx_ssl_connection_t, ngx_variable_value_t, u_char,
+    ngx_slab_pool_t, ngx_ssl_connection_t, ngx_url_t, ngx_variable_value_t, u_char,
 };
 #[cfg(ngx_feature = "stream_ssl")]
 use nginx_sys::{ngx_conf_t, ngx_str_t, ngx_stream_variable_t, ngx_uint_t};

@@ -4,14 +4,14 @@ use core::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::string::String;
 
-use session_core::epoch::{News, Standing};
+use session_core::epoch::{Epoch, News, Standing};
 use session_core::outcome::Outcome;
 use session_core::throttle::Throttle;
 
 use super::pass;
 use crate::ffi::clock;
-use crate::ffi::epoch_zone::EpochZone;
 use crate::ffi::log::Log;
+use crate::ffi::shared_value::SharedValue;
 use crate::ffi::tls::SessionRef;
 use crate::log_at;
 use crate::net::backend::Waiter;
@@ -22,7 +22,7 @@ use crate::tier::Tier;
 pub struct Watch {
     name: String,
     tier: Rc<dyn Tier>,
-    zone: EpochZone,
+    zone: SharedValue<Epoch>,
     /// When this worker last asked in vain, in milliseconds.
     failed: Cell<Option<u64>>,
     invalid: RefCell<Throttle>,
@@ -31,7 +31,7 @@ pub struct Watch {
 
 impl Watch {
     /// Reads the entry `name` of a tier, and keeps what it says in a zone.
-    pub fn new(name: String, tier: Rc<dyn Tier>, zone: EpochZone) -> Self {
+    pub fn new(name: String, tier: Rc<dyn Tier>, zone: SharedValue<Epoch>) -> Self {
         Watch {
             name,
             tier,

@@ -8,10 +8,13 @@ use crate::ffi::resolver::{Query, ResolveError, Resolved, Resolver};
 
 /// How long a name that does not resolve is left alone, in seconds.
 const RESOLVE_PAUSE: i64 = 10;
+/// The same of a server that has no address yet.
+const FIRST_PAUSE: i64 = 1;
 
 /// The addresses of a server.
 pub struct AddressBook {
-    /// In the order in which they are tried; not empty.
+    /// In the order in which they are tried. Empty until a name resolves that did not when the
+    /// configuration was read, or that others have announced.
     addresses: Vec<Address>,
     /// Which one is in use.
     current: usize,
@@ -32,6 +35,8 @@ pub enum Resolution {
     Same,
     /// It is not. The server has these.
     Moved(Vec<Address>),
+    /// The name had none.
+    Found(Vec<Address>),
     /// The name does not resolve; the addresses stay. `first`: it did before.
     Failed {
         /// Why.
@@ -83,6 +88,11 @@ impl AddressBook {
         self.name.as_ref().map_or("", |(name, _)| name)
     }
 
+    /// The server's name and port, if the name is worth resolving.
+    pub fn place(&self) -> Option<(&str, u16)> {
+        self.name.as_ref().map(|(name, port)| (&**name, *port))
+    }
+
     /// Who has to be asked at `now` for the addresses of which name and port.
     pub fn due(&self, now: i64) -> Option<(&Resolver, &str, u16)> {
         let (name, port) = self.name.as_ref()?;
@@ -101,7 +111,8 @@ impl AddressBook {
         let Resolved { addresses, valid_until } = match answer {
             Ok(resolved) => resolved,
             Err(error) => {
-                self.resolve_at = now.saturating_add(RESOLVE_PAUSE);
+                let pause = if self.addresses.is_empty() { FIRST_PAUSE } else { RESOLVE_PAUSE };
+                self.resolve_at = now.saturating_add(pause);
                 let first = !core::mem::replace(&mut self.unresolved, true);
                 return Resolution::Failed { error, first };
             }
@@ -114,6 +125,7 @@ impl AddressBook {
                 self.current = place;
                 Resolution::Same
             }
+            None if self.addresses.is_empty() => Resolution::Found(addresses),
             None => Resolution::Moved(addresses),
         }
     }

@@ -6,7 +6,7 @@
 use core::cell::{OnceCell, RefCell};
 use core::fmt;
 use core::hash::{BuildHasher, BuildHasherDefault, Hasher};
-use core::mem;
+use core::{mem, ptr};
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::rc::{Rc, Weak};
@@ -16,17 +16,21 @@ use std::vec::Vec;
 use session_core::buffer;
 use session_core::cache_key::CacheKey;
 use session_core::codec::{Expiry, OutOfMemory};
+use session_core::hint::{Hint, Hinted};
 use session_core::outcome::Outcome;
 use session_core::slots::Slots;
+use session_core::throttle::Throttle;
 use zeroize::Zeroizing;
 
 use super::peer::{Command, Node, Peer, Refused, Replies, Reply, Request, RequestToken, Requests};
 use super::route::{Choice, Route};
 use crate::ffi::clock;
 use crate::ffi::event::{Event, Handle};
+use crate::ffi::log::Log;
 use crate::ffi::resolver::Resolver;
 use crate::ffi::tls::HandshakeToken;
 use crate::ffi::turn::Turn;
+use crate::log_at;
 
 /// How often one lookup is sent on. A cluster that is being changed needs two.
 const MAX_REDIRECTS: u8 = 4;
@@ -84,6 +88,8 @@ struct State {
     asking: bool,
     /// When the next one may be asked.
     next_query: u64,
+    /// Of what nodes send on, and cannot be.
+    misdirected: Throttle,
 }
 
 /// Hashes what is a hash already.
@@ -112,6 +118,8 @@ struct Pending {
     hash: u64,
     what: What,
     redirects: u8,
+    /// Whether it was made a second time.
+    again: bool,
     waiter: Option<Waiter>,
     /// Others that have joined.
     joined: Vec<Waiter>,
@@ -156,6 +164,7 @@ impl Backend {
                 lookups: HashMap::default(),
                 asking: false,
                 next_query: 0,
+                misdirected: Throttle::new(),
             }),
             refresh: Event::new(this.clone()),
         })
@@ -169,9 +178,8 @@ impl Backend {
 
     /// Says who resolves the names of servers from now on; once.
     pub fn set_resolver(&self, resolver: &Resolver) {
-        let Ok(state) = self.state.try_borrow() else { return };
-        for peer in state.route.peers() {
-            peer.set_resolver(resolver);
+        if let Ok(mut state) = self.state.try_borrow_mut() {
+            state.route.set_resolver(resolver);
         }
     }
 
@@ -273,8 +281,15 @@ impl Backend {
         what: What,
         waiter: Option<Waiter>,
     ) -> Result<RequestToken, Refused> {
-        let pending =
-            Pending { key: key.clone(), hash, what, redirects: 0, waiter, joined: Vec::new() };
+        let pending = Pending {
+            key: key.clone(),
+            hash,
+            what,
+            redirects: 0,
+            again: false,
+            waiter,
+            joined: Vec::new(),
+        };
         let token = state.pending.insert(pending).map_err(|OutOfMemory| Refused::OutOfMemory)?;
         let peer = self.find(state, key);
         let sent = match (peer, state.pending.get(token)) {
@@ -364,6 +379,24 @@ impl Backend {
         peer.send(&request, Some(token), Some(deadline)).map_err(|_| Outcome::Down)
     }
 
+    /// Makes a request a second time, as the connection was to blame that it has no answer, or was
+    /// `refused`. Whether that was possible.
+    fn again(&self, peer: &Peer, token: RequestToken, deadline: u64, refused: bool) -> bool {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return false };
+        let Some(pending) = state.pending.get_mut(token) else { return false };
+        let first = !mem::replace(&mut pending.again, true);
+        // What changes something, and was not refused, may have been carried out.
+        let harmless = refused || matches!(pending.what, What::Get);
+        let deadline = pending.what.is_lookup().then_some(deadline);
+        if !first || !harmless || deadline.is_some_and(|deadline| deadline <= clock::now_ms()) {
+            return false;
+        }
+        let key = pending.key.clone();
+        let command = pending.what.command();
+        let request = Request { key: key.as_bytes(), command, asking: false };
+        peer.send(&request, Some(token), deadline).is_ok()
+    }
+
     /// Sends a request on to another node. `Err` is the outcome of the lookup.
     fn redirect(
         &self,
@@ -385,12 +418,36 @@ impl Backend {
             return Err(Outcome::Timeout);
         }
         if redirects > MAX_REDIRECTS {
+            from.misdirected();
+            if let Some(times) = state.misdirected.pass(clock::now_ms()) {
+                log_at!(
+                    Log::cycle(),
+                    Error,
+                    "{from} sends on what was sent on {MAX_REDIRECTS} times ({times} times){}",
+                    from.doing(None)
+                );
+            }
             return Err(Outcome::Error);
         }
         let Some(peer) = state.route.redirected(from, to) else {
+            from.misdirected();
             self.ask_soon(state);
             return Err(Outcome::Error);
         };
+        // Another node has its place, at an address that leads to both.
+        if ptr::eq(Rc::as_ptr(&peer), from) && !from.renew() {
+            from.misdirected();
+            if let Some(times) = state.misdirected.pass(clock::now_ms()) {
+                let hint = Hinted(Some(Hint::OwnAddress));
+                log_at!(
+                    Log::cycle(),
+                    Error,
+                    "{from} sends to its own address ({times} times){hint}{}",
+                    from.doing(None)
+                );
+            }
+            return Err(Outcome::Error);
+        }
         let Some(pending) = state.pending.get(token) else { return Ok(()) };
         let request = Request {
             key: pending.key.as_bytes(),
@@ -441,8 +498,18 @@ impl Replies for Backend {
                 None => Outcome::Miss,
             },
             Reply::Missing => Outcome::Miss,
+            Reply::Refused(text) if peer.leads_elsewhere(text) => {
+                match self.again(peer, waiter, deadline, true) {
+                    true => return,
+                    false => Outcome::Error,
+                }
+            }
             Reply::Array(_) | Reply::Refused(_) => Outcome::Error,
             Reply::Failed(outcome) => outcome,
+            Reply::Again(outcome) => match self.again(peer, waiter, deadline, false) {
+                true => return,
+                false => outcome,
+            },
         };
         self.finish(turn, waiter, outcome, &[]);
     }

@@ -3,10 +3,15 @@
 use core::fmt;
 use std::boxed::Box;
 
+use session_core::codec::{Codec, DecodeError};
 use session_core::conversation;
+use session_core::hint::Hint;
 use session_core::outcome::Outcome;
 
-use crate::ffi::client::TlsError;
+use crate::ffi::client::{self, TlsError};
+
+/// What a record begins with by which TLS ends a connection (RFC 8446, section 5.1).
+const TLS_ALERT: u8 = 21;
 
 /// Why a connection is given up. The text is what follows `SERVER is down: `.
 pub enum Failure {
@@ -28,6 +33,8 @@ pub enum Failure {
     Tls(Box<str>),
     /// There was no memory for what came.
     OutOfMemory,
+    /// nginx ends an exiting worker (`worker_shutdown_timeout`).
+    Shutdown,
     /// The conversation has failed.
     Conversation(conversation::Failure),
 }
@@ -41,13 +48,49 @@ impl From<conversation::Failure> for Failure {
 impl Failure {
     /// Whether the connection has merely ended.
     pub fn is_end(&self) -> bool {
-        matches!(self, Failure::Closed | Failure::Io(_) | Failure::Tls(_))
+        matches!(self, Failure::Closed | Failure::Io(_) | Failure::Tls(_) | Failure::Shutdown)
+    }
+
+    /// What an operator can do about it. `step`: of the greeting, if that was under way; `tls`:
+    /// over TLS; `heard`: something has come on the connection.
+    pub fn hint<'a>(
+        &self,
+        codec: &'a dyn Codec,
+        step: Option<usize>,
+        tls: bool,
+        heard: bool,
+    ) -> Option<Hint<'a>> {
+        match self {
+            Failure::Conversation(conversation::Failure::Greeting(text)) => {
+                codec.hint(text.as_bytes(), step)
+            }
+            Failure::Conversation(conversation::Failure::Decode(DecodeError::UnexpectedType(
+                TLS_ALERT,
+            ))) if !tls => Some(Hint::SpeaksTls),
+            Failure::Closed | Failure::Io(_) if !tls && !heard => Some(Hint::WantsTls),
+            Failure::Tls(text) => client::hint(text).or_else(|| codec.missing(step?)),
+            Failure::Closed | Failure::Io(_) => codec.missing(step?),
+            Failure::Handshake(error) => error.hint(),
+            Failure::HandshakeTimeout => Some(Hint::SpeaksNoTls),
+            _ => None,
+        }
+    }
+
+    /// Whether no connection was made.
+    pub fn is_of_connecting(&self) -> bool {
+        matches!(
+            self,
+            Failure::Connect(_)
+                | Failure::ConnectTimeout
+                | Failure::Handshake(_)
+                | Failure::HandshakeTimeout
+        )
     }
 
     /// What this means for the lookups that wait.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Failure::Local | Failure::Connect(_) => Outcome::Down,
+            Failure::Local | Failure::Connect(_) | Failure::Shutdown => Outcome::Down,
             Failure::ConnectTimeout | Failure::HandshakeTimeout => Outcome::Timeout,
             Failure::Conversation(failure) => failure.outcome(),
             _ => Outcome::Error,
@@ -67,6 +110,7 @@ impl fmt::Display for Failure {
             Failure::Io(errno) => write!(f, "connection failed ({})", Errno(*errno)),
             Failure::Tls(text) => f.write_str(text),
             Failure::OutOfMemory => f.write_str("no memory"),
+            Failure::Shutdown => f.write_str("worker shuts down"),
             Failure::Conversation(failure) => failure.fmt(f),
         }
     }

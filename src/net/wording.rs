@@ -12,7 +12,7 @@ pub const QUERYING: &str = "querying backend";
 pub fn action<W>(kind: Kind<W>) -> &'static str {
     match kind {
         Kind::Greeting(_) => "greeting backend",
-        Kind::Fetch(_) | Kind::Claim(_) => "fetching SSL session",
+        Kind::Fetch(_) | Kind::Take(_) | Kind::Claim(_) => "fetching SSL session",
         Kind::Update(_) => "storing SSL session",
         Kind::Asking => "following redirection",
         Kind::Query => QUERYING,

@@ -91,6 +91,24 @@ subtest 'the other address is found when the server moves there' => sub {
     is_deeply [ $nginx->errors(warn => 1) ], [], 'nothing in the log';
 };
 
+for my $at ([ '127.0.0.1', '127.0.0.2' ], [ '127.0.0.2', '127.0.0.1' ]) {
+    subtest "the master is found at $at->[0], where the other address is a replica's" => sub {
+        my $port    = free_port();
+        my $master  = redis(bind => $at->[0]);
+        my $replica = redis(port => $master->port, bind => $at->[1], replicaof => $master)->wait_replica;
+        my $nginx   = nginx(conf => conf($port, 'redis://first.refuses:' . $master->port));
+        ok wait_until {
+            my $first = tls_client(port => $port, protocol => 'TLSv1.2');
+            $first->request;
+            my $session = $first->session;
+            eval { wait_until { $master->cmd('EXISTS', cache_key($session)) } 0.2 };
+        } 5, 'a session that is stored';
+        is $nginx->log_count(qr/ is down/), 0, 'none was down';
+        $nginx->quit;
+        is_deeply [ $nginx->errors(except => qr/READONLY/) ], [], 'and the log has nothing else';
+    };
+}
+
 subtest 'the server is down when all addresses refuse' => sub {
     my ($port, $redis) = (free_port(), redis());
     my $nginx  = nginx(conf => conf($port, "redis://all.refuse:" . $redis->port));

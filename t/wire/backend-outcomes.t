@@ -132,7 +132,8 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
             ok eval { wait_until { !$redis->cmd('EXISTS', cache_key($session)) } 5 }, 'the corrupt entry is removed';
             cmp_ok time - $start, '<', 2 * patience(), 'all that in less than two seconds';
             is visit(protocol => $protocol, session => $new)->{status}, 'HIT', 'the next lookup is in step';
-            is $relay->stats->{accepted}, $accepted, 'on the same connection';
+            # What lies behind a very long one is not waited for.
+            is $relay->stats->{accepted} - $accepted, $what =~ /megabyte/ ? 1 : 0, 'on the same connection, or another';
         };
     }
 
@@ -246,8 +247,12 @@ subtest 'a reply that nobody asked for ends the connection, not what follows' =>
     wait_for_hits('TLSv1.2');
     my $session = stored_session('TLSv1.2');
     my $from = $nginx->log_pos;
-    $relay->push_reply("\$4\r\nevil\r\n");
-    $nginx->log_like(qr/reply to no request/, from => $from);
+    # One line a second, as above.
+    wait_until {
+        wait_for_hits('TLSv1.2');
+        $relay->push_reply("\$4\r\nevil\r\n");
+        eval { wait_until { $nginx->log_count(qr/reply to no request/, from => $from) } 0.2 };
+    } 10, 'a line in the log';
     wait_until { visit(protocol => 'TLSv1.2', session => $session)->{status} eq 'HIT' } 15, 'hits';
 };
 
@@ -256,6 +261,9 @@ subtest 'nothing else in the log' => sub {
 };
 
 subtest 'a store that refuses connections is DOWN' => sub {
+    # There is one line a second.
+    my $quiet = time + 2;
+    wait_until { time >= $quiet } 5;
     wait_for_hits('TLSv1.2');
     my %session = map { $_ => stored_session($_) } qw(TLSv1.2 TLSv1.3);
     my $from = $nginx->log_pos;

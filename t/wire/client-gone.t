@@ -82,9 +82,9 @@ my %goes = (
 );
 
 $nginx = nginx(conf => conf());
-# From here on there is a connection to redis.
-my $idle = $nginx->fds + 1;
-offer('TLSv1.2');
+# From here on there are two connections to redis: what is stored, and what is looked up.
+my $idle = $nginx->fds + 2;
+tls_client(port => $port, offer('TLSv1.2'))->request;
 
 # How many files are open when no client is there any more: nginx may close a connection a moment
 # after the client has its end.
@@ -175,6 +175,7 @@ for my $how ($ENV{TEST_NGINX_USE_VALGRIND} ? () : sort keys %goes) {
         $nginx = nginx(log => 'notice', conf => conf());
         # The first one is what half of them have in common.
         my %offers = map { my $protocol = $_; $protocol => [ map { { offer($protocol) } } 0 .. 10 ] } @protocols;
+        tls_client(port => $port, %{ $offers{'TLSv1.2'}[0] })->request;
         my $fds    = rest();
         my $round = sub {
             my ($rounds) = @_;

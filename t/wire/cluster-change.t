@@ -72,9 +72,11 @@ my $stream = SSLSession::Stream->new(port => $port, stock => [ values %$stock ],
 $stream->wait_more(200);
 
 subtest 'slots move' => sub {
-    # All with sessions of one master, and as many without.
+    # All with sessions of one master, and as many without before them: who asks for the last one has the
+    # map asked for when all have moved.
     my @keys  = grep { $stock->{$_}[0] == 0 } keys %$stock;
-    my @slots = keys %{ { map { $_ => 1 } 0 .. 99, map { $cluster->slot($_) } @keys } };
+    my %with  = map { $cluster->slot($_) => 1 } @keys;
+    my @slots = ((grep { !$with{$_} } 0 .. 99), keys %with);
     my $began = time;
     $cluster->move_slots($two, @slots);
     my $ended = time;
@@ -199,9 +201,9 @@ subtest 'a master hangs, and wakes up when it is one no longer' => sub {
 
 subtest 'what is left over' => sub {
     # What may be more are connections to servers of the configuration that are no masters any more.
-    wait_until { $nginx->fds <= $fds + 2 } 10, "descriptors: $fds, then " . $nginx->fds;
-    cmp_ok $nginx->fds, '<=', $fds + 2, "as many descriptors as before: $fds, " . $nginx->fds;
-    cmp_ok links($_), '<=', 1, 'at most one connection to each node' for $cluster->alive;
+    wait_until { $nginx->fds <= $fds + 4 } 10, "descriptors: $fds, then " . $nginx->fds;
+    cmp_ok $nginx->fds, '<=', $fds + 4, "as many descriptors as before: $fds, " . $nginx->fds;
+    cmp_ok links($_), '<=', 2, 'at most two connections to each node' for $cluster->alive;
     cmp_ok $nginx->rss - $rss, '<', 4096, sprintf 'memory: %d KB, then %d KB', $rss, $nginx->rss;
 };
 

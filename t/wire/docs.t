@@ -89,6 +89,7 @@ subtest 'every default is what the code has' => sub {
         protocol    => $one->($conf, qr/^\s+None \| Some\(b"(\w+)"\) =>/m),
         key_prefix  => $one->($conf, qr/^const KEY_PREFIX: &\[u8\] = b"(.*)";/m),
         queue       => $one->($conf, qr/^const QUEUE: usize = (\d+);/m),
+        keepalive   => $one->($conf, qr/^const KEEPALIVE: u32 = (\d+);/m) . 's',
         database    => $each->($conf, qr/self\.database\.or\((\d)\)/),
         cluster     => $flag->($each->($conf, qr/self\.cluster\.or\((\w+)\)/)),
         ssl         => $flag->($one->($conf, qr/match self\.ssl\.or\((\w+)\)/)),
@@ -136,6 +137,19 @@ subtest 'every line of the log is explained' => sub {
         }
     }
     cmp_ok $lines, '>', 12, 'there are some';
+};
+
+subtest 'every hint is explained' => sub {
+    my ($table) = $text{'operation.md'} =~ /^### Hints\n(.*?)(?=^\S(?!\|)[^\n]*debug)/ms or return fail('a table of them');
+    my ($texts) = slurp(root() . '/core/src/hint.rs') =~ /^impl fmt::Display for Hint.*?\n\{?(.*?)^\}/ms;
+    my $hints = 0;
+    while ($texts =~ /"((?:[^"\\]|\\.)*)"/sg) {
+        my $hint = $1 =~ s/\\\n\s*//gr =~ s/\\"/"/gr;
+        my $pattern = join '\w*', map { quotemeta } split /\{\w*\}/, $hint, -1;
+        $hints++;
+        ok scalar($table =~ /^\| `$pattern` \| .* \|$/m), $hint;
+    }
+    cmp_ok $hints, '>', 20, 'there are some';
 };
 
 subtest 'every link leads somewhere' => sub {

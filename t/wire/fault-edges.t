@@ -43,10 +43,10 @@ CONF
     my %session = map { $_ => $fresh->($_) } qw(TLSv1.2 TLSv1.3);
     # What is looked up for one client is not asked for again by another one meanwhile.
     my @sessions = map { $fresh->('TLSv1.2') } 1 .. CLIENTS;
-    # With the connection to the server, and no other.
+    # With the connections to the server, and no others.
     my $idle;
     my $settle = sub {
-        $fresh->('TLSv1.2');
+        tls_client(port => $port, protocol => 'TLSv1.2', session => $fresh->('TLSv1.2'))->request;
         wait_until { !clients($port) } 5, 'end of all connections';
         $idle = $nginx->fds;
     };

@@ -38,7 +38,8 @@ sub start {
     my (%limit) = @_;
     my ($port, $redis) = (free_port(), redis());
     my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
-    my $nginx = nginx(conf => conf($port, '127.0.0.1:' . $relay->port, %limit));
+    my $main  = delete $limit{main};
+    my $nginx = nginx(main => $main, conf => conf($port, '127.0.0.1:' . $relay->port, %limit));
     return ($port, $redis, $relay, $nginx);
 }
 
@@ -72,6 +73,25 @@ sub in_peace {
     my $allowed = join '|', @allowed;
     is_deeply [ $nginx->errors(warn => 1, @allowed ? (except => qr/$allowed/) : ()) ], [], 'nothing in the log';
 }
+
+subtest 'no longer than worker_shutdown_timeout, when the client has gone' => sub {
+    # Of the store's own timeouts none is the reason.
+    my ($port, $redis, $relay, $nginx) = start(fetch_timeout => '60s', store_timeout => '60s',
+        main => 'worker_shutdown_timeout 1s;');
+    my ($session) = full_handshakes($port);
+    wait_until { in_store($redis, $session) } 5, 'the session in the store';
+    my $asked = $relay->requests;
+    $relay->hold;
+    my $waits = tls_client(port => $port, protocol => 'TLSv1.2', session => $session)->start;
+    wait_until { $relay->requests > $asked } 5, 'its lookup';
+    # For as long as a client is in its handshake nginx itself waits.
+    $waits->close;
+    my $seconds = seconds_to_quit($nginx);
+    cmp_ok $seconds, '>=', 0.9, 'what is in flight has its time';
+    cmp_ok $seconds, '<', 1 + 3 * patience(), 'and no more';
+    is $nginx->log_count(qr/\[warn\] .*: redis \S+: 1 requests without an answer, as "worker_shutdown_timeout" is over/), 1, 'it is said';
+    $relay->release;
+};
 
 subtest 'QUIT with a connection that was never opened' => sub {
     my ($port, $redis, $relay, $nginx) = start();

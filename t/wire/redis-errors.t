@@ -60,22 +60,24 @@ sub good_session {
     return $session;
 }
 
-# nginx's connection, by the number that the server has given it.
-sub link_of {
+# nginx's connections, by the numbers that the server has given them.
+sub links_of {
     my ($redis) = @_;
     my @id;
-    wait_until { @id = map { $_->{id} } grep { $_->{flags} eq 'N' } $redis->clients; @id == 1 } 5, 'one connection';
-    return $id[0];
+    wait_until { @id = sort map { $_->{id} } grep { $_->{flags} eq 'N' } $redis->clients; @id == 2 } 5,
+        'a connection for lookups, and one for stores';
+    return "@id";
 }
 
 # With a connection to a server that is brought into a state, and out of it:
-# words => what the server says, fetch => a lookup's outcome, stores => whether they succeed.
+# words => what the server says, fetch => a lookup's outcome, stores => whether they succeed, anew =>
+# whether it is connected to anew, as the address may lead to another server now.
 sub refuses {
     my ($name, $redis, %arg) = @_;
     subtest $name => sub {
         my $edge    = edge($redis);
         my $session = good_session($edge);
-        my $link    = link_of($redis);
+        my $links   = links_of($redis);
         my $start   = time;
         $arg{enter}->();
         is status($edge, $session), $arg{fetch}, 'the outcome of a lookup';
@@ -88,7 +90,9 @@ sub refuses {
         is status($edge, $session), 'HIT', 'afterwards it is a hit';
         my @there = grep { $redis->cmd('EXISTS', cache_key($_)) } @new;
         is scalar(@there), $arg{stores} ? 15 : 0, 'what has become of the stores';
-        is link_of($redis), $link, 'the connection is the same';
+        my @same = grep { " $links " =~ / $_ / } split / /, links_of($redis);
+        is scalar(@same), $arg{anew} ? 0 : 2, $arg{anew} ? 'there are new connections' : 'the connections are the same';
+        is $edge->log_count(qr/redis \S+ is down/), 0, 'the server never counted as down';
         is scalar($edge->errors(except => $line)), 0, 'nothing else is in the log';
         $edge->quit;
     };
@@ -139,7 +143,7 @@ refuses 'BUSY', $redis,
     my $replica = redis(replicaof => $redis)->wait_replica;
     refuses 'READONLY', $redis,
         words => q(READONLY You can't write against a read only replica\.),
-        fetch => 'HIT', stores => 0,
+        fetch => 'HIT', stores => 0, anew => 1,
         enter => sub {
             # It has all there is; now the two change places.
             my $offset = sub { $_[0]->info('master_repl_offset') };
@@ -152,7 +156,7 @@ refuses 'BUSY', $redis,
 
     refuses 'MASTERDOWN', $redis,
         words => q(MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'\.),
-        fetch => 'ERROR', stores => 0,
+        fetch => 'ERROR', stores => 0, anew => 1,
         enter => sub {
             $replica->kill;
             # It would refuse a write for being READONLY first.
@@ -190,14 +194,12 @@ subtest 'LOADING' => sub {
     is status($edge, $session), 'ERROR', 'a lookup on a new connection';
     my $words = qr/refused \d+ requests, the last with "LOADING (?:Redis|Valkey) is loading the dataset in memory"$doing$/;
     like $edge->log_like($words), $words, 'the words are in the log';
-    my $link = link_of($slow);
-    my $new  = new_session($edge);
+    my $new = new_session($edge);
     is status($edge, $new), 'ERROR', 'another';
     is $slow->info('loading'), 1, 'it still loads';
     loaded($slow);
     is status($edge, $session), 'HIT', 'then a hit';
     is status($edge, $new), 'MISS', 'what was to be stored meanwhile was dropped';
-    is link_of($slow), $link, 'the connection is the same';
     is $edge->log_count(qr/is down/), 0, 'the server never counted as down';
 
     $slow->kill;
@@ -236,7 +238,7 @@ subtest 'a server with too many clients' => sub {
     my $edge = edge($few);
     my $session = good_session($edge);
     $few->cmd(qw(CONFIG SET maxclients 1));
-    $few->cmd('CLIENT', 'KILL', 'ID', link_of($few));
+    $few->cmd('CLIENT', 'KILL', 'ID', $_) for split / /, links_of($few);
     # It may be that nginx has not seen that yet.
     wait_until { status($edge, $session) =~ /^(?:ERROR|DOWN)$/ } 5, 'an error';
     wait_until { status($edge, $session) eq 'DOWN' } 5, 'DOWN';
@@ -276,14 +278,14 @@ subtest 'MOVED, by a node of a cluster that is taken for a single server' => sub
         $moved   = $new if $status eq 'ERROR';
         $session && $moved;
     } 10, 'keys of both nodes';
-    my $link = link_of($node);
+    my $links = links_of($node);
     ok 1, 'a key of the other node is an ERROR, one of this node a hit';
     my ($words) = $edge->log =~ /refused \d+ requests, the last with "(MOVED \d+ \S+)"$doing$/m;
     my ($slot) = ($words // '') =~ /(\d+)/;
     is $words, 'MOVED ' . ($slot // 'slot') . ' 127.0.0.1:' . ($cluster->nodes)[1]->port, 'the log has the words';
     is status($edge, $moved), 'ERROR', 'again';
     is status($edge, $session), 'HIT', 'and again';
-    is link_of($node), $link, 'on the same connection';
+    is links_of($node), $links, 'on the same connections';
     is $edge->log_count(qr/is down/), 0, 'the server is not down';
 };
 
@@ -293,7 +295,7 @@ subtest 'answers of all kinds, in one segment and in pieces' => sub {
     my @round = qw(HIT MISS ERROR CORRUPT HIT large HIT);
     for my $chunk (undef, 100, 7) {
         my @sessions = map { good_session($edge) } @round;
-        my $link = link_of($redis);
+        my $links = links_of($redis);
         for my $i (0 .. $#round) {
             my $key = cache_key($sessions[$i]);
             $redis->cmd('DEL', $key) if $round[$i] =~ /MISS|ERROR/;
@@ -313,22 +315,31 @@ subtest 'answers of all kinds, in one segment and in pieces' => sub {
         is_deeply [ map { answer($_) } @clients ], \@expected,
             'each has its own, in pieces of ' . ($chunk // 'any size');
         $relay->chunk(undef);
-        is link_of($redis), $link, 'the connection is the same';
+        is links_of($redis), $links, 'the connections are the same';
     }
     is $edge->log_count(qr/is down/), 0, 'it was never down';
     $edge->quit;
 };
 
-subtest 'an entry of megabytes' => sub {
-    my $edge    = edge($redis);
-    my $session = good_session($edge);
-    my $other   = good_session($edge);
-    $redis->cmd('SET', cache_key($session), 'x' x 2_000_000);
-    is status($edge, $session), 'ERROR', 'is not read';
-    my $line = qr/is down: reply with an invalid length$doing$/;
-    like $edge->log_like($line), $line, 'the log says why';
-    wait_until { status($edge, $other) eq 'HIT' } 10, 'a hit';
-    ok 1, 'another connection is good';
-};
+for my $bytes (100_000, 2_000_000, 100_000_000) {
+    subtest "an entry of $bytes bytes in place of a session" => sub {
+        my $edge  = edge($redis);
+        my @good  = map { good_session($edge) } 1 .. 2;
+        my $large = good_session($edge);
+        $redis->cmd('SET', cache_key($large), 'x' x $bytes);
+        # Lookups behind it, which the end of the connection does not concern.
+        $redis->pause;
+        my @clients = map { client($edge, $_)->start } $good[0], $large, $good[1];
+        $redis->resume;
+        is_deeply [ map { answer($_) } @clients ], [qw(HIT CORRUPT HIT)], 'is corrupt, and others are hits';
+        wait_until { !$redis->cmd('EXISTS', cache_key($large)) } 5, 'the entry to be removed';
+        is status($edge, $large), 'MISS', 'and is removed';
+        is status($edge, $good[0]), 'HIT', 'the server is good';
+        my $line = qr/corrupt SSL session [0-9a-f]{8} in "store", redis 127\.0\.0\.1:\d+, 1 times: too large/;
+        like $edge->log_like($line), $line, 'the log says why';
+        is scalar($edge->errors(except => $line)), 0, 'and nothing else';
+        $edge->quit;
+    };
+}
 
 done_testing;

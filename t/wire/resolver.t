@@ -8,55 +8,11 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
-use SSLSession::Process;
-use IO::Socket::INET;
-use Socket qw(inet_aton);
+use List::Util qw(uniq);
 use Test::More;
 use Time::HiRes qw(time);
 
 my $certs = certs();
-
-# --- a name server ---
-
-# Answers questions for A with what say() was told, and those for AAAA with nothing.
-sub name_server {
-    my $self = bless { dir => new_dir('dns') }, 'NameServer';
-    my $sock = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => 0, Proto => 'udp') or die $@;
-    $self->{port} = $sock->sockport;
-    $self->say('nothing');
-    my ($answer, $log) = @$self{qw(dir dir)};
-    SSLSession::Process->spawn(name => 'name server', keep => [$sock], code => sub {
-        open my $asked, '>>', "$log/asked";
-        $asked->autoflush;
-        while (defined(my $from = $sock->recv(my $query, 512))) {
-            my ($id, $name) = unpack 'n x10 a*', $query;
-            my ($type) = unpack 'n', ($name =~ s/^[^\0]*\0//r);
-            print {$asked} $type == 1 ? 'A' : $type == 28 ? 'AAAA' : $type, "\n";
-            my ($what, @rest) = split ' ', slurp("$answer/answer");
-            next if $what eq 'nothing';
-            my ($ttl, @addresses) = $what eq 'addresses' && $type == 1 ? @rest : 0;
-            my $rcode = { NXDOMAIN => 3, SERVFAIL => 2 }->{$what} // 0;
-            $sock->send(pack('n n n4', $id, 0x8180 | $rcode, 1, scalar @addresses, 0, 0)
-                . substr($query, 12)
-                . join('', map { pack 'n n n N n a4', 0xc00c, 1, 1, $ttl, 4, inet_aton($_) } @addresses), 0, $from);
-        }
-    });
-    return $self;
-}
-
-{
-    package NameServer;
-
-    # 'nothing' (no answer), 'NXDOMAIN', 'SERVFAIL' or 'addresses', ttl, address, ...
-    sub say {
-        my ($self, @answer) = @_;
-        my $new = SSLSession::Util::spew("$self->{dir}/new", "@answer");
-        rename $new, "$self->{dir}/answer" or die $!;
-    }
-
-    # How many questions there were.
-    sub asked { my ($self, $type) = @_; return scalar grep { !$type || $_ eq $type } split /\n/, SSLSession::Util::slurp("$self->{dir}/asked") }
-}
 
 # --- nginx and its store ---
 
@@ -110,7 +66,7 @@ sub linked {
     my ($pid) = $nginx->workers;
     my $port  = sprintf '%04X', $redis->port;
     my %socket = map { $_ => 1 } map { readlink($_) // '' } glob "/proc/$pid/fd/*";
-    return map { join '.', unpack 'C4', pack 'V', hex $_->[0] }
+    return uniq map { join '.', unpack 'C4', pack 'V', hex $_->[0] }
         grep { $_->[1] eq $port && $_->[2] eq '01' && $socket{"socket:[$_->[3]]"} }
         map { [ /^\s*\d+: \S+ ([0-9A-F]{8}):([0-9A-F]{4}) ([0-9A-F]{2}) (?:\S+ +){5}(\d+) / ] }
         grep { / 01 / } split /\n/, slurp('/proc/net/tcp');
@@ -315,6 +271,26 @@ subtest 'reload and exit with a question under way' => sub {
     $nginx->stop;
     cmp_ok time - $start, '<', 3 * patience(), 'nor at a fast one';
     is_deeply [ errors($nginx) ], [], 'nothing in the log';
+};
+
+subtest 'a name that does not resolve yet' => sub {
+    my ($port, $dns, $nginx) = start(server => 'sessions.invalid:' . $redis->port, resolver => 'valid=1s', say => ['NXDOMAIN']);
+    client($port)->request;
+    wait_until { scalar grep { /resolved/ } errors($nginx) } 5, 'an error';
+    my ($said) = grep { /resolved/ } errors($nginx);
+    like $said, qr/\[error\] .*: redis sessions\.invalid:\d+: "sessions\.invalid" could not be resolved \(3: Host not found\)$doing$/, 'it is asked for';
+    my $session = client($port);
+    $session->request;
+    is scalar(client($port, $session->session)->request), 'DOWN', 'until it is there it is down';
+    $dns->say('addresses', 60, '127.0.0.2');
+    my %seen;
+    wait_until { $seen{ client($port)->request // '' }++; linked($nginx) } 10, 'a connection';
+    is join(' ', linked($nginx)), '127.0.0.2', 'there it is';
+    hits($port, new_session($port), 3);
+    is $nginx->log_count(qr/\[notice\] .*: redis sessions\.invalid:\d+ is at redis 127\.0\.0\.2:\d+$doing$/), 1, 'said once';
+    $dns->say('addresses', 60, '127.0.0.3');
+    hits_until($port, new_session($port), $nginx, '127.0.0.3');
+    is scalar(grep { !/could not be resolved|not stored in/ } errors($nginx)), 0, 'nothing else in the log';
 };
 
 subtest 'an address is not resolved, and without a resolver nothing is' => sub {

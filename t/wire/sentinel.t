@@ -17,9 +17,11 @@ my %port;
 sub edge {
     my ($sentinels, %line) = @_;
     my $port = free_port();
+    my $http = delete $line{http} // '';
     my $wait = 500 * patience() . 'ms';
     %line = (sentinel => 'fleet', client_name => 'edge', connect_timeout => $wait, fetch_timeout => $wait, %line);
     my $nginx = nginx(log => 'info', conf => <<"CONF");
+    $http
     ssl_session_backend store {
         @{[ map { "server $_;" } @$sentinels ]}
         @{[ map { "$_ $line{$_};" } sort keys %line ]}
@@ -101,7 +103,7 @@ subtest 'the master is found' => sub {
     is scalar(grep { status($edge, $_) eq 'HIT' } @stock), 40, 'hits';
     is $master->calls('get'), 40, 'at the master';
     is $replica->calls('get'), 0, 'none at the replica';
-    is links($master), 1, 'one connection';
+    is links($master), 2, 'a connection for lookups, and one for what is stored';
     is links($replica), 0, 'none to the replica';
     my $said = qr/\[notice\] .* master "fleet" is redis \Q${\ $master->address }\E/;
     is $edge->log_count($said), 1, 'which is said once';
@@ -192,6 +194,28 @@ subtest 'the master dies, and one sentinel with it' => sub {
     my ($old, $new, $stream) = change('kill', sub { my $old = $fleet->kill_master; $fleet->wait_failover($old) });
     $old->start;
     is_left_alone($old, $stream);
+};
+
+subtest 'a master that is announced by its name' => sub {
+    my $master   = redis();
+    my $sentinel = redis(sentinel => 1, conf => [
+        'sentinel resolve-hostnames yes', 'sentinel announce-hostnames yes', 'sentinel monitor fleet localhost ' . $master->port . ' 1' ]);
+    is_deeply $sentinel->cmd(qw(SENTINEL GET-MASTER-ADDR-BY-NAME fleet)), [ 'localhost', $master->port ], 'so it is announced';
+    my $dns  = name_server();
+    my $edge = edge([ $sentinel->address ], http => "resolver 127.0.0.1:@{[ $dns->port ]} valid=1s;");
+    wait_until { made($edge); $dns->asked } 10, 'the question for its name';
+    is status($edge, (made($edge))[0]), 'DOWN', 'without an address it is down';
+    $dns->say('addresses', 60, '127.0.0.1');
+    wait_until { made($edge); $master->cmd('DBSIZE') } 20, 'a session in the store';
+    my ($session) = sessions($edge, $master, 1);
+    is status($edge, $session), 'HIT', 'it is found';
+    is $edge->log_count(qr/\[notice\] .*master "fleet" is redis localhost:@{[ $master->port ]}/), 1, 'said';
+    is $edge->log_count(qr/\[notice\] .*redis localhost:\d+ is at redis 127\.0\.0\.1:/), 1, 'and where it is';
+
+    my $blind = edge([ $sentinel->address ]);
+    wait_until { made($blind); $blind->log_count(qr/\[error\] .*knows a name, and there is no "resolver" to find it with, of master "fleet" \(\d+ times\)/) } 10,
+        'an error without a resolver';
+    $_->quit for $edge, $blind;
 };
 
 # --- a sentinel that says what the test wants ---

@@ -205,7 +205,7 @@ subtest 'servers, and a worker that dies' => sub {
     my $asked = $value->('requests_total');
     $visit->($session) for 1 .. 5;
     is $value->('requests_total'), $asked + 5, 'requests';
-    is $value->('connections_total'), 1, 'one connection';
+    is $value->('connections_total'), 2, 'a connection for lookups, and one for stores';
     wait_until { $value->('in_flight') == 0 } 5, 'answers';
     is $value->('available_workers'), 1, 'available';
     cmp_ok $value->('bytes_total', ',direction="received"'), '>', 5 * 150, 'bytes of answers';

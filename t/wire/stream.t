@@ -108,6 +108,8 @@ subtest 'a client that leaves, and a store that does not answer' => sub {
     my ($port, $nginx) = start('store');
     my @sessions = map { stored($port, protocol => 'TLSv1.2') } 1 .. 5;
     my $session  = $sessions[0];
+    # With the link for lookups.
+    visit($port, protocol => 'TLSv1.2', session => $session);
     my $fds      = $nginx->fds;
     $relay->hold;
     for (@sessions) {

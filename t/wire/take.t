@@ -110,7 +110,7 @@ subtest 'memcached: of 100 clients at two servers with one ticket, one is resume
     my $store = memcached();
     my ($relay, $port, $nginx) = fleet($store, protocol => 'memcached');
     # A connection begins with a greeting, whose answer must not be held.
-    stored_session($port->[1], $store);
+    visit($_, session => stored_session($_, $store)) for @$port;
     # Read by all before one has claimed it, and then the other way round.
     for my $way (qw(reply request)) {
         my $session = stored_session($port->[0], $store);

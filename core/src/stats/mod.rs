@@ -167,28 +167,30 @@ pub mod server {
     pub const LATE: usize = 3;
     /// Requests whose connection was lost.
     pub const LOST: usize = 4;
+    /// Requests that the server has sent on, and that were not.
+    pub const MISDIRECTED: usize = 5;
     /// Connections that were made.
-    pub const CONNECTIONS: usize = 5;
+    pub const CONNECTIONS: usize = 6;
     /// Failures, as the breaker counts them.
-    pub const FAILURES: usize = 6;
+    pub const FAILURES: usize = 7;
     /// TLS handshakes with a new session.
-    pub const TLS_NEW: usize = 7;
+    pub const TLS_NEW: usize = 8;
     /// TLS handshakes with a session that was reused.
-    pub const TLS_REUSED: usize = 8;
+    pub const TLS_REUSED: usize = 9;
     /// How often it was found to be down.
-    pub const DOWN: usize = 9;
+    pub const DOWN: usize = 10;
     /// How often it was up again.
-    pub const UP: usize = 10;
+    pub const UP: usize = 11;
     /// Bytes received.
-    pub const RECEIVED: usize = 11;
+    pub const RECEIVED: usize = 12;
     /// Bytes sent.
-    pub const SENT: usize = 12;
+    pub const SENT: usize = 13;
     /// Requests without an answer.
-    pub const IN_FLIGHT: usize = 13;
+    pub const IN_FLIGHT: usize = 14;
     /// Workers that take it for available.
-    pub const AVAILABLE: usize = 14;
+    pub const AVAILABLE: usize = 15;
     /// Workers that take it for down.
-    pub const IS_DOWN: usize = 15;
+    pub const IS_DOWN: usize = 16;
 }
 
 const LISTEN: &[Family] = &[
@@ -229,7 +231,7 @@ const SERVER: &[Family] = &[
     counter("server_requests_total", "Requests made to a server."),
     counter("server_queue_full_total", "Requests not made because the queue of a server was full."),
     counter("server_errors_total", "Requests to a server that failed.")
-        .by("error", &["refused", "timeout", "lost"]),
+        .by("error", &["refused", "timeout", "lost", "redirect"]),
     counter("server_connections_total", "Connections established to a server."),
     counter(
         "server_failures_total",
@@ -239,7 +241,7 @@ const SERVER: &[Family] = &[
         .by("session", &["new", "reused"]),
     counter(
         "server_transitions_total",
-        "Changes of the state of a server in a worker, to down or to up.",
+        "Changes of the state of a server for all workers, to down or to up.",
     )
     .by("to", &["down", "up"]),
     counter("server_bytes_total", "Bytes received from and sent to a server.")

@@ -14,5 +14,5 @@ mod values;
 pub use directive::{Directive, Slot, directive, slot};
 pub(super) use memory::MIN_ZONE_PAGES;
 pub use reading::{BLOCK_CONF, Conf, DUPLICATE, Place, Refusal};
-pub use server_url::ServerUrl;
+pub use server_url::{ServerUrl, Unresolved};
 pub use values::{Flag, KeyVals, Msec, Num, Passwords, Protocols, Str};

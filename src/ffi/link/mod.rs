@@ -30,6 +30,9 @@ mod tls;
 pub use crate::ffi::address::Address;
 pub use tls::Handshake;
 
+/// How often the system asks in vain whether the other side is still there.
+const KEEPALIVE_PROBES: u32 = 3;
+
 /// Is called when something happens on a [`Link`].
 pub trait LinkOwner {
     /// There is something to read, the connection has ended, or the worker wants idle
@@ -304,6 +307,35 @@ impl Link {
         }
     }
 
+    /// Has the system ask whether the other side is still there, once nothing was heard for so many
+    /// seconds and then every third of that, and end the connection when that was in vain three times.
+    /// What is on the way does not forget a connection on which that happens often enough.
+    pub fn keep_alive(&self, seconds: u32) {
+        let every = (seconds / KEEPALIVE_PROBES).max(1);
+        for (level, option, value) in [
+            (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, seconds),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, every),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, KEEPALIVE_PROBES),
+        ] {
+            let value = c_int::try_from(value).unwrap_or(c_int::MAX);
+            if !self.is_tcp {
+                return;
+            }
+            // SAFETY: the descriptor is open; option value and length are ours. Where the system does
+            // not take one there is none.
+            unsafe {
+                libc::setsockopt(
+                    (*self.connection.as_ptr()).fd,
+                    level,
+                    option,
+                    (&raw const value).cast(),
+                    mem::size_of::<c_int>() as libc::socklen_t,
+                );
+            }
+        }
+    }
+
     /// There is nothing to write. An event method that reports levels would go on to report that
     /// there is room.
     pub fn wrote_all(&self) {
@@ -336,6 +368,13 @@ impl Link {
     pub fn has_more(&self) -> bool {
         // SAFETY: the connection is ours; nginx clears `ready` after a read that came up short.
         unsafe { shim::is_ready((*self.connection.as_ptr()).read) }
+    }
+
+    /// Whether nginx does not wait for it any longer: the worker exits, and its time is up
+    /// (ngx_shutdown_timer_handler() in ngx_cycle.c).
+    pub fn is_overdue(&self) -> bool {
+        // SAFETY: the connection is ours.
+        unsafe { shim::is_overdue(self.connection.as_ptr()) }
     }
 
     /// Whether the worker wants the connection closed.

@@ -1,15 +1,18 @@
-//! The connection of a peer: what happens in events of our own.
+//! The connections of a peer: what happens in events of our own.
 //!
 //! Nothing is borrowed while handlers of nginx's may run: these may end clients, and OpenSSL may make
 //! requests while they do.
 
 use std::rc::{Rc, Weak};
 
-use session_core::conversation::{self, Conversation, Ends};
+use session_core::conversation::{self, Conversation, Ends, Refusal};
+use session_core::hint::Hinted;
 use session_core::inflight::Kind;
 use session_core::stats::server as stats;
 
-use super::{Line, Peer, Phase, RequestToken, State, Tick, Work};
+use super::line::{Lane, Line, Phase, Tick, Wire, Work};
+use super::verdict::Facts;
+use super::{Peer, RequestToken};
 use crate::ffi::clock;
 use crate::ffi::event::Handle;
 use crate::ffi::link::{Io, Link, LinkOwner};
@@ -17,32 +20,412 @@ use crate::ffi::log::Log;
 use crate::ffi::resolver::{ResolveError, Resolved, ResolverOwner};
 use crate::ffi::tls;
 use crate::ffi::turn::Turn;
+use crate::log_at;
 use crate::net::address_book::Resolution;
 use crate::net::failure::Failure;
 use crate::net::wording;
-use crate::{debug, log_at};
 
 /// How much is read at once, in bytes.
 const READ_CHUNK: usize = 16 * 1024;
 /// How many of those in one turn of the event loop, so that one server cannot hold up the others.
 const READ_CHUNKS: usize = 16;
 
-impl Peer {
-    /// Closes the connection when what was asked has been answered; no request is made any more.
-    /// Whether it is closed.
-    pub fn retire(&self, turn: &Turn) -> bool {
-        if let Ok(mut state) = self.state.try_borrow_mut() {
-            state.retired = true;
+/// What one read came to.
+enum Took {
+    /// There is nothing to read.
+    Nothing,
+    /// Something was read.
+    Some {
+        /// Whether there may be more.
+        more: bool,
+    },
+}
+
+impl Line {
+    /// Writes what waits. An error shows again, and is dealt with, when reading.
+    pub(super) fn write(&self, turn: &Turn, peer: &Peer) {
+        // What waits may be removals of entries that are good.
+        if self.lane == Lane::Stores && peer.is_suspect() {
+            return;
         }
-        self.close_if_done(turn);
-        self.state.try_borrow().is_ok_and(|state| state.conversation.is_none())
+        let Some(wire) = self.wire.get(turn) else { return };
+        let (Some(link), Phase::Open) = (&wire.link, wire.phase) else { return };
+        let us = clock::now_us();
+        self.talk(|talk| {
+            let Some(conversation) = &mut talk.conversation else { return };
+            let mut wrote = false;
+            loop {
+                let unsent = conversation.unsent(us / 1000);
+                if unsent.is_empty() {
+                    link.wrote_all();
+                    break;
+                }
+                let Io::Bytes(n) = link.write(turn, unsent) else { break };
+                let all = n >= unsent.len();
+                peer.count.add(stats::SENT, n as u64);
+                conversation.sent(n);
+                wrote = true;
+                if all {
+                    link.wrote_all();
+                    break;
+                }
+            }
+            talk.hold.release(us, wrote);
+        });
+        drop(wire);
+        // It is looked at sooner than a request is late.
+        if self.with(|it| it.is_stale()).unwrap_or(false) {
+            self.arm();
+        }
     }
 
-    /// Writes what waits and closes the connection; the worker exits.
-    pub fn close(&self, turn: &Turn) {
-        self.write(turn);
-        self.hang_up(turn);
+    /// Reads what there is and takes the answers out of it.
+    fn receive(&self, turn: &Turn, peer: &Peer) -> Result<(), Failure> {
+        for _ in 0..READ_CHUNKS {
+            let Took::Some { more } = self.read(turn, peer)? else { return Ok(()) };
+            if !more || self.with(|it| it.has_ends()).unwrap_or(false) {
+                // Values lie in the input: they are told before it goes on.
+                return Ok(());
+            }
+        }
+        if let Some(link) = self.wire.get(turn).as_ref().and_then(|wire| wire.link.as_ref()) {
+            link.read_later();
+        }
+        Ok(())
+    }
+
+    /// Reads once.
+    fn read(&self, turn: &Turn, peer: &Peer) -> Result<Took, Failure> {
+        let Some(wire) = self.wire.get(turn) else { return Ok(Took::Nothing) };
+        let Some(link) = &wire.link else { return Ok(Took::Nothing) };
+        let read = self.with(|conversation| {
+            match link.read(turn, conversation.input(), READ_CHUNK) {
+                Io::Bytes(n) => peer.count.add(stats::RECEIVED, n as u64),
+                Io::Again => return Ok(Took::Nothing),
+                Io::Closed => return Err(Failure::Closed),
+                Io::Failed(errno) => {
+                    // Over TLS an errno says little; nginx has said more.
+                    let said = link.last_error().filter(|_| peer.tls.is_some());
+                    return Err(said.map_or(Failure::Io(errno), |said| Failure::Tls(said.into())));
+                }
+                Io::OutOfMemory => return Err(Failure::OutOfMemory),
+            }
+            let more = link.has_more();
+            let was_open = conversation.is_open();
+            let result = conversation.received(clock::now_ms());
+            if conversation.is_open() && !was_open {
+                // Requests have waited for the server to accept the greeting.
+                self.work.post();
+            }
+            result?;
+            Ok(Took::Some { more })
+        });
+        peer.keep_session(turn, link);
+        drop(wire);
+        if self.with(|it| !it.is_silent()).unwrap_or(false) {
+            self.doubted.set(false);
+        }
+        peer.judge(self);
+        read.unwrap_or(Ok(Took::Nothing))
+    }
+
+    /// Ends an event: gives the connection up if it has failed, tells what has ended, and sets the
+    /// timer. Whether something was told.
+    pub(super) fn settle(&self, turn: &Turn, result: Result<(), Failure>) -> bool {
+        let Some(peer) = self.peer.upgrade() else { return false };
+        let ends = match result {
+            Ok(()) => {
+                if clock::is_exiting() {
+                    // The exit waits for what is under way.
+                    self.arm();
+                }
+                peer.show();
+                self.with(Conversation::take_ends).flatten()
+            }
+            Err(failure) => self.give_up(turn, &peer, &failure),
+        };
+        let told = ends.is_some();
+        if let Some(ends) = ends {
+            self.tell(turn, &peer, &ends);
+            // Whoever was told may have ended the conversation.
+            self.with(|conversation| conversation.put_back(ends));
+        }
+        self.close_if_done(turn);
+        told
+    }
+
+    /// Tells the ends of requests, with nothing borrowed.
+    fn tell(&self, turn: &Turn, peer: &Rc<Peer>, ends: &Ends<RequestToken>) {
+        let Some(replies) = peer.replies.upgrade() else { return };
+        peer.telling.replace(Weak::clone(&self.this));
+        for end in ends.iter() {
+            if let Some(refusal) = &end.refusal {
+                let times = peer.state.try_borrow_mut().ok();
+                if let Some(times) = times.and_then(|mut state| state.refused.pass(clock::now_ms()))
+                {
+                    let hint = Hinted(refusal.hint(&*peer.codec));
+                    log_at!(
+                        Log::cycle(),
+                        Error,
+                        "{peer} refused {times} requests, the last with \"{refusal}\"{hint}{}",
+                        peer.doing(Some(wording::action(end.kind)))
+                    );
+                }
+            }
+            // Nobody may wait for what was refused.
+            if let Some(Refusal::Error(text)) = end.refusal {
+                peer.leads_elsewhere(text);
+            }
+            match (end.reply, end.kind, end.kind.waiter()) {
+                (Some(reply), _, Some(waiter)) => {
+                    replies.replied(turn, peer, waiter, end.deadline, reply);
+                }
+                (Some(reply), Kind::Query, None) => replies.learned(turn, peer, reply),
+                _ => {}
+            }
+        }
+        peer.telling.replace(Weak::new());
+    }
+
+    /// Ends the connection, which has failed. What has ended with it has still to be told.
+    fn give_up(&self, turn: &Turn, peer: &Peer, failure: &Failure) -> Option<Ends<RequestToken>> {
+        peer.judge(self);
+        let conversation = self.talk(|talk| talk.conversation.take()).flatten()?;
+        let action = match self.phase(turn) {
+            Phase::Idle | Phase::Connecting { .. } => Some("connecting to backend"),
+            Phase::Handshaking { .. } => Some("SSL handshaking to backend"),
+            Phase::Open => conversation.front().map(wording::action),
+        };
+        let of_link = matches!(
+            failure,
+            Failure::Conversation(
+                conversation::Failure::Dead(_) | conversation::Failure::Oversized(_)
+            )
+        );
+        let step = match conversation.front() {
+            Some(Kind::Greeting(step)) => Some(step),
+            _ => None,
+        };
+        let heard = conversation.is_heard();
+        let hint = failure.hint(&*peer.codec, step, peer.tls.is_some(), heard);
+        let (asked, stale) = (conversation.unanswered() > 0, conversation.is_stale());
+        let (proven, refused) = (conversation.is_proven(), conversation.has_refused());
+        let (lost, ends) = conversation.fail(failure.outcome(), stale || of_link);
+        self.shut(turn);
+        let facts = Facts { action, hint: Hinted(hint), asked, stale, proven, refused, lost };
+        peer.ended(turn, self, failure, &facts);
+        Some(ends)
+    }
+
+    /// Ends the connection and the conversation over it, in which nobody waits for anything.
+    pub(super) fn hang_up(&self, turn: &Turn) {
+        self.talk(|talk| talk.conversation = None);
+        self.shut(turn);
+        if let Some(peer) = self.peer.upgrade() {
+            peer.forget(self);
+            peer.show();
+        }
+    }
+
+    fn shut(&self, turn: &Turn) {
         self.tick.cancel();
+        let Some(mut wire) = self.wire.get(turn) else { return };
+        wire.phase = Phase::Idle;
+        if let Some(link) = wire.link.take() {
+            link.close(turn);
+        }
+    }
+
+    /// An exiting worker does not keep a connection that has nothing to do.
+    pub(super) fn close_if_done(&self, turn: &Turn) {
+        let closing = self
+            .wire
+            .get(turn)
+            .is_some_and(|wire| wire.link.as_ref().is_some_and(|link| link.is_closing()));
+        let leaves = closing || self.leaves.get() || clock::is_exiting();
+        let idle = |it: &mut Conversation<RequestToken>| it.awaited() == 0 && !it.has_ends();
+        if leaves && self.with(idle).unwrap_or(false) {
+            self.hang_up(turn);
+        }
+    }
+
+    /// Whether there may be more to read now.
+    fn has_more(&self, turn: &Turn) -> bool {
+        self.wire.get(turn).is_some_and(|wire| {
+            wire.phase == Phase::Open && wire.link.as_ref().is_some_and(Link::has_more)
+        })
+    }
+
+    /// Reads what came together with the connection, which is not reported again.
+    fn read_on(&self, turn: &mut Turn) {
+        if self.has_more(turn) {
+            self.readable(turn);
+        }
+    }
+
+    /// Reads all there is, and tells of it.
+    pub(super) fn read_all(&self, turn: &Turn) {
+        let Some(peer) = self.peer.upgrade() else { return };
+        loop {
+            let result = self.receive(turn, &peer);
+            let told = self.settle(turn, result);
+            if !(told && self.has_more(turn)) {
+                return;
+            }
+        }
+    }
+}
+
+impl LinkOwner for Line {
+    fn readable(&self, turn: &mut Turn) {
+        let overdue = |wire: &Wire| wire.link.as_ref().is_some_and(Link::is_overdue);
+        if self.wire.get(turn).is_some_and(|wire| overdue(&wire)) {
+            self.settle(turn, Err(Failure::Shutdown));
+            return;
+        }
+        match self.phase(turn) {
+            Phase::Idle | Phase::Handshaking { .. } => {}
+            Phase::Connecting { .. } => {
+                // A failed attempt may show on this side; a good one shows on the other.
+                let result = self.check_connect(turn, false);
+                self.settle(turn, result);
+            }
+            Phase::Open => self.read_all(turn),
+        }
+    }
+
+    fn writable(&self, turn: &mut Turn) {
+        match self.phase(turn) {
+            Phase::Connecting { .. } => {
+                let result = self.check_connect(turn, true);
+                self.settle(turn, result);
+                self.read_on(turn);
+            }
+            Phase::Open => {
+                if let Some(peer) = self.peer.upgrade() {
+                    self.write(turn, &peer);
+                }
+            }
+            Phase::Idle | Phase::Handshaking { .. } => {}
+        }
+    }
+
+    fn handshaken(&self, turn: &mut Turn) {
+        if let Phase::Handshaking { .. } = self.phase(turn) {
+            let result = self.handshake(turn);
+            self.settle(turn, result);
+        }
+        self.read_on(turn);
+    }
+}
+
+impl Handle<Work> for Line {
+    fn fired(&self, turn: &mut Turn) {
+        let Some(peer) = self.peer.upgrade() else { return };
+        let us = clock::now_us();
+        let held = self.talk(|talk| {
+            let conversation = talk.conversation.as_mut()?;
+            if !conversation.is_open() {
+                conversation.submit(us / 1000);
+            }
+            Some(if self.demoted.get() {
+                Err(conversation::Failure::NotMaster)
+            } else if conversation.is_suspect() {
+                Err(conversation::Failure::Suspect)
+            } else {
+                Ok(talk.hold.goes_on(us, tls::steps(), conversation.waiting()))
+            })
+        });
+        match (held.flatten(), self.phase(turn)) {
+            (None, _) => {}
+            (Some(Err(failure)), _) => {
+                self.settle(turn, Err(failure.into()));
+            }
+            (Some(Ok(_)), Phase::Idle) => self.open(turn, &peer),
+            (Some(Ok(true)), _) => self.work.post_next(),
+            (Some(Ok(false)), _) => self.write(turn, &peer),
+        }
+        if self.leaves.get() {
+            self.close_if_done(turn);
+        }
+    }
+}
+
+impl Handle<Tick> for Line {
+    fn fired(&self, turn: &mut Turn) {
+        let Some(peer) = self.peer.upgrade() else { return };
+        let now = clock::now_ms();
+        let next = self.with(Conversation::next_deadline).flatten();
+        let overdue = next.is_some_and(|deadline| deadline <= now);
+        // What has happened by now counts, although nginx has not told of it: the turn may have taken
+        // longer than the server had.
+        let mut result = match self.phase(turn) {
+            Phase::Connecting { deadline } if deadline <= now => {
+                let settled = self
+                    .wire
+                    .get(turn)
+                    .is_some_and(|wire| wire.link.as_ref().is_some_and(Link::has_settled));
+                if settled { self.check_connect(turn, true) } else { Err(Failure::ConnectTimeout) }
+            }
+            Phase::Handshaking { deadline } if deadline <= now => match self.handshake(turn) {
+                Ok(()) if self.phase(turn) == (Phase::Handshaking { deadline }) => {
+                    Err(Failure::HandshakeTimeout)
+                }
+                result => result,
+            },
+            Phase::Open if overdue => {
+                // All of it: what one read has of it is told before the next.
+                self.read_all(turn);
+                self.write(turn, &peer);
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+        if result.is_ok() {
+            let ticked = self.with(|conversation| conversation.tick(now));
+            result = ticked.unwrap_or(Ok(())).map_err(Failure::from);
+            peer.judge(self);
+        }
+        if result.is_ok() && self.is_silent() {
+            peer.silent(self);
+        }
+        let told = self.settle(turn, result);
+        self.arm();
+        if let Phase::Connecting { deadline } | Phase::Handshaking { deadline } = self.phase(turn) {
+            self.tick.at(deadline, self.holds_exit());
+        }
+        if told {
+            self.read_on(turn);
+        }
+    }
+}
+
+impl Peer {
+    /// Closes the connections when what was asked has been answered; no request is made any more.
+    /// Whether they are closed.
+    pub fn retire(&self, turn: &Turn) -> bool {
+        let lines = match self.state.try_borrow_mut() {
+            Ok(mut state) => {
+                state.retired = true;
+                state.lines()
+            }
+            Err(_) => return false,
+        };
+        for line in lines {
+            line.leaves.set(true);
+            line.close_if_done(turn);
+        }
+        self.show();
+        self.state.try_borrow().is_ok_and(|state| state.lines().is_empty())
+    }
+
+    /// Writes what waits and closes the connections; the worker exits.
+    pub fn close(&self, turn: &Turn) {
+        let lines = self.state.try_borrow().map(|state| state.lines()).unwrap_or_default();
+        for line in lines {
+            line.write(turn, self);
+            line.hang_up(turn);
+        }
     }
 
     /// Asks for the addresses of the server's name, where that is due.
@@ -59,299 +442,24 @@ impl Peer {
         }
     }
 
-    /// Writes what waits. An error shows again, and is dealt with, when reading.
-    fn write(&self, turn: &Turn) {
-        let Some(line) = self.line.get(turn) else { return };
-        let (Some(link), Phase::Open) = (&line.link, line.phase) else { return };
-        let Ok(mut state) = self.state.try_borrow_mut() else { return };
-        let state = &mut *state;
-        let Some(conversation) = &mut state.conversation else { return };
-        let us = clock::now_us();
-        let mut wrote = false;
-        loop {
-            let unsent = conversation.unsent(us / 1000);
-            if unsent.is_empty() {
-                link.wrote_all();
-                break;
-            }
-            let Io::Bytes(n) = link.write(turn, unsent) else { break };
-            let all = n >= unsent.len();
-            self.count.add(stats::SENT, n as u64);
-            conversation.sent(n);
-            wrote = true;
-            if all {
-                link.wrote_all();
-                break;
-            }
-        }
-        state.hold.release(us, wrote);
-    }
-
-    /// Reads what there is and takes the answers out of it.
-    fn receive(&self, turn: &Turn) -> Result<(), Failure> {
-        let Some(mut line) = self.line.get(turn) else { return Ok(()) };
-        let line = &mut *line;
-        let Ok(mut state) = self.state.try_borrow_mut() else { return Ok(()) };
-        let state = &mut *state;
-        for _ in 0..READ_CHUNKS {
-            let (Some(link), Some(conversation)) = (&line.link, &mut state.conversation) else {
-                return Ok(());
-            };
-            match link.read(turn, conversation.input(), READ_CHUNK) {
-                Io::Bytes(n) => self.count.add(stats::RECEIVED, n as u64),
-                Io::Again => return Ok(()),
-                Io::Closed => return Err(Failure::Closed),
-                Io::Failed(errno) => {
-                    // Over TLS an errno says little; nginx has said more.
-                    let said = link.last_error().filter(|_| self.tls.is_some());
-                    return Err(said.map_or(Failure::Io(errno), |said| Failure::Tls(said.into())));
-                }
-                Io::OutOfMemory => return Err(Failure::OutOfMemory),
-            }
-            let more = link.has_more();
-            let was_open = conversation.is_open();
-            let result = conversation.received();
-            let (open, ends) = (conversation.is_open(), conversation.has_ends());
-            self.judge(state);
-            self.keep_session(line);
-            if open && !was_open {
-                // Requests have waited for the server to accept the greeting.
-                self.work.post();
-            }
-            result?;
-            if !more || ends {
-                // Values lie in the input: they are told before it goes on.
-                return Ok(());
-            }
-        }
-        if let Some(link) = &line.link {
-            link.read_later();
-        }
-        Ok(())
-    }
-
-    /// Takes note of what the server has shown.
-    fn judge(&self, state: &mut State) {
-        let Some(conversation) = &mut state.conversation else { return };
-        let conversation::Counts { late, refused } = conversation.take_counts();
-        self.count.add(stats::LATE, late);
-        self.count.add(stats::REFUSED, refused);
-        if conversation.take_good() && state.breaker.succeeded() {
-            self.count.add(stats::UP, 1);
-            log_at!(Log::cycle(), Notice, "{self} is up again{}", self.doing(None));
+    pub(super) fn next_address(&self) {
+        if let Ok(mut book) = self.book.try_borrow_mut() {
+            book.advance();
         }
     }
 
-    /// Keeps the session that the server has given the connection, for the next one.
-    pub(super) fn keep_session(&self, line: &mut Line) {
-        if let Some(session) = line.link.as_ref().and_then(Link::take_session) {
-            line.session = self.address().map(|address| (address, session));
-        }
-    }
-
-    /// Ends an event: gives the connection up if it has failed, tells what has ended, and sets the
-    /// timer. Whether something was told.
-    pub(super) fn settle(&self, turn: &Turn, result: Result<(), Failure>) -> bool {
-        let ends = match result {
-            Ok(()) => {
-                let Ok(mut state) = self.state.try_borrow_mut() else { return false };
-                if clock::is_exiting() {
-                    // The exit waits for what is under way.
-                    self.arm(&mut state);
-                } else {
-                    self.show(&state);
-                }
-                self.told.set(state.number);
-                state.conversation.as_mut().and_then(Conversation::take_ends)
-            }
-            Err(failure) => self.give_up(turn, &failure),
-        };
-        let told = ends.is_some();
-        if let Some(ends) = ends {
-            self.tell(turn, &ends);
-            if let Ok(mut state) = self.state.try_borrow_mut() {
-                // Whoever was told may have ended the conversation, and begun another one.
-                if state.number == self.told.get() {
-                    if let Some(conversation) = &mut state.conversation {
-                        conversation.put_back(ends);
-                    }
-                }
-            }
-        }
-        self.close_if_done(turn);
-        told
-    }
-
-    /// Tells the ends of requests, with nothing borrowed.
-    fn tell(&self, turn: &Turn, ends: &Ends<RequestToken>) {
-        let Some(replies) = self.replies.upgrade() else { return };
-        for end in ends.iter() {
-            if let Some(refusal) = &end.refusal {
-                let times = self.state.try_borrow_mut().ok();
-                if let Some(times) = times.and_then(|mut state| state.refused.pass(clock::now_ms()))
-                {
-                    log_at!(
-                        Log::cycle(),
-                        Error,
-                        "{self} refused {times} requests, the last with \"{refusal}\"{}",
-                        self.doing(Some(wording::action(end.kind)))
-                    );
-                }
-            }
-            match (end.reply, end.kind, end.kind.waiter()) {
-                (Some(reply), _, Some(waiter)) => {
-                    replies.replied(turn, self, waiter, end.deadline, reply);
-                }
-                (Some(reply), Kind::Query, None) => replies.learned(turn, self, reply),
-                _ => {}
-            }
-        }
-    }
-
-    /// Gives the connection up, and unless the server has shown that it works counts a failure. What
-    /// has ended with it has still to be told.
-    fn give_up(&self, turn: &Turn, failure: &Failure) -> Option<Ends<RequestToken>> {
-        let now = clock::now_ms();
-        let mut line = self.line.get(turn)?;
-        let Ok(mut state) = self.state.try_borrow_mut() else { return None };
-        let state = &mut *state;
-        self.judge(state);
-        let conversation = state.conversation.take()?;
-        let action = match line.phase {
-            Phase::Idle | Phase::Connecting { .. } => Some("connecting to backend"),
-            Phase::Handshaking { .. } => Some("SSL handshaking to backend"),
-            Phase::Open => conversation.front().map(wording::action),
-        };
-        let doing = self.doing(action);
-        let asked = conversation.unanswered() > 0;
-        let (proven, refused) = (conversation.is_proven(), conversation.has_refused());
-        let (lost, ends) = conversation.fail(failure.outcome());
-        self.count.add(stats::LOST, lost as u64);
-        let trips = match failure {
-            // A server may end a connection that nobody uses.
-            Failure::Closed | Failure::Io(_) | Failure::Tls(_) => (asked || refused) && !proven,
-            Failure::Conversation(conversation::Failure::Suspect) => !proven,
-            Failure::Local | Failure::OutOfMemory => false,
-            _ => true,
-        };
-        if trips {
-            self.count.add(stats::FAILURES, 1);
-            // If it was the session that the server did not like, the next one is not.
-            line.session = None;
-        }
-        // A probe that cannot be made has failed, too: another one has to follow.
-        let was_open = state.breaker.is_open();
-        let failed = trips || was_open;
-        if failed && state.breaker.failed(now, clock::random()) {
-            self.count.add(stats::DOWN, 1);
-            log_at!(Log::cycle(), Error, "{self} is down: {failure}{doing}");
-        } else if was_open {
-            debug!(Log::cycle(), "SSL session backend {self} is still down: {failure}{doing}");
-        } else if trips || lost > 0 || !failure.is_end() {
-            if let Some(times) = state.closed.pass(now) {
-                log_at!(Log::cycle(), Error, "{self}: {failure} ({times} times){doing}");
-            }
-        } else {
-            debug!(Log::cycle(), "SSL session backend {self}: {failure}{doing}");
-        }
-        if failed {
-            self.next_address();
-        }
-        self.told.set(state.number);
-        self.tick.cancel();
-        line.phase = Phase::Idle;
-        if let Some(link) = line.link.take() {
-            link.close(turn);
-        }
-        self.show(state);
-        Some(ends)
-    }
-
-    /// Ends the connection and the conversation over it.
-    fn hang_up(&self, turn: &Turn) {
-        let Some(mut line) = self.line.get(turn) else { return };
-        let Ok(mut state) = self.state.try_borrow_mut() else { return };
-        state.conversation = None;
-        line.phase = Phase::Idle;
-        if let Some(link) = line.link.take() {
-            link.close(turn);
-        }
-        self.show(&state);
-    }
-
-    /// An exiting worker does not keep a connection that has nothing to do.
-    fn close_if_done(&self, turn: &Turn) {
-        let closing = self
-            .line
-            .get(turn)
-            .is_some_and(|line| line.link.as_ref().is_some_and(|link| link.is_closing()));
-        let done = self.state.try_borrow().is_ok_and(|state| {
-            let idle = |c: &Conversation<RequestToken>| c.unanswered() == 0 && !c.has_ends();
-            let leaves = closing || state.retired || clock::is_exiting();
-            leaves && state.conversation.as_ref().is_some_and(idle)
-        });
-        if done {
-            self.hang_up(turn);
-            self.tick.cancel();
-        }
-    }
-
-    fn phase(&self, turn: &Turn) -> Phase {
-        self.line.get(turn).map_or(Phase::Idle, |line| line.phase)
-    }
-
-    /// Reads what came together with the connection, which is not reported again.
-    fn read_on(&self, turn: &mut Turn) {
-        let more = self.line.get(turn).is_some_and(|line| {
-            line.phase == Phase::Open && line.link.as_ref().is_some_and(Link::has_more)
-        });
-        if more {
-            self.readable(turn);
+    /// Keeps the session that the server has given a connection, for the next one.
+    pub(super) fn keep_session(&self, turn: &Turn, link: &Link) {
+        let Some(session) = link.take_session() else { return };
+        if let Some(mut kept) = self.session.get(turn) {
+            *kept = self.address().map(|address| (address, session));
         }
     }
 }
 
-impl LinkOwner for Peer {
-    fn readable(&self, turn: &mut Turn) {
-        match self.phase(turn) {
-            Phase::Idle | Phase::Handshaking { .. } => {}
-            Phase::Connecting { .. } => {
-                // A failed attempt may show on this side; a good one shows on the other.
-                let result = self.check_connect(turn, false);
-                self.settle(turn, result);
-            }
-            Phase::Open => loop {
-                let result = self.receive(turn);
-                let told = self.settle(turn, result);
-                let more = self
-                    .line
-                    .get(turn)
-                    .is_some_and(|line| line.link.as_ref().is_some_and(Link::has_more));
-                if !(told && more) {
-                    return;
-                }
-            },
-        }
-    }
-
-    fn writable(&self, turn: &mut Turn) {
-        match self.phase(turn) {
-            Phase::Connecting { .. } => {
-                let result = self.check_connect(turn, true);
-                self.settle(turn, result);
-                self.read_on(turn);
-            }
-            Phase::Open => self.write(turn),
-            Phase::Idle | Phase::Handshaking { .. } => {}
-        }
-    }
-
-    fn handshaken(&self, turn: &mut Turn) {
-        if let Phase::Handshaking { .. } = self.phase(turn) {
-            let result = self.handshake(turn);
-            self.settle(turn, result);
-        }
-        self.read_on(turn);
+impl Handle<super::Work> for Peer {
+    fn fired(&self, turn: &mut Turn) {
+        self.resolve(turn);
     }
 }
 
@@ -361,7 +469,7 @@ impl ResolverOwner for Peer {
             Ok(mut book) => book.learn(clock::unix_time(), answer),
             Err(_) => return,
         };
-        let addresses = match resolution {
+        let (addresses, has) = match resolution {
             Resolution::Same | Resolution::Failed { first: false, .. } => return,
             Resolution::Failed { error, first: true } => {
                 if let Ok(book) = self.book.try_borrow() {
@@ -370,7 +478,8 @@ impl ResolverOwner for Peer {
                 }
                 return;
             }
-            Resolution::Moved(addresses) => addresses,
+            Resolution::Moved(addresses) => (addresses, "has moved to"),
+            Resolution::Found(addresses) => (addresses, "is at"),
         };
         let book = match self.book.try_borrow_mut() {
             Ok(mut book) => book.successor(addresses),
@@ -385,91 +494,9 @@ impl ResolverOwner for Peer {
             Weak::clone(&self.replies),
         );
         let doing = self.doing(None);
-        log_at!(Log::cycle(), Notice, "{self} has moved to {successor}{doing}");
+        log_at!(Log::cycle(), Notice, "{self} {has} {successor}{doing}");
         if let Some(replies) = self.replies.upgrade() {
             replies.moved(turn, self, successor);
-        }
-    }
-}
-
-impl Handle<Work> for Peer {
-    fn fired(&self, turn: &mut Turn) {
-        self.resolve(turn);
-        let us = clock::now_us();
-        let held = {
-            let Ok(mut state) = self.state.try_borrow_mut() else { return };
-            let state = &mut *state;
-            let Some(conversation) = &mut state.conversation else { return };
-            if !conversation.is_open() {
-                conversation.submit(us / 1000);
-            }
-            if state.demoted {
-                Err(conversation::Failure::NotMaster)
-            } else if conversation.is_suspect() {
-                Err(conversation::Failure::Suspect)
-            } else {
-                Ok(state.hold.goes_on(us, tls::steps(), conversation.waiting()))
-            }
-        };
-        match (held, self.phase(turn)) {
-            (Err(failure), _) => {
-                self.settle(turn, Err(failure.into()));
-            }
-            (Ok(_), Phase::Idle) => self.open(turn),
-            (Ok(true), _) => self.work.post_next(),
-            (Ok(false), _) => self.write(turn),
-        }
-    }
-}
-
-impl Handle<Tick> for Peer {
-    fn fired(&self, turn: &mut Turn) {
-        let now = clock::now_ms();
-        let overdue = {
-            let Ok(mut state) = self.state.try_borrow_mut() else { return };
-            let next = state.conversation.as_mut().and_then(Conversation::next_deadline);
-            next.is_some_and(|deadline| deadline <= now)
-        };
-        // What has happened by now counts, although nginx has not told of it: the turn may have taken
-        // longer than the server had.
-        let mut result = match self.phase(turn) {
-            Phase::Connecting { deadline } if deadline <= now => {
-                let settled = self
-                    .line
-                    .get(turn)
-                    .is_some_and(|line| line.link.as_ref().is_some_and(Link::has_settled));
-                if settled { self.check_connect(turn, true) } else { Err(Failure::ConnectTimeout) }
-            }
-            Phase::Handshaking { deadline } if deadline <= now => match self.handshake(turn) {
-                Ok(()) if self.phase(turn) == (Phase::Handshaking { deadline }) => {
-                    Err(Failure::HandshakeTimeout)
-                }
-                result => result,
-            },
-            Phase::Open if overdue => {
-                // All of it: what one read has of it is told before the next.
-                self.readable(turn);
-                self.write(turn);
-                Ok(())
-            }
-            _ => Ok(()),
-        };
-        if let (Ok(()), Ok(mut state)) = (&result, self.state.try_borrow_mut()) {
-            let state = &mut *state;
-            if let Some(conversation) = &mut state.conversation {
-                result = conversation.tick(now).map_err(Failure::from);
-            }
-            self.judge(state);
-        }
-        let told = self.settle(turn, result);
-        if let Ok(mut state) = self.state.try_borrow_mut() {
-            self.arm(&mut state);
-        }
-        if let Phase::Connecting { deadline } | Phase::Handshaking { deadline } = self.phase(turn) {
-            self.tick.at(deadline, self.holds_exit());
-        }
-        if told {
-            self.read_on(turn);
         }
     }
 }

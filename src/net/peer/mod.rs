@@ -1,18 +1,22 @@
-//! One server, with the connection to it while there is one.
+//! One server, with the connections to it while there are any.
 //!
 //! Two worlds meet here. Requests are made at any time, also while OpenSSL is at work for a client:
-//! that is in this file, and only changes memory. Connecting, reading, writing and closing happen in
-//! events of our own, which have a [`Turn`]: that is in `events.rs`. A request posts such an event.
+//! that is in this file and in `line.rs`, and only changes memory. Connecting, reading, writing and
+//! closing happen in events of our own, which have a [`Turn`]: that is in `connect.rs` and
+//! `events.rs`. A request posts such an event. What follows from the end of a connection is in
+//! `verdict.rs`.
 
-use core::cell::{Cell, RefCell};
+use core::cell::{OnceCell, RefCell};
 use core::fmt;
+use core::hash::{Hash, Hasher};
 use std::boxed::Box;
+use std::hash::DefaultHasher;
 use std::rc::{Rc, Weak};
 use std::vec::Vec;
 
-use session_core::breaker::{self, Breaker, Verdict};
+use session_core::breaker::{self, Board, Boards, Breaker, News, Verdict};
 use session_core::codec::{Codec, OutOfMemory};
-use session_core::conversation::{self, Conversation};
+use session_core::conversation;
 use session_core::inflight::Kind;
 use session_core::slots::Token;
 use session_core::stats::server as stats;
@@ -21,22 +25,31 @@ use session_core::throttle::Throttle;
 pub use session_core::conversation::{Command, Node, Reply, Request};
 
 use super::address_book::AddressBook;
-use super::hold::{Hold, When};
 use super::wording::{self, Context};
 use crate::ffi::address::Address;
 use crate::ffi::client::{TlsClient, TlsName};
 use crate::ffi::clock;
 use crate::ffi::counters::Count;
 use crate::ffi::event::Event;
-use crate::ffi::link::Link;
 use crate::ffi::log::Log;
 use crate::ffi::resolver::Resolver;
-use crate::ffi::tls::{self, Session};
+use crate::ffi::shared_value::SharedValue;
+use crate::ffi::tls::Session;
 use crate::ffi::turn::{Outside, Turn};
 use crate::log_at;
 
 mod connect;
 mod events;
+mod line;
+mod verdict;
+
+use line::{Lane, Line};
+use verdict::Verdict as SecondLook;
+
+/// After how many timeouts of silence a connection for lookups is given up, and one for what is stored
+/// and removed, which a server may have reasons to let wait.
+const SILENCE: u64 = 4;
+const SILENCE_OF_STORES: u64 = 10;
 
 /// Tells requests that wait for an answer from others that have tokens.
 #[derive(Debug)]
@@ -44,6 +57,8 @@ pub enum Requests {}
 
 /// Refers to a request that somebody waits for.
 pub type RequestToken = Token<Requests>;
+
+type Conversation = conversation::Conversation<RequestToken>;
 
 /// Takes the ends of requests. Called in events of the peer only, never while a request is made.
 pub trait Replies {
@@ -67,7 +82,8 @@ pub trait Replies {
 
 /// A server as it was configured or found.
 pub struct Server {
-    /// The addresses of its name, in the order in which they are tried; not empty.
+    /// The addresses of its name, in the order in which they are tried. None if the name has still to
+    /// be resolved.
     pub addresses: Vec<Address>,
     /// The name and port, if the name is worth resolving again.
     pub name: Option<(Box<str>, u16)>,
@@ -95,6 +111,9 @@ pub struct Limits {
     pub fetch_timeout: u64,
     /// How long anything else waits for one.
     pub store_timeout: u64,
+    /// After how many seconds of silence the system asks whether the other side of a connection is
+    /// still there, if it does.
+    pub keepalive: Option<u32>,
     /// How many requests may be unanswered.
     pub queue: usize,
     /// The longest value, in bytes.
@@ -103,15 +122,33 @@ pub struct Limits {
     pub redirects: bool,
     /// The name of the backend.
     pub backend: Rc<str>,
+    /// What the workers know of servers together.
+    pub boards: Option<SharedValue<Boards>>,
+    /// Tells the configuration from others.
+    pub generation: u16,
 }
 
 impl Limits {
-    fn of_conversation(&self) -> conversation::Limits {
+    /// The longest that a probe can take, with what a busy worker adds.
+    fn longest_probe(&self) -> u64 {
+        let connected = self.connect_timeout.saturating_mul(2);
+        connected.saturating_add(self.fetch_timeout.saturating_mul(2))
+    }
+
+    fn of_conversation(&self, lane: Lane, probe: bool) -> conversation::Limits {
         conversation::Limits {
             fetch_timeout: self.fetch_timeout,
             store_timeout: self.store_timeout,
-            // As long as connecting may take, and as a fetch has to be answered.
-            greet_timeout: self.connect_timeout.max(self.fetch_timeout),
+            // As long as connecting may take, and as a fetch has to be answered. A probe is to show
+            // that the server is as fast as lookups want it to be.
+            greet_timeout: match probe {
+                true => self.fetch_timeout,
+                false => self.connect_timeout.max(self.fetch_timeout),
+            },
+            silence: match lane {
+                Lane::Lookups => SILENCE,
+                Lane::Stores => SILENCE_OF_STORES,
+            },
             queue: self.queue,
             max_value: self.max_value,
             redirects: self.redirects,
@@ -130,7 +167,7 @@ pub enum Refused {
     OutOfMemory,
 }
 
-/// A server, with the connection to it while there is one.
+/// A server, with the connections to it while there are any.
 pub struct Peer {
     this: Weak<Peer>,
     codec: Rc<dyn Codec>,
@@ -140,58 +177,45 @@ pub struct Peer {
     replies: Weak<dyn Replies>,
     book: RefCell<AddressBook>,
     state: RefCell<State>,
-    line: Outside<Line>,
-    /// The number of the conversation whose ends were told last.
-    told: Cell<u64>,
-    /// The next deadline.
-    tick: Event<Peer, Tick>,
-    /// Something is to be opened, written or closed.
+    /// The TLS session of the last connection, and the address it belongs to.
+    session: Outside<Option<(Address, Session)>>,
+    /// The connection whose ends are being told.
+    telling: RefCell<Weak<Line>>,
+    /// The addresses are to be asked for.
     work: Event<Peer, Work>,
+    /// A second connection has shown that the server works.
+    verdict: Event<Peer, SecondLook>,
     count: Count,
+    /// The place of its board, if there is one.
+    place: OnceCell<Option<usize>>,
 }
 
-struct Tick;
 struct Work;
 
 /// What requests are made of: memory.
 struct State {
-    /// What is said over the connection, also while it has still to be opened. There is a connection
-    /// only while there is a conversation; they end together.
-    conversation: Option<Conversation<RequestToken>>,
-    /// Counts the conversations.
-    number: u64,
+    /// The connection for lookups, and the one for what is stored and removed.
+    lookups: Option<Rc<Line>>,
+    stores: Option<Rc<Line>>,
+    /// A connection that is to show whether the server works: a probe while it is down, else beside
+    /// one that is silent.
+    second: Option<Rc<Line>>,
+    /// Connections on which no more is asked, and which have something to answer.
+    leaving: Vec<Rc<Line>>,
     breaker: Breaker,
-    hold: Hold,
+    /// Opened by what befalls stores while lookups go well.
+    stores_breaker: Breaker,
     /// Whether the server is to be forgotten when it has answered what it was asked.
     retired: bool,
-    /// Whether the server has shown that it is no master.
-    demoted: bool,
+    /// When the connections were last renewed.
+    renewed: Option<u64>,
+    /// Whether the log has it that the server is down.
+    said_down: bool,
+    down: Throttle,
+    up: Throttle,
     full: Throttle,
     refused: Throttle,
     closed: Throttle,
-}
-
-/// The connection.
-struct Line {
-    link: Option<Link>,
-    phase: Phase,
-    /// How many addresses are left to try.
-    untried: usize,
-    /// The TLS session of the last connection, and the address it belongs to.
-    session: Option<(Address, Session)>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Phase {
-    #[default]
-    Idle,
-    Connecting {
-        deadline: u64,
-    },
-    Handshaking {
-        deadline: u64,
-    },
-    Open,
 }
 
 impl Peer {
@@ -223,21 +247,27 @@ impl Peer {
             replies,
             book: RefCell::new(book),
             state: RefCell::new(State {
-                conversation: None,
-                number: 0,
+                lookups: None,
+                stores: None,
+                second: None,
+                leaving: Vec::new(),
                 breaker: Breaker::new(breaker),
-                hold: Hold::default(),
+                stores_breaker: Breaker::new(breaker),
                 retired: false,
-                demoted: false,
+                renewed: None,
+                said_down: false,
+                down: Throttle::new(),
+                up: Throttle::new(),
                 full: Throttle::new(),
                 refused: Throttle::new(),
                 closed: Throttle::new(),
             }),
-            line: Outside::new(Line { link: None, phase: Phase::Idle, untried: 0, session: None }),
-            told: Cell::new(0),
-            tick: Event::new(this.clone()),
+            session: Outside::new(None),
+            telling: RefCell::new(Weak::new()),
             work: Event::new(this.clone()),
+            verdict: Event::new(this.clone()),
             count: Count::default(),
+            place: OnceCell::new(),
         })
     }
 
@@ -253,8 +283,23 @@ impl Peer {
         self.book.try_borrow().ok()?.current().cloned()
     }
 
-    /// Whether a request would be taken now. Has a connection opened if need be, and a probe of a
-    /// server that is down begun where one is due.
+    /// Whether it was configured or announced by that name.
+    pub fn is_called(&self, name: &str, port: u16) -> bool {
+        self.book.try_borrow().is_ok_and(|book| book.place() == Some((name, port)))
+    }
+
+    /// Has the server's name resolved, if that is due, at the end of this turn. Whether there is an
+    /// address by now.
+    pub fn resolve_soon(&self) -> bool {
+        let Ok(book) = self.book.try_borrow() else { return false };
+        if book.due(clock::unix_time()).is_some() {
+            self.work.post();
+        }
+        book.current().is_some()
+    }
+
+    /// Whether a request would be taken now. Has a probe of a server that is down begun where one is
+    /// due.
     pub fn is_usable(&self) -> bool {
         let Ok(mut state) = self.state.try_borrow_mut() else { return false };
         self.admit(&mut state, clock::now_ms()).is_ok()
@@ -268,7 +313,11 @@ impl Peer {
         waiter: Option<RequestToken>,
         deadline: Option<u64>,
     ) -> Result<(), Refused> {
-        self.request(request.command.kind(waiter), |conversation, now| {
+        let lane = match request.command {
+            Command::Get | Command::Take | Command::Claim(_) => Lane::Lookups,
+            Command::Set { .. } | Command::Delete => Lane::Stores,
+        };
+        self.request(lane, request.command.kind(waiter), |conversation, now| {
             conversation.request(now, request, waiter, deadline)
         })
     }
@@ -278,23 +327,25 @@ impl Peer {
         &self,
         encode: impl FnOnce(&mut Vec<u8>) -> Result<(), OutOfMemory>,
     ) -> Result<(), Refused> {
-        self.request(Kind::Query, |conversation, now| conversation.query(now, encode))
+        self.request(Lane::Lookups, Kind::Query, |conversation, now| {
+            conversation.query(now, encode)
+        })
     }
 
     fn request(
         &self,
+        lane: Lane,
         kind: Kind<RequestToken>,
-        make: impl FnOnce(&mut Conversation<RequestToken>, u64) -> Result<u64, conversation::Refused>,
+        make: impl FnOnce(&mut Conversation, u64) -> Result<u64, conversation::Refused>,
     ) -> Result<(), Refused> {
         let us = clock::now_us();
         let now = us / 1000;
         let mut state = self.state.try_borrow_mut().map_err(|_| Refused::Down)?;
         let state = &mut *state;
         self.admit(state, now)?;
-        let Some(conversation) = &mut state.conversation else { return Err(Refused::Down) };
-        match make(conversation, now) {
-            // Those of earlier requests, of which one may be the next, have been set.
-            Ok(deadline) => self.tick.at(deadline, clock::is_exiting()),
+        let line = self.line(state, lane, now)?;
+        match line.request(us, make).ok_or(Refused::Down)? {
+            Ok(()) => {}
             Err(conversation::Refused::Full) => {
                 self.count.add(stats::FULL, 1);
                 if let Some(times) = state.full.pass(now) {
@@ -311,89 +362,139 @@ impl Peer {
             Err(conversation::Refused::OutOfMemory) => return Err(Refused::OutOfMemory),
         }
         self.count.add(stats::REQUESTS, 1);
-        if !conversation.is_open() {
-            // It is submitted at the end of this turn.
-            self.work.post();
-        } else if !self.work.is_posted() {
-            match state.hold.request(us, tls::steps()) {
-                Some(When::ThisTurn) => self.work.post(),
-                Some(When::NextTurn) => self.work.post_next(),
-                None => {}
-            }
-        }
-        self.show(state);
+        self.show_state(state);
         Ok(())
     }
 
-    /// Whether a request may be made now. Has a connection opened if need be, in an event of our
-    /// own.
+    /// Whether a request may be made now. Has a probe begun where one is due, in an event of its own.
     fn admit(&self, state: &mut State, now: u64) -> Result<(), Refused> {
         if state.retired {
             return Err(Refused::Down);
         }
-        if self.book.try_borrow().is_ok_and(|book| book.due(clock::unix_time()).is_some()) {
-            self.work.post();
+        if !self.resolve_soon() {
+            return Err(Refused::Down);
         }
-        if state.conversation.is_some() {
-            // While a probe is under way nothing else is sent.
-            return if state.breaker.is_open() { Err(Refused::Down) } else { Ok(()) };
-        }
-        let probe = match state.breaker.ask(now) {
-            Verdict::Go => false,
-            Verdict::Probe => true,
-            Verdict::Refuse => return Err(Refused::Down),
-        };
-        let limits = self.limits.of_conversation();
-        match Conversation::new(Rc::clone(&self.codec), limits, probe) {
-            Ok(conversation) => state.conversation = Some(conversation),
-            Err(OutOfMemory) => {
-                if probe {
-                    // Another one has to follow.
-                    state.breaker.failed(now, clock::random());
+        if let Some(board) = self.board() {
+            match state.breaker.hear(board, now) {
+                News::None => {}
+                News::Up => {
+                    // Who has made the probe has said it.
+                    state.said_down = false;
+                    self.show_state(state);
                 }
-                return Err(Refused::OutOfMemory);
+                News::Down => {
+                    // Who has found that out has said it.
+                    state.said_down = true;
+                    state.desert();
+                    self.show_state(state);
+                }
             }
         }
-        state.number = state.number.wrapping_add(1);
-        state.hold = Hold::default();
-        state.demoted = false;
-        self.work.post();
-        if probe { Err(Refused::Down) } else { Ok(()) }
+        match state.breaker.ask(now) {
+            Verdict::Go => Ok(()),
+            Verdict::Refuse => Err(Refused::Down),
+            Verdict::Probe => {
+                let most = self.limits.longest_probe();
+                if self.board().is_some_and(|board| !state.breaker.claims(board, now, most)) {
+                    return Err(Refused::Down);
+                }
+                let Ok(line) = Line::new(self, Lane::Lookups, true) else {
+                    // Another one has to follow.
+                    state.breaker.failed(now, clock::random());
+                    self.tell(state, now);
+                    return Err(Refused::OutOfMemory);
+                };
+                state.second = Some(line);
+                Err(Refused::Down)
+            }
+        }
+    }
+
+    /// What the workers know of the server together.
+    fn board(&self) -> Option<Board<'_>> {
+        let boards = self.limits.boards.as_ref()?.get()?;
+        let place = *self.place.get_or_init(|| {
+            // The same in all workers, which are of one binary.
+            let mut hasher = DefaultHasher::new();
+            (&self.limits.backend, std::format!("{self}")).hash(&mut hasher);
+            boards.place(hasher.finish())
+        });
+        Some(Board::new(boards.word(place?)?, self.limits.generation))
+    }
+
+    /// Tells the other workers how the server stands.
+    fn tell(&self, state: &State, now: u64) {
+        if let Some(board) = self.board() {
+            state.breaker.tell(board, now);
+        }
+    }
+
+    /// The connection for a request, which is opened if it is not there.
+    fn line(&self, state: &mut State, lane: Lane, now: u64) -> Result<Rc<Line>, Refused> {
+        if lane == Lane::Stores {
+            let probe = match state.stores_breaker.ask(now) {
+                Verdict::Go => false,
+                Verdict::Refuse => return Err(Refused::Down),
+                Verdict::Probe => true,
+            };
+            if probe {
+                match Line::new(self, lane, true) {
+                    Ok(line) => state.stores = Some(line),
+                    Err(OutOfMemory) => {
+                        state.stores_breaker.failed(now, clock::random());
+                    }
+                }
+                return Err(Refused::Down);
+            }
+        }
+        let place = match lane {
+            Lane::Lookups => &mut state.lookups,
+            Lane::Stores => &mut state.stores,
+        };
+        if let Some(line) = place {
+            return Ok(Rc::clone(line));
+        }
+        let line = Line::new(self, lane, false).map_err(|OutOfMemory| Refused::OutOfMemory)?;
+        *place = Some(Rc::clone(&line));
+        Ok(line)
     }
 
     /// An answer may have been for another request than it seemed. Once, that is an entry in the
     /// wrong place; again and again, the connection is out of step.
     pub fn suspect(&self) {
-        if let Ok(mut state) = self.state.try_borrow_mut() {
-            if let Some(conversation) = &mut state.conversation {
-                conversation.suspect();
-                self.work.post();
-            }
+        if let Some(line) = self.lookups() {
+            line.with(|conversation| conversation.suspect());
+            line.work.post();
         }
     }
 
     /// An answer was for the request that it seemed to be for.
     pub fn trust(&self) {
-        if let Ok(mut state) = self.state.try_borrow_mut() {
-            if let Some(conversation) = &mut state.conversation {
-                conversation.trust();
-            }
+        if let Some(line) = self.lookups() {
+            line.with(|conversation| conversation.trust());
         }
     }
 
     /// Whether an answer is suspect, and no later one has shown otherwise.
     pub fn is_doubtful(&self) -> bool {
-        let doubtful = |state: &State| state.conversation.as_ref().is_some_and(|c| c.is_doubtful());
-        self.state.try_borrow().is_ok_and(|state| doubtful(&state))
+        self.lookups().and_then(|line| line.with(|it| it.is_doubtful())).unwrap_or(false)
+    }
+
+    /// Whether so many answers are suspect that the connection has to end.
+    fn is_suspect(&self) -> bool {
+        self.lookups().is_some_and(|line| line.is_suspect())
+    }
+
+    fn lookups(&self) -> Option<Rc<Line>> {
+        self.state.try_borrow().ok()?.lookups.clone()
     }
 
     /// The server has shown, by the reply that is being told, that it is no longer the master.
     pub fn demoted(&self) {
-        if let Ok(mut state) = self.state.try_borrow_mut() {
-            if state.conversation.is_some() && state.number == self.told.get() {
-                state.demoted = true;
-                self.work.post();
-            }
+        let telling = self.telling.try_borrow().ok().and_then(|line| line.upgrade());
+        if let Some(line) = telling {
+            line.demoted.set(true);
+            line.work.post();
         }
     }
 
@@ -402,31 +503,37 @@ impl Peer {
         Context { action, backend: Rc::clone(&self.limits.backend) }
     }
 
-    /// Shows how the server stands. One that has been left is not there any more.
-    fn show(&self, state: &State) {
+    /// Shows how the server stands.
+    fn show(&self) {
+        if let Ok(state) = self.state.try_borrow() {
+            self.show_state(&state);
+        }
+    }
+
+    /// One that has been left is not there any more.
+    fn show_state(&self, state: &State) {
         let down = state.breaker.is_open();
-        let here = !state.retired || state.conversation.is_some();
-        let unanswered = state.conversation.as_ref().map_or(0, Conversation::unanswered);
+        let current = [&state.lookups, &state.stores, &state.second].into_iter().flatten();
+        let (mut lines, mut unanswered) = (0_usize, 0_usize);
+        for line in current.chain(&state.leaving) {
+            lines = lines.saturating_add(1);
+            unanswered = unanswered.saturating_add(line.unanswered());
+        }
+        let here = !state.retired || lines > 0;
         self.count.set(stats::IN_FLIGHT, unanswered as u64);
         self.count.set(stats::AVAILABLE, u64::from(here && !down));
         self.count.set(stats::IS_DOWN, u64::from(here && down));
-    }
-
-    /// Sets the timer for the next deadline of a request.
-    fn arm(&self, state: &mut State) {
-        self.show(state);
-        let Some(conversation) = &mut state.conversation else { return };
-        if let Some(deadline) = conversation.next_deadline() {
-            let holds_exit = clock::is_exiting() && conversation.unanswered() > 0;
-            self.tick.at(deadline, holds_exit);
-        }
     }
 }
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let book = self.book.try_borrow();
-        let address = book.as_ref().ok().and_then(|book| book.current());
-        write!(f, "{} {}", self.codec.name(), address.map_or("", Address::name))
+        write!(f, "{} ", self.codec.name())?;
+        let Ok(book) = self.book.try_borrow() else { return Ok(()) };
+        match (book.current(), book.place()) {
+            (Some(address), _) => f.write_str(address.name()),
+            (None, Some((name, port))) => write!(f, "{name}:{port}"),
+            (None, None) => Ok(()),
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! A Redis Cluster.
 
 use core::mem;
-use core::net::IpAddr;
 use std::rc::{Rc, Weak};
 use std::string::{String, ToString};
 use std::vec::Vec;
@@ -26,11 +25,11 @@ const MAX_GUESTS: usize = 64;
 
 /// The masters of a Redis Cluster.
 pub struct Cluster {
-    links: Links,
+    pub(super) links: Links,
     replies: Weak<dyn Replies>,
     /// The servers of the configuration.
     pub(super) seeds: Vec<Rc<Peer>>,
-    map: Option<SlotMap>,
+    pub(super) map: Option<SlotMap>,
     /// The nodes of the map, in its order.
     pub(super) nodes: Vec<Rc<Peer>>,
     /// Nodes that others have named, and the map has not.
@@ -110,25 +109,25 @@ impl Cluster {
                 return;
             }
         };
-        let nodes: Option<Vec<Rc<Peer>>> = map
-            .nodes()
-            .iter()
-            .map(|node| {
-                let host = if node.host.is_empty() { host_of(peer) } else { node.host.clone() };
-                self.node(&host, node.ip, node.port)
-            })
-            .collect();
-        let Some(nodes) = nodes else {
-            if let Some(times) = self.trouble.pass(clock::now_ms()) {
-                log_at!(
-                    Log::cycle(),
-                    Error,
-                    "{peer}: CLUSTER SLOTS names nodes without an IP address ({times} times){}",
-                    peer.doing(Some(QUERYING))
-                );
+        let mut nodes: Vec<Rc<Peer>> = Vec::new();
+        for node in map.nodes() {
+            let host = if node.host.is_empty() { host_of(peer) } else { node.host.clone() };
+            match self.node(&host, node.port) {
+                Some(node) => nodes.push(node),
+                None => {
+                    if let Some(times) = self.trouble.pass(clock::now_ms()) {
+                        log_at!(
+                            Log::cycle(),
+                            Error,
+                            "{peer}: CLUSTER SLOTS names \"{host}\", and there is no \"resolver\" to \
+                             find it with ({times} times){}",
+                            peer.doing(Some(QUERYING))
+                        );
+                    }
+                    return;
+                }
             }
-            return;
-        };
+        }
         debug!(Log::cycle(), "SSL session backend {peer}: {} masters", nodes.len());
         let gone = mem::replace(&mut self.nodes, nodes);
         let guests = mem::take(&mut self.guests);
@@ -142,20 +141,16 @@ impl Cluster {
         self.learned = clock::now_ms();
     }
 
-    /// The peer of a node: one that is there already, or a new one.
-    fn node(&self, host: &str, address: Option<IpAddr>, port: u16) -> Option<Rc<Peer>> {
-        let ip = address.or_else(|| host.parse().ok())?;
-        let address = Address::from_ip(ip, port);
-        let known = self
-            .nodes
-            .iter()
-            .chain(&self.seeds)
-            .chain(&self.guests)
-            .find(|peer| peer.address().is_some_and(|known| known == address));
-        if let Some(known) = known {
-            return Some(Rc::clone(known));
-        }
-        Some(self.links.found(host, address, &self.replies))
+    /// The peer of a node: one that is there already, or a new one. `None` if it has a name that
+    /// nobody resolves.
+    fn node(&self, host: &str, port: u16) -> Option<Rc<Peer>> {
+        let address = host.parse().ok().map(|ip| Address::from_ip(ip, port));
+        let mut known = self.nodes.iter().chain(&self.seeds).chain(&self.guests);
+        let known = match &address {
+            Some(address) => known.find(|peer| peer.address().as_ref() == Some(address)),
+            None => known.find(|peer| peer.is_called(host, port)),
+        };
+        known.cloned().or_else(|| self.links.found(host, port, &self.replies))
     }
 
     pub fn redirected(&mut self, from: &Peer, to: &Node<'_>) -> Option<Rc<Peer>> {
@@ -165,14 +160,15 @@ impl Cluster {
         });
         let peer = match known.and_then(|n| self.nodes.get(n)) {
             Some(peer) => Some(Rc::clone(peer)),
-            None => self.node(&host, None, to.port),
+            None => self.node(&host, to.port),
         };
         let Some(peer) = peer else {
             if let Some(times) = self.trouble.pass(clock::now_ms()) {
                 log_at!(
                     Log::cycle(),
                     Error,
-                    "{from} sends to \"{host}\", whose address is not known ({times} times){}",
+                    "{from} sends to \"{host}\", and there is no \"resolver\" to find it with \
+                     ({times} times){}",
                     from.doing(None)
                 );
             }
@@ -185,6 +181,15 @@ impl Cluster {
         let mut known = self.nodes.iter().chain(&self.seeds).chain(&self.guests);
         if !known.any(|known| Rc::ptr_eq(known, &peer)) {
             if self.guests.len() >= MAX_GUESTS {
+                if let Some(times) = self.trouble.pass(clock::now_ms()) {
+                    log_at!(
+                        Log::cycle(),
+                        Error,
+                        "{from} sends to more than {MAX_GUESTS} nodes that CLUSTER SLOTS does not \
+                         name ({times} times){}",
+                        from.doing(None)
+                    );
+                }
                 return None;
             }
             self.guests.push(Rc::clone(&peer));
@@ -193,7 +198,7 @@ impl Cluster {
     }
 }
 
-/// The IP address that a peer is connected to, in words.
+/// The IP address that a peer is connected to, in words: it is there that it has the port.
 fn host_of(peer: &Peer) -> String {
     peer.address().as_ref().and_then(Address::ip).map(|ip| ip.to_string()).unwrap_or_default()
 }

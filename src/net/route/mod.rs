@@ -1,5 +1,6 @@
 //! Which server has an entry.
 
+use core::net::IpAddr;
 use core::{mem, ptr, slice};
 use std::boxed::Box;
 use std::rc::{Rc, Weak};
@@ -8,10 +9,12 @@ use std::vec::Vec;
 
 use session_core::breaker;
 use session_core::codec::Codec;
+use session_core::topology::{self, SlotMap};
 
 use super::peer::{Limits, Node, Peer, Replies, Reply, Server, Tls};
 use crate::ffi::address::Address;
 use crate::ffi::client::{TlsClient, TlsName};
+use crate::ffi::resolver::Resolver;
 use crate::ffi::turn::Turn;
 
 mod cluster;
@@ -103,27 +106,48 @@ impl Route {
     /// what it was asked.
     pub fn replace(&mut self, turn: &Turn, old: &Peer, new: Rc<Peer>) {
         let nobody: &mut [Rc<Peer>] = &mut [];
-        let (known, others, retired, in_use) = match self {
+        let (retired, places, stays) = match self {
             Route::Servers(Servers { peers, backups, retired, .. }) => {
-                (peers, backups.as_mut_slice(), retired, [].as_slice())
+                (retired, [peers, backups.as_mut_slice(), nobody], false)
             }
-            // A node of the map stays where the map says it is.
-            Route::Cluster(Cluster { seeds, nodes, retired, .. }) => {
-                (seeds, nobody, retired, nodes.as_slice())
+            Route::Cluster(Cluster { seeds, nodes, guests, retired, map, .. }) => {
+                // A node that was announced by its address stays there.
+                let announced = map.iter().flat_map(SlotMap::nodes);
+                let by_address = |node: &topology::Node| node.host.parse::<IpAddr>().is_ok();
+                let stays = announced
+                    .zip(nodes.iter())
+                    .any(|(node, peer)| by_address(node) && ptr::eq(Rc::as_ptr(peer), old));
+                let nodes = if stays { nobody } else { nodes.as_mut_slice() };
+                (retired, [seeds, nodes, guests.as_mut_slice()], stays)
             }
-            Route::Sentinel(Sentinel { sentinels, retired, .. }) => {
-                (sentinels, nobody, retired, [].as_slice())
+            Route::Sentinel(Sentinel { sentinels, master, retired, .. }) => {
+                let master = master.as_mut().map(|master| slice::from_mut(&mut master.peer));
+                (retired, [sentinels, master.unwrap_or(nobody), &mut []], false)
             }
         };
         retired.sweep(turn);
-        for place in known.iter_mut().chain(others) {
-            if ptr::eq(Rc::as_ptr(place), old) {
-                let old = mem::replace(place, Rc::clone(&new));
-                let stays = in_use.iter().any(|peer| Rc::ptr_eq(peer, &old));
-                if !stays {
-                    retired.add(turn, old);
-                }
+        let is_old = |place: &&mut Rc<Peer>| ptr::eq(Rc::as_ptr(place), old);
+        for place in places.into_iter().flatten().filter(is_old) {
+            let old = mem::replace(place, Rc::clone(&new));
+            if !stays {
+                retired.add(turn, old);
             }
+        }
+    }
+
+    /// Says who resolves the names of servers from now on.
+    pub fn set_resolver(&mut self, resolver: &Resolver) {
+        let links = match self {
+            Route::Servers(_) => None,
+            Route::Cluster(Cluster { links, .. }) | Route::Sentinel(Sentinel { links, .. }) => {
+                Some(links)
+            }
+        };
+        if let Some(links) = links {
+            links.resolver = Some(resolver.clone());
+        }
+        for peer in self.peers() {
+            peer.set_resolver(resolver);
         }
     }
 
@@ -186,6 +210,8 @@ pub struct Links {
     pub tls: Option<TlsSettings>,
     /// When a server that was found at run time counts as down.
     pub breaker: breaker::Config,
+    /// Who resolves names, if anybody does.
+    pub resolver: Option<Resolver>,
 }
 
 /// How connections are secured.
@@ -215,11 +241,22 @@ impl Links {
         });
         let server = Server { addresses, name, tls, breaker };
         let codec = Rc::clone(&self.codec);
-        Peer::new(server, codec, self.limits.clone(), Weak::clone(replies))
+        let peer = Peer::new(server, codec, self.limits.clone(), Weak::clone(replies));
+        if let Some(resolver) = &self.resolver {
+            peer.set_resolver(resolver);
+        }
+        peer
     }
 
-    /// A peer for a server that was found at run time.
-    fn found(&self, host: &str, address: Address, replies: &Weak<dyn Replies>) -> Rc<Peer> {
-        self.peer(host, Vec::from([address]), None, self.breaker, replies)
+    /// A peer for a server that others have announced. `None` if that is a name and nobody resolves it.
+    fn found(&self, host: &str, port: u16, replies: &Weak<dyn Replies>) -> Option<Rc<Peer>> {
+        let (addresses, name) = match host.parse::<IpAddr>() {
+            Ok(ip) => (Vec::from([Address::from_ip(ip, port)]), None),
+            Err(_) if self.resolver.is_none() => return None,
+            Err(_) => (Vec::new(), Some((host.into(), port))),
+        };
+        let peer = self.peer(host, addresses, name, self.breaker, replies);
+        peer.resolve_soon();
+        Some(peer)
     }
 }

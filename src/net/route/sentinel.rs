@@ -1,6 +1,5 @@
 //! The master that Redis Sentinels name.
 
-use core::net::IpAddr;
 use std::rc::{Rc, Weak};
 use std::string::{String, ToString};
 use std::vec::Vec;
@@ -10,7 +9,6 @@ use session_core::throttle::Throttle;
 use session_core::topology::parse_master_address;
 
 use super::{Choice, Links, Retired};
-use crate::ffi::address::Address;
 use crate::ffi::clock;
 use crate::ffi::log::Log;
 use crate::ffi::turn::Turn;
@@ -24,7 +22,7 @@ const MASTER_AGE: u64 = 1000;
 
 /// The master that Redis Sentinels watch.
 pub struct Sentinel {
-    links: Links,
+    pub(super) links: Links,
     replies: Weak<dyn Replies>,
     /// The name that the Sentinels have for it.
     name: Vec<u8>,
@@ -107,20 +105,29 @@ impl Sentinel {
             }
         };
         let name = String::from_utf8_lossy(&self.name);
-        let found = match address.map(|(host, port)| (host, host.parse::<IpAddr>(), port)) {
-            Some((host, Ok(ip), port)) => Ok((host.to_string(), port, Address::from_ip(ip, port))),
-            Some(_) => Err("has a name in place of an IP address"),
-            None => Err("knows no address"),
+        let known = |(host, port): &(&str, u16)| {
+            self.master.as_ref().is_some_and(|known| known.host == *host && known.port == *port)
         };
-        let (host, port, address) = match found {
-            Ok(found) => found,
+        let found = match address {
+            Some(address) if known(&address) => {
+                self.learned = clock::now_ms();
+                return;
+            }
+            Some((host, port)) => match self.links.found(host, port, &self.replies) {
+                Some(master) => Ok(Master { host: host.to_string(), port, peer: master }),
+                None => Err(" a name, and there is no \"resolver\" to find it with,"),
+            },
+            None => Err(" no address"),
+        };
+        let master = match found {
+            Ok(master) => master,
             Err(trouble) => {
                 self.turn = self.turn.wrapping_add(1);
                 if let Some(times) = self.unknown.pass(clock::now_ms()) {
                     log_at!(
                         Log::cycle(),
                         Error,
-                        "{peer} {trouble} of master \"{name}\" ({times} times){}",
+                        "{peer} knows{trouble} of master \"{name}\" ({times} times){}",
                         peer.doing(Some(QUERYING))
                     );
                 }
@@ -128,12 +135,9 @@ impl Sentinel {
             }
         };
         self.learned = clock::now_ms();
-        if self.master.as_ref().is_some_and(|known| known.host == host && known.port == port) {
-            return;
-        }
-        let peer = self.links.found(&host, address, &self.replies);
+        let peer = Rc::clone(&master.peer);
         log_at!(Log::cycle(), Notice, "master \"{name}\" is {peer}{}", peer.doing(None));
-        if let Some(former) = self.master.replace(Master { host, port, peer }) {
+        if let Some(former) = self.master.replace(master) {
             self.retired.add(turn, former.peer);
         }
     }

@@ -79,31 +79,33 @@ my @table = (
         greeting   => 'HIT > HIT',
         handshake  => 'HIT > HIT' ],
     [ 'a delay beyond the timeout',
-        lookup     => 'TIMEOUT > DOWN down',
-        tls_lookup => 'TIMEOUT > DOWN down',
-        store      => '- > TIMEOUT|DOWN down',
-        connect    => 'TIMEOUT > TIMEOUT|DOWN down',
+        lookup     => 'TIMEOUT > TIMEOUT|DOWN down?',
+        tls_lookup => 'TIMEOUT > TIMEOUT|DOWN down?',
+        store      => '- > TIMEOUT|DOWN down?',
+        connect    => 'TIMEOUT > TIMEOUT|DOWN down?',
         greeting   => 'TIMEOUT > TIMEOUT|DOWN down',
         handshake  => 'TIMEOUT > TIMEOUT|DOWN down' ],
-    # Three bytes have come in time, and no complete reply: that is silence.
+    # Three bytes have come in time, and no complete reply: that is silence. The link is given up when
+    # it has been silent for long, or when another one works.
     [ 'a stall',
-        lookup     => 'TIMEOUT > DOWN down',
-        tls_lookup => 'TIMEOUT > DOWN down',
-        store      => '- > TIMEOUT|DOWN down',
-        connect    => 'TIMEOUT > TIMEOUT|DOWN down',
+        lookup     => 'TIMEOUT > TIMEOUT|DOWN down?',
+        tls_lookup => 'TIMEOUT > TIMEOUT|DOWN down?',
+        store      => '- > TIMEOUT|DOWN down?',
+        connect    => 'TIMEOUT > TIMEOUT|DOWN down?',
         greeting   => 'TIMEOUT > TIMEOUT|DOWN down',
         handshake  => 'TIMEOUT > TIMEOUT|DOWN down' ],
-    # A connection that has worked may end: the next one does.
+    # A connection that has worked may end: the next one does. If it was idle for long, what was asked
+    # on it is asked again.
     [ 'a cut',
-        lookup     => 'ERROR > HIT',
-        tls_lookup => 'ERROR > HIT',
+        lookup     => 'ERROR|HIT > HIT',
+        tls_lookup => 'ERROR|HIT > HIT',
         store      => '- > HIT',
         connect    => 'ERROR > DOWN down',
         greeting   => 'ERROR > DOWN|HIT down',
         handshake  => 'ERROR > DOWN|HIT down' ],
     [ 'a reset',
-        lookup     => 'ERROR > HIT',
-        tls_lookup => 'ERROR > HIT',
+        lookup     => 'ERROR|HIT > HIT',
+        tls_lookup => 'ERROR|HIT > HIT',
         store      => '- > HIT',
         connect    => 'ERROR > DOWN down',
         greeting   => 'ERROR > DOWN|HIT down',
@@ -119,7 +121,7 @@ my @table = (
     [ 'a reply is garbled',
         lookup     => 'ERROR > DOWN down',
         tls_lookup => 'ERROR > HIT',
-        store      => '- > DOWN|HIT|ERROR down',
+        store      => '- > DOWN|HIT|ERROR down?',
         connect    => 'ERROR > DOWN down',
         greeting   => 'ERROR > DOWN|HIT down',
         handshake  => 'ERROR > DOWN|HIT down' ],
@@ -130,40 +132,40 @@ my @table = (
     [ 'a reply comes twice',
         lookup     => 'HIT!|CORRUPT!|ERROR > DOWN|HIT|MISS down? lost',
         tls_lookup => 'HIT|ERROR > HIT',
-        store      => '- > DOWN|HIT|ERROR down',
+        store      => '- > DOWN|HIT|ERROR down?',
         connect    => 'HIT!|CORRUPT!|ERROR > DOWN|HIT|MISS down? lost',
         greeting   => 'ERROR > DOWN|HIT down',
         handshake  => 'ERROR > DOWN|HIT down' ],
     # Where there is one reply only it waits for the second one.
     [ 'two replies change places',
         lookup     => 'CORRUPT!|HIT|ERROR > HIT|MISS lost',
-        tls_lookup => 'TIMEOUT|ERROR > DOWN|HIT down?',
+        tls_lookup => 'TIMEOUT|ERROR|HIT > DOWN|HIT down?',
         store      => '- > HIT stored',
         connect    => 'CORRUPT!|HIT|ERROR > HIT|MISS lost',
-        greeting   => 'TIMEOUT > TIMEOUT|DOWN|HIT down',
+        greeting   => 'TIMEOUT|ERROR > TIMEOUT|DOWN|HIT down',
         handshake  => 'ERROR > DOWN|HIT down' ],
     [ 'a reply is lost',
         lookup     => 'CORRUPT!|ERROR > HIT|MISS lost',
-        tls_lookup => 'TIMEOUT|ERROR > DOWN|HIT down?',
-        store      => '- > ERROR|DOWN down',
+        tls_lookup => 'TIMEOUT|ERROR|HIT > DOWN|HIT down?',
+        store      => '- > HIT|ERROR|DOWN down?',
         connect    => 'CORRUPT!|ERROR > HIT|MISS lost',
-        greeting   => 'TIMEOUT > TIMEOUT|DOWN|HIT down',
+        greeting   => 'TIMEOUT|ERROR > TIMEOUT|DOWN|HIT down',
         handshake  => 'ERROR > DOWN|HIT down' ],
     # A server that completes no reply in time is silent, however many bytes of it have come. A worker
     # that had to wait for the processor has the first reply as a whole; it comes first to what it
     # reads.
     [ 'byte by byte',
         lookup     => 'TIMEOUT!|HIT > TIMEOUT|DOWN|HIT down?',
-        tls_lookup => 'TIMEOUT > DOWN down',
+        tls_lookup => 'TIMEOUT > TIMEOUT|DOWN down?',
         store      => '- > TIMEOUT|DOWN|HIT down? stored',
         connect    => 'TIMEOUT!|HIT > TIMEOUT|DOWN|HIT down?',
         greeting   => 'TIMEOUT!|HIT > TIMEOUT|DOWN|HIT down?',
         handshake  => 'TIMEOUT > TIMEOUT|DOWN down' ],
     [ 'silence',
-        lookup     => 'TIMEOUT > DOWN down',
-        tls_lookup => 'TIMEOUT > DOWN down',
-        store      => '- > TIMEOUT|DOWN down',
-        connect    => 'TIMEOUT > TIMEOUT|DOWN down',
+        lookup     => 'TIMEOUT > TIMEOUT|DOWN down?',
+        tls_lookup => 'TIMEOUT > TIMEOUT|DOWN down?',
+        store      => '- > TIMEOUT|DOWN down?',
+        connect    => 'TIMEOUT > TIMEOUT|DOWN down?',
         greeting   => 'TIMEOUT > TIMEOUT|DOWN down',
         handshake  => 'TIMEOUT > TIMEOUT|DOWN down' ],
     [ 'nobody accepts',
@@ -314,6 +316,8 @@ sub _row {
     my ($fault, @columns) = @_;
     for my $column (@columns) {
         my $cell = $column->{cell};
+        # Each of its lines is there once a second.
+        wait_until { time > ($column->{said} // 0) + 1.1 } 5, "$column->{name}: a second";
         $cell->{stock} = _prime($column);
         $cell->{fds}   = _fds($column);
         $cell->{from}  = $column->{nginx}->log_pos;
@@ -485,12 +489,14 @@ sub _check {
         [ 'in time', 'and each session is a hit or a miss', grep { $_ ne 'MISS' } @gone ],
         [ 'in time', 'no more are gone than were bad', @gone > $cell->{lost} ? scalar @gone : () ],
         [ 'in time', 'a new session is stored, where that can be', $stored ? () : $new ],
-        [ always => 'no descriptor is left', $cell->{left} > 0 ? $cell->{left} : () ];
+        # What is removed makes a link for it where nothing is stored.
+        [ always => 'no descriptor is left', $cell->{left} > ($column->{aside} ? 1 : 0) ? $cell->{left} : () ];
 
     my $peer  = quotemeta $column->{peer};
     my @log   = split /\n/, $column->{nginx}->log($cell->{from});
     my $downs = grep { /\[error\] .*: $peer is down: / } @log;
     my $ups   = grep { /\[notice\] .*: $peer is up again/ } @log;
+    $column->{said} = time if $downs || $ups;
     my $about = qr/$peer(?: is down)?: |$peer refused |SSL sessions not stored|corrupt SSL session/;
     my %times;
     for (grep { /$about/ && !/$peer is down: / } @log) {

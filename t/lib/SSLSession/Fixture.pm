@@ -23,6 +23,7 @@ use SSLSession::Redis;
 use SSLSession::Memcached;
 use SSLSession::Cluster;
 use SSLSession::Sentinel;
+use SSLSession::NameServer;
 use SSLSession::Prometheus;
 use SSLSession::Relay;
 use SSLSession::TlsRelay;
@@ -38,7 +39,7 @@ alarm(($ENV{TEST_DEADLINE} || 120) * patience());
 
 our @EXPORT = qw($doing root tmpdir new_dir free_port wait_until patience slurp spew state_of
                  nginx_binary module_path certs nginx nginx_version nginx_patched event_methods conf_test redis
-                 redis_cluster redis_sentinel memcached prometheus relay fake_server tls_relay
+                 redis_cluster redis_sentinel memcached name_server prometheus relay fake_server tls_relay
                  s_server s_client s_client_start tls_client browser refragment session_name
                  session_id with_session_id without_secret beside_ticket has_stream cache_key plain_key session_key
                  new_session_key issue_id seal unseal);
@@ -57,6 +58,7 @@ sub redis_sentinel { SSLSession::Sentinel->new(@_) }
 sub memcached      { SSLSession::Memcached->new(@_) }
 sub prometheus     { SSLSession::Prometheus->new(@_) }
 sub relay          { SSLSession::Relay->new(@_) }
+sub name_server    { SSLSession::NameServer->new }
 sub fake_server    { SSLSession::Relay->new(@_) }
 sub tls_relay      { SSLSession::TlsRelay->new(@_) }
 sub s_server       { SSLSession::OpenSSL::Server->new(@_) }

@@ -67,6 +67,7 @@ sub reset_after { my ($self, $n, $way) = @_; $self->_ask(cut => _way($way), $n, 
 sub stall { my ($self, $n, $way) = @_; $self->_ask(stall => _way($way), $n) }
 sub drip  { my ($self, $on, $way) = @_; $self->chunk($on // 1 ? 1 : 0, $way) }  # byte by byte
 sub mute  { my ($self, $on) = @_; $self->drop($on, $_) for qw(request reply) }  # accepts, says nothing
+sub upstream { my ($self, $to) = @_; $self->_ask(upstream => $to) }             # for new connections
 sub deaf  { my ($self, $on) = @_; $self->_ask(deaf => $on // 1) }               # does not even accept
 sub close_all { $_[0]->_ask('close_all') }
 sub reset_all { $_[0]->_ask('reset_all') }                                      # with RST

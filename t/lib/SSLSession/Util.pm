@@ -18,8 +18,8 @@ use Time::HiRes qw(sleep time);
 our @EXPORT_OK = qw(root tmpdir new_dir free_port wait_until patience slurp spew state_of
                     nginx_binary module_path $doing);
 
-# What a line of the log about a server ends with.
-our $doing = qr/(?: while [\w ]+)?, backend: "[^"]*"/;
+# What a line of the log about a server ends with, after a hint if there is one.
+our $doing = qr/(?: \(hint: [^()]*\))?(?: while [\w ]+)?, backend: "[^"]*"/;
 
 # On each exit of a test, however it comes, the END blocks must run.
 $SIG{$_} = sub { exit 1 } for qw(INT TERM HUP);

@@ -67,6 +67,7 @@ sub garble { $_[0]{garble} = $_[1] }
 sub edit   { my ($self, $how, $n) = @_; $self->{edits}[ $n - 1 ] = $how; 1 }
 sub refuse        { $_[0]{refuse} = $_[1] }
 sub split_records { $_[0]{split_records} = $_[1] }
+sub upstream      { $_[0]{upstream} = $_[1] }
 sub requests      { $_[0]{requests} }
 sub close_all     { my ($self) = @_; $self->end($_) for values %{ $self->{pairs} }; 1 }
 sub reset_all     { my ($self) = @_; $self->end($_, 1) for values %{ $self->{pairs} }; 1 }

@@ -1,0 +1,295 @@
+"""Two nginx and the stores between them, with what can go wrong there."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+
+from processes import Nginx, Process, connects, free_port, wait
+from settings import LOAD_CPU, PATIENCE, Failed
+from stores import Memcached, Redis
+
+# As operators have them, but for the length of a fetch: this machine has other things to do.
+LIMITS = "fetch_timeout 200ms; connect_timeout 500ms;"
+
+
+class Node(Nginx):
+    """One that is told what it does by signals."""
+
+    def reload(self):
+        old = self.worker
+        self.process.send_signal(signal.SIGHUP)
+        wait("the new worker", lambda: self.find_worker() not in (old, None))
+
+    def kill_worker(self):
+        old = self.worker
+        os.kill(old, signal.SIGKILL)
+        wait("another worker", lambda: self.find_worker() not in (old, None))
+
+    def find_worker(self):
+        """The newest: an old one may have something to do still."""
+        if self.process.poll() is not None:
+            raise Failed("nginx: " + self.errors())
+        with open(f"/proc/{self.pid}/task/{self.pid}/children", encoding="ascii") as file:
+            children = [int(pid) for pid in file.read().split()]
+        workers = [pid for pid in children if self.is_worker(pid)]
+        self.worker = max(workers) if workers else None
+        return self.worker
+
+    @staticmethod
+    def is_worker(pid):
+        try:
+            with open(f"/proc/{pid}/cmdline", encoding="ascii") as file:
+                return "worker process" in (said := file.read()) and "shutting" not in said
+        except OSError:
+            return False
+
+    def lines(self):
+        return self.errors().count("\n")
+
+    def alerts(self):
+        # A worker that was killed is one.
+        return [line for line in self.errors().splitlines()
+                if re.search(r"\[(alert|crit|emerg)\]", line) and "exited on signal 9" not in line]
+
+
+class Fleet:
+    """The nodes; kinds of stores say how they are asked, and what can go wrong."""
+
+    name = ""
+    tiers = ""
+
+    def __init__(self, built, work):
+        self.work = f"{work}/{self.name}"
+        os.mkdir(self.work)
+        for end in ("pem", "key"):
+            os.link(f"{work}/rsa.{end}", f"{self.work}/rsa.{end}")
+        self.write_keys()
+        self.start(work)
+        text = (f"{self.keys_text()} ssl_session_backend fleet {{ {self.block()} {LIMITS} }} "
+                f"ssl_session_fetch {self.tiers} fleet; ssl_session_store fleet; "
+                "ssl_session_epoch epoch;")
+        self.nodes = [Node(work, built, text) for _ in range(2)]
+
+    def keys_text(self):
+        return f"ssl_session_key {self.work}/first.key; ssl_session_key {self.work}/second.key;"
+
+    def write_keys(self):
+        for name in ("first", "second"):
+            with open(f"{self.work}/{name}.key", "wb") as file:
+                file.write(os.urandom(32))
+
+    def new_key(self):
+        """In three steps: all know it, all use it, and then it is the old one of the next time."""
+        first, second = f"{self.work}/first.key", f"{self.work}/second.key"
+        with open(f"{self.work}/new", "wb") as file:
+            file.write(os.urandom(32))
+        os.replace(f"{self.work}/new", second)
+        for node in self.nodes:
+            node.reload()
+        os.rename(first, f"{self.work}/old")
+        os.rename(second, first)
+        os.rename(f"{self.work}/old", second)
+        for node in self.nodes:
+            node.reload()
+
+    def start(self, work):
+        raise NotImplementedError
+
+    def block(self):
+        raise NotImplementedError
+
+    def set_epoch(self):
+        for one in self.redises:
+            one.tell(f"SET tls:epoch {int(time.time())}")
+
+
+def tell(port, *words):
+    """A command and its answer, as text."""
+    command = f"*{len(words)}\r\n" + "".join(f"${len(str(w))}\r\n{w}\r\n" for w in words)
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as link:
+        link.settimeout(5)
+        link.sendall(command.encode() + b"*1\r\n$4\r\nQUIT\r\n")
+        try:
+            return b"".join(iter(lambda: link.recv(65536), b"")).decode(errors="replace")
+        except TimeoutError:
+            return ""
+
+
+class OneRedis(Fleet):
+    name = "redis"
+
+    def start(self, work):
+        self.redises = [Redis(self.work)]
+        self.faults = {"kill": self.kill, "stop": self.stop, "pause": self.pause,
+                       "links": self.links, "full": self.full, "wrong": self.wrong}
+
+    def block(self):
+        return "".join(f"server 127.0.0.1:{redis.port};" for redis in self.redises)
+
+    def one(self, draw):
+        return draw.randrange(len(self.redises))
+
+    def kill(self, draw):
+        n = self.one(draw)
+        self.redises[n].signal(signal.SIGKILL)
+        time.sleep(0.2)
+        self.redises[n] = self.redises[n].again()
+
+    def stop(self, draw):
+        redis = self.redises[self.one(draw)]
+        redis.signal(signal.SIGSTOP)
+        time.sleep(0.5)
+        redis.signal(signal.SIGCONT)
+
+    def pause(self, draw):
+        tell(self.redises[self.one(draw)].port, "CLIENT", "PAUSE", 100, "ALL")
+
+    def links(self, draw):
+        self.redises[self.one(draw)].drop_links()
+
+    def full(self, draw):
+        port = self.redises[self.one(draw)].port
+        tell(port, "CONFIG", "SET", "maxmemory", 1)
+        time.sleep(0.5)
+        tell(port, "CONFIG", "SET", "maxmemory", 0)
+
+    def wrong(self, draw):
+        port = self.redises[self.one(draw)].port
+        for _ in range(10):
+            answer = tell(port, "RANDOMKEY").split("\r\n")
+            if len(answer) > 1 and answer[1].startswith("tls:") and answer[1] != "tls:epoch":
+                tell(port, "SET", answer[1], draw.choice(["", "x" * 300, "y" * 2_000_000]), "EX", 60)
+
+
+class TwoRedises(OneRedis):
+    name = "two-zone"
+    tiers = "shared:near:4m"
+
+    def start(self, work):
+        super().start(work)
+        self.redises.append(Redis(self.work))
+
+
+class TlsRedis(OneRedis):
+    name = "rediss"
+
+    def start(self, work):
+        self.certificate = f"{work}/rsa.pem"
+        super().start(work)
+        self.password = 0
+        self.faults = {name: fault for name, fault in self.faults.items() if name != "kill"}
+        self.faults["password"] = self.new_password
+        self.new_password(None)
+
+    def block(self):
+        return (f"server 127.0.0.1:{self.redises[0].tls_port}; username nginx; "
+                f"password_file {self.work}/password; ssl on; ssl_name localhost; "
+                f"ssl_trusted_certificate {self.certificate};")
+
+    def new_password(self, _):
+        self.password += 1
+        with open(f"{self.work}/new-password", "w", encoding="ascii") as file:
+            file.write(f"secret-{self.password}\n")
+        os.rename(f"{self.work}/new-password", f"{self.work}/password")
+        tell(self.redises[0].port, "ACL", "SETUSER", "nginx", "reset", "on",
+             f">secret-{self.password}", "~tls:*", "+get", "+set", "+del", "+ping")
+
+
+class Cluster(OneRedis):
+    name = "cluster"
+    nodes_of = 3
+
+    def start(self, work):
+        super().start(work)
+        for redis in self.redises:
+            redis.stop()
+        self.redises = [ClusterNode(self.work) for _ in range(self.nodes_of)]
+        for n, redis in enumerate(self.redises):
+            low, high = (16384 * k // self.nodes_of for k in (n, n + 1))
+            tell(redis.port, "CLUSTER", "ADDSLOTSRANGE", low, high - 1)
+            tell(redis.port, "CLUSTER", "SET-CONFIG-EPOCH", n + 1)
+            for other in self.redises[:n]:
+                tell(redis.port, "CLUSTER", "MEET", "127.0.0.1", other.port, other.bus)
+        wait("the cluster", lambda: all(
+            "cluster_state:ok" in tell(r.port, "CLUSTER", "INFO")
+            and "cluster_known_nodes:3" in tell(r.port, "CLUSTER", "INFO") for r in self.redises))
+        # A node that is killed would be another one afterwards.
+        del self.faults["kill"]
+
+    def block(self):
+        return super().block() + "cluster on;"
+
+
+class ClusterNode(Process):
+    def __init__(self, work):
+        self.port, self.bus = free_port(), free_port()
+        home = f"{work}/{self.port}"
+        os.mkdir(home)
+        super().__init__(["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save",
+                          "", "--dir", home, "--cluster-enabled", "yes", "--cluster-port",
+                          str(self.bus), "--cluster-node-timeout", "5000"],
+                         LOAD_CPU, stdout=subprocess.DEVNULL)
+        wait("redis-server", lambda: connects(self.port))
+
+    signal, tell, drop_links = Redis.signal, Redis.tell, Redis.drop_links
+
+
+class Sentinels(OneRedis):
+    name = "sentinel"
+
+    def start(self, work):
+        super().start(work)
+        replica = Redis(self.work)
+        self.redises.append(replica)
+        tell(replica.port, "REPLICAOF", "127.0.0.1", self.redises[0].port)
+        self.port = free_port()
+        conf = f"{self.work}/sentinel.conf"
+        with open(conf, "w", encoding="ascii") as file:
+            file.write(f"port {self.port}\nbind 127.0.0.1\ndir {self.work}\n"
+                       f"sentinel monitor fleet 127.0.0.1 {self.redises[0].port} 1\n"
+                       "sentinel down-after-milliseconds fleet 1000\n"
+                       "sentinel failover-timeout fleet 3000\n")
+        self.sentinel = Process(["redis-server", conf, "--sentinel"], LOAD_CPU, stdout=subprocess.DEVNULL)
+        wait("the sentinel", lambda: connects(self.port))
+        for name in ("kill", "wrong", "full"):
+            del self.faults[name]
+        self.faults["failover"] = self.failover
+
+    def block(self):
+        return f"server 127.0.0.1:{self.port}; sentinel fleet;"
+
+    def failover(self, _):
+        tell(self.port, "SENTINEL", "FAILOVER", "fleet")
+
+
+class OneMemcached(Fleet):
+    name = "memcached"
+
+    def start(self, work):
+        self.memcached = Memcached()
+        self.faults = {"stop": self.stop, "kill": self.kill}
+
+    def block(self):
+        return f"server 127.0.0.1:{self.memcached.port}; protocol memcached;"
+
+    def stop(self, _):
+        self.memcached.process.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)
+        self.memcached.process.send_signal(signal.SIGCONT)
+
+    def kill(self, _):
+        self.memcached.kill()
+        time.sleep(0.2)
+        self.memcached = Memcached(self.memcached.port)
+
+    def set_epoch(self):
+        value = str(int(time.time()))
+        with socket.create_connection(("127.0.0.1", self.memcached.port), PATIENCE) as link:
+            link.sendall(f"set tls:epoch 0 0 {len(value)}\r\n{value}\r\nquit\r\n".encode())
+            link.recv(64)
+
+
+KINDS = (OneRedis, TwoRedises, TlsRedis, Cluster, Sentinels, OneMemcached)

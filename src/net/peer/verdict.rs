@@ -1,0 +1,415 @@
+//! What the answers on a connection, its silence and its end say about the connection, and what
+//! about the server.
+
+use std::rc::Rc;
+use std::vec::Vec;
+
+use session_core::breaker::News;
+use session_core::conversation;
+use session_core::hint::Hinted;
+use session_core::stats::server as stats;
+
+use super::line::{Lane, Line};
+use super::{Peer, State};
+use crate::ffi::clock;
+use crate::ffi::event::Handle;
+use crate::ffi::log::Log;
+use crate::ffi::turn::Turn;
+use crate::net::failure::Failure;
+use crate::{debug, log_at};
+
+/// A server that was away answers on several connections at about the same time: so long the one that
+/// was silent has for it when another has an answer, in milliseconds.
+const GRACE: u64 = 5;
+
+/// The least time between two renewals of the connections to a server, in milliseconds.
+const RENEWAL_PAUSE: u64 = 1000;
+
+/// A connection as it was when it ended.
+pub(super) struct Facts<'a> {
+    /// What was being done.
+    pub(super) action: Option<&'static str>,
+    /// What an operator can do about it.
+    pub(super) hint: Hinted<'a>,
+    /// Whether something was asked.
+    pub(super) asked: bool,
+    /// Whether it was idle, and has shown nothing since.
+    pub(super) stale: bool,
+    /// Whether a request was answered on it.
+    pub(super) proven: bool,
+    /// Whether a request was refused on it.
+    pub(super) refused: bool,
+    /// How many requests are lost with it.
+    pub(super) lost: usize,
+}
+
+/// What a connection was for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Lookups,
+    Stores,
+    /// It was to show that a server that is down works again.
+    Probe,
+    /// It was to show whether another one is to blame for its silence.
+    Second,
+    /// Nothing was asked on it any more.
+    Left,
+}
+
+pub(super) struct Verdict;
+
+impl State {
+    /// All connections.
+    pub(super) fn lines(&self) -> Vec<Rc<Line>> {
+        let current = [&self.lookups, &self.stores, &self.second].into_iter().flatten();
+        current.chain(&self.leaving).cloned().collect()
+    }
+
+    /// Forgets a connection, which has ended.
+    fn take_out(&mut self, line: &Line) -> Role {
+        let is_it = |other: &Rc<Line>| core::ptr::eq(Rc::as_ptr(other), line);
+        if self.lookups.take_if(|other| is_it(other)).is_some() {
+            Role::Lookups
+        } else if self.stores.take_if(|other| is_it(other)).is_some() {
+            Role::Stores
+        } else if self.second.take_if(|other| is_it(other)).is_some() {
+            if self.breaker.is_open() { Role::Probe } else { Role::Second }
+        } else {
+            self.leaving.retain(|other| !is_it(other));
+            Role::Left
+        }
+    }
+
+    /// No more is asked of the server: what is under way may be answered all the same.
+    pub(super) fn desert(&mut self) {
+        let lines = [self.lookups.take(), self.stores.take(), self.second.take()];
+        lines.into_iter().for_each(|line| self.leave(line));
+    }
+
+    /// No more is asked on a connection.
+    fn leave(&mut self, line: Option<Rc<Line>>) {
+        if let Some(line) = line {
+            line.leaves.set(true);
+            // It is closed when that is seen.
+            line.work.post();
+            self.leaving.push(line);
+        }
+    }
+}
+
+impl Peer {
+    /// Takes note of what the server has shown on a connection.
+    pub(super) fn judge(&self, line: &Line) {
+        let news = line.with(|it| (it.take_counts(), it.take_good(), it.take_accepted()));
+        let Some((conversation::Counts { late, refused }, good, accepted)) = news else { return };
+        self.count.add(stats::LATE, late);
+        self.count.add(stats::REFUSED, refused);
+        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        let state = &mut *state;
+        let now = clock::now_ms();
+        if good {
+            match line.lane {
+                Lane::Lookups => state.breaker.succeeded(),
+                Lane::Stores => {
+                    state.stores_breaker.succeeded();
+                    if state.lookups.is_none() {
+                        state.breaker.succeeded();
+                    }
+                }
+            }
+        }
+        let mut back = false;
+        if accepted {
+            let is_it = |other: &Option<Rc<Line>>| {
+                other.as_ref().is_some_and(|other| core::ptr::eq(Rc::as_ptr(other), line))
+            };
+            if is_it(&state.stores) {
+                state.stores_breaker.recovered(now);
+            } else if is_it(&state.second) && state.breaker.recovered(now) {
+                back = true;
+                self.tell(state, now);
+                self.count.add(stats::UP, 1);
+                let before = core::mem::replace(&mut state.lookups, state.second.take());
+                state.leave(before);
+                // What has been silent since then is not asked any more.
+                if state.stores.as_ref().is_some_and(|stores| stores.is_silent()) {
+                    let stores = state.stores.take();
+                    state.leave(stores);
+                }
+            } else if is_it(&state.second) {
+                self.verdict.at(now.saturating_add(GRACE), false);
+            }
+        }
+        if state.said_down && !state.breaker.is_open() {
+            let times = if back { state.up.pass(now) } else { state.up.release(now) };
+            if let Some(times) = times {
+                state.said_down = false;
+                log_at!(
+                    Log::cycle(),
+                    Notice,
+                    "{self} is up again{}{}",
+                    Times(times),
+                    self.doing(None)
+                );
+            }
+        }
+    }
+
+    /// A connection is silent: has another one show whether the server works.
+    pub(super) fn silent(&self, line: &Line) {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return };
+        let state = &mut *state;
+        let stale = line.with(|it| it.is_stale()).unwrap_or(false);
+        // A server may have reasons to let what is written wait.
+        let matters = line.lane == Lane::Lookups || stale;
+        let nothing = state.retired || state.breaker.is_open() || state.second.is_some();
+        if !matters || nothing || line.leaves.get() || line.doubted.replace(true) {
+            return;
+        }
+        debug!(Log::cycle(), "SSL session backend {self}: silent, is asked on another connection");
+        // Without memory there is no other one.
+        state.second = Line::new(self, Lane::Lookups, true).ok();
+    }
+
+    /// Whether a refusal in these words, which is being told, is of the connection, and a request
+    /// that is made now goes over another one.
+    pub fn leads_elsewhere(&self, text: &[u8]) -> bool {
+        self.codec.is_of_connection(text) && self.renew()
+    }
+
+    /// What is being told may be of the connection: it and the others are to lead to another server
+    /// behind the same address. No more is asked on them, and the next request opens another one; at
+    /// most once in [`RENEWAL_PAUSE`]. Whether a request that is made now goes over another one.
+    pub fn renew(&self) -> bool {
+        let telling = self.telling.try_borrow().ok().and_then(|line| line.upgrade());
+        let Some(telling) = telling else { return false };
+        let Ok(mut state) = self.state.try_borrow_mut() else { return false };
+        let is_it =
+            |line: &Option<Rc<Line>>| line.as_ref().is_some_and(|line| Rc::ptr_eq(line, &telling));
+        if !is_it(&state.lookups) && !is_it(&state.stores) {
+            return true;
+        }
+        let now = clock::now_ms();
+        if state.renewed.is_some_and(|renewed| now.saturating_sub(renewed) < RENEWAL_PAUSE) {
+            return false;
+        }
+        debug!(Log::cycle(), "SSL session backend {self}: connected to anew");
+        state.renewed = Some(now);
+        let (lookups, stores) = (state.lookups.take(), state.stores.take());
+        state.leave(lookups);
+        state.leave(stores);
+        drop(state);
+        // Of several addresses of a name another one may be the master's.
+        self.next_address();
+        true
+    }
+
+    /// A request that was to be sent on has come to its end.
+    pub fn misdirected(&self) {
+        self.count.add(stats::MISDIRECTED, 1);
+    }
+
+    /// A connection has ended, by a failure.
+    pub(super) fn ended(&self, turn: &Turn, line: &Line, failure: &Failure, facts: &Facts<'_>) {
+        let now = clock::now_ms();
+        let (hint, doing) = (facts.hint, self.doing(facts.action));
+        self.count.add(stats::LOST, facts.lost as u64);
+        let Ok(mut guard) = self.state.try_borrow_mut() else { return };
+        let state = &mut *guard;
+        let role = state.take_out(line);
+        let trips = self.trips(failure, facts);
+        let not_master = matches!(failure, Failure::Conversation(conversation::Failure::NotMaster));
+        let dead = matches!(failure, Failure::Conversation(conversation::Failure::Dead(_)));
+        let suspect = matches!(failure, Failure::Conversation(conversation::Failure::Suspect));
+        // One on which nothing was answered shows nothing.
+        let proven = |line: &Line| line.with(|it| it.is_proven()).unwrap_or(false);
+        let lookups_well = state.lookups.as_ref().is_some_and(|it| it.is_well() && proven(it));
+        let was_open = state.breaker.is_open();
+        // A probe that cannot be made has failed, too: another one has to follow.
+        let server = match role {
+            Role::Lookups => trips,
+            Role::Probe => true,
+            Role::Stores => trips && !suspect && (!lookups_well || not_master),
+            Role::Second | Role::Left => not_master,
+        };
+        if trips && (server || role == Role::Stores) {
+            self.count.add(stats::FAILURES, 1);
+        }
+        let opened = server && self.failed(state, now);
+        if opened {
+            self.count.add(stats::DOWN, 1);
+        } else if trips && !server && role == Role::Stores {
+            state.stores_breaker.failed(now, clock::random());
+        }
+        // An entry that is too large is said to be corrupt.
+        let oversized =
+            matches!(failure, Failure::Conversation(conversation::Failure::Oversized(_)));
+        let quiet = oversized || role == Role::Second || facts.stale && facts.lost == 0;
+        if opened || server && was_open && !state.said_down {
+            // What was held back when it went down is said as long as that is so.
+            let times = if opened { state.down.pass(now) } else { state.down.release(now) };
+            if let Some(times) = times {
+                state.said_down = true;
+                log_at!(
+                    Log::cycle(),
+                    Error,
+                    "{self} is down: {failure}{}{hint}{doing}",
+                    Times(times)
+                );
+            }
+        } else if role == Role::Probe || state.breaker.is_open() && (server || role == Role::Left) {
+            debug!(Log::cycle(), "SSL session backend {self} is still down: {failure}{doing}");
+        } else if matches!(failure, Failure::Shutdown) {
+            if facts.lost > 0 {
+                log_at!(
+                    Log::cycle(),
+                    Warn,
+                    "{self}: {} requests without an answer, as \"worker_shutdown_timeout\" is over{doing}",
+                    facts.lost
+                );
+            }
+        } else if !quiet && (trips || facts.lost > 0 || !failure.is_end()) {
+            if let Some(times) = state.closed.pass(now) {
+                log_at!(Log::cycle(), Error, "{self}: {failure} ({times} times){hint}{doing}");
+            }
+        } else {
+            debug!(Log::cycle(), "SSL session backend {self}: {failure}{doing}");
+        }
+        let mut unused = None;
+        if opened {
+            // What is under way on the others may be answered all the same.
+            let lookups = state.lookups.take();
+            state.leave(lookups);
+        }
+        if role == Role::Lookups && dead && !opened {
+            state.lookups = state.second.take();
+        } else if role == Role::Lookups || opened {
+            unused = state.second.take();
+        }
+        // What waits may be removals of entries that are good.
+        let others = if suspect && role == Role::Lookups {
+            state.stores.clone().filter(|it| it.with(|it| it.waiting() > 0).unwrap_or(false))
+        } else {
+            None
+        };
+        drop(guard);
+        if trips {
+            // If it was the session that the server did not like, the next one is not.
+            if let Some(mut session) = self.session.get(turn) {
+                *session = None;
+            }
+        }
+        // An address that only answers late, or refuses, stays: the others need not be better.
+        if server && (failure.is_of_connecting() || role == Role::Probe) {
+            self.next_address();
+        }
+        if let Some(second) = unused {
+            second.hang_up(turn);
+        }
+        if let Some(stores) = others {
+            stores.settle(turn, Err(conversation::Failure::Suspect.into()));
+        }
+        self.show();
+    }
+
+    /// The server has failed. Whether that is what makes it count as down, which another worker may
+    /// have found out just now.
+    fn failed(&self, state: &mut State, now: u64) -> bool {
+        let heard = self.board().map_or(News::None, |board| state.breaker.hear(board, now));
+        if heard == News::Down {
+            state.said_down = true;
+            state.desert();
+            return false;
+        }
+        let opened = state.breaker.failed(now, clock::random());
+        if state.breaker.is_open() {
+            self.tell(state, now);
+        }
+        opened
+    }
+
+    /// Whether the end of a connection is a failure of what is at its other end.
+    fn trips(&self, failure: &Failure, facts: &Facts<'_>) -> bool {
+        match failure {
+            // A server may end a connection that nobody uses, and so may what is between.
+            Failure::Closed | Failure::Io(_) | Failure::Tls(_) => {
+                !facts.stale && (facts.asked || facts.refused) && !facts.proven
+            }
+            Failure::Conversation(conversation::Failure::Dead(_)) => !facts.stale && !facts.proven,
+            Failure::Conversation(conversation::Failure::Suspect) => !facts.proven,
+            Failure::Conversation(conversation::Failure::Oversized(_)) => false,
+            Failure::Local | Failure::OutOfMemory | Failure::Shutdown => false,
+            _ => true,
+        }
+    }
+
+    /// Forgets a connection that was closed.
+    pub(super) fn forget(&self, line: &Line) {
+        if let Ok(mut state) = self.state.try_borrow_mut() {
+            state.take_out(line);
+        }
+    }
+}
+
+impl Handle<Verdict> for Peer {
+    /// The server has answered on another connection: what was silent and has nothing to read still is
+    /// given up, and the other takes its place.
+    fn fired(&self, turn: &mut Turn) {
+        let current = || match self.state.try_borrow() {
+            Ok(state) => [state.lookups.clone(), state.stores.clone()],
+            Err(_) => [None, None],
+        };
+        for line in current().iter().flatten() {
+            if line.is_silent() {
+                line.read_all(turn);
+            }
+        }
+        let now = clock::now_ms();
+        let Ok(state) = self.state.try_borrow() else { return };
+        let answers = |it: &Rc<Line>| it.is_well();
+        if state.breaker.is_open() || !state.second.as_ref().is_some_and(answers) {
+            return;
+        }
+        drop(state);
+        let [lookups, stores] = current();
+        let is_idle = |it: &Rc<Line>| it.with(|it| it.is_idle(now)) == Some(true);
+        let is_stale = |it: &Rc<Line>| it.with(|it| it.is_stale()) == Some(true);
+        let silent = lookups.filter(|it| it.is_silent());
+        if let Some(stores) = stores {
+            if stores.is_silent() && is_stale(&stores) {
+                stores.is_dead(turn, now);
+            } else if silent.is_some() && is_idle(&stores) {
+                // What has forgotten the one has forgotten the other.
+                stores.hang_up(turn);
+            }
+        }
+        if let Some(lookups) = silent {
+            lookups.is_dead(turn, now);
+        }
+        let unused =
+            self.state.try_borrow_mut().ok().and_then(|mut state| {
+                if state.breaker.is_open() { None } else { state.second.take() }
+            });
+        if let Some(second) = unused {
+            second.hang_up(turn);
+        }
+        self.show();
+    }
+}
+
+impl Line {
+    /// The server answers, but not here.
+    fn is_dead(&self, turn: &Turn, now: u64) {
+        let ms = self.with(|it| it.silent_for(now)).unwrap_or(0);
+        self.settle(turn, Err(conversation::Failure::Dead(ms).into()));
+    }
+}
+
+/// How many changes of state a line of the log speaks for, unless it is one.
+struct Times(u64);
+
+impl core::fmt::Display for Times {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        if self.0 > 1 { write!(f, " ({} times)", self.0) } else { Ok(()) }
+    }
+}
