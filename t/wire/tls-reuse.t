@@ -105,7 +105,7 @@ for my $case (@ways) {
         my $relay = relay(upstream => $tls->address);
         my ($nginx, $port) = nginx_with('127.0.0.1:' . $relay->port);
         my $session = stored_session($port, $redis);
-        my $n = 1;
+        my $n = 0;
         my %end = (
             close_notify => sub { $redis->cmd(qw(CLIENT KILL TYPE normal SKIPME yes)) },
             'FIN alone'  => sub { $relay->close_all },
@@ -116,9 +116,14 @@ for my $case (@ways) {
         for my $end ('close_notify', @abrupt, 'close_notify') {
             $end{$end}->();
             wait_for_hit($port, $session);
-            is_deeply kinds($tls), [ 'full', ('reused') x $n++ ], "after $end";
+            # A lookup may have met the end, whose full handshake has a session to store on a link of its own.
+            my ($first, @others) = @{ kinds($tls) };
+            is $first, 'full', "after $end: the first link";
+            is_deeply [ grep { $_ ne 'reused' } @others ], [], 'all others reuse its session';
+            cmp_ok scalar @others, '>', $n, 'and there is another one';
+            $n = @others;
         }
-        is $nginx->log_count(qr/SSL handshake done, session reused/), $n - 1, 'and so the debug log has it'
+        is $nginx->log_count(qr/SSL handshake done, session reused/), $n, 'and so the debug log has it'
             if $nginx->log =~ /\[debug\]/;
         is $nginx->log_count(qr/ is down: /), 0, 'it never counted as down';
         lines_are($nginx, @lost);

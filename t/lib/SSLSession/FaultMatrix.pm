@@ -125,9 +125,10 @@ my @table = (
         connect    => 'ERROR > DOWN down',
         greeting   => 'ERROR > DOWN|HIT down',
         handshake  => 'ERROR > DOWN|HIT down' ],
+    # The entry is removed over the link for stores, before or after the next lookup.
     [ 'a value is garbled',
-        lookup     => 'CORRUPT!|HIT! > MISS!|HIT! lost',
-        connect    => 'CORRUPT!|HIT! > MISS!|HIT! lost' ],
+        lookup     => 'CORRUPT!|HIT! > MISS|HIT! lost',
+        connect    => 'CORRUPT!|HIT! > MISS|HIT! lost' ],
     # From here on answers belong to others: after the second one the connection is closed.
     [ 'a reply comes twice',
         lookup     => 'HIT!|CORRUPT!|ERROR > DOWN|HIT|MISS down? lost',
