@@ -24,9 +24,8 @@ def build():
     first of them is measured in full."""
     env = environment()
     build_load(env)
-    # Against the vendored nginx: of its headers those of OpenSSL matter, which are the system's.
-    run(CARGO + ["--manifest-path", "bench/seal/Cargo.toml", "--features", "nginx-sys/vendored",
-                 "--target-dir", "target/bench/seal"], env)
+    run(CARGO + ["--manifest-path", "bench/seal/Cargo.toml", "--target-dir", "target/bench/seal"],
+        env)
     builds = [one for one in (installed(),) if one]
     if builds and QUICK:
         return builds

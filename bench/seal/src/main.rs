@@ -7,13 +7,12 @@ use std::hint::black_box;
 use std::time::Instant;
 use std::{env, process};
 
-use crypto::Evp;
+use ffi::crypto::Evp;
 use session_core::crypto::{Crypto, Failed};
 use session_core::hello::SessionId;
 use session_core::key_ring::{KEY_LEN, KeyRing, Tls};
 
-#[path = "../../../src/ffi/crypto.rs"]
-mod crypto;
+mod ffi;
 
 /// A session of TLS without a client's certificate, in bytes of DER.
 const SESSION: usize = 150;
