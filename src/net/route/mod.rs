@@ -111,9 +111,12 @@ impl Route {
                 (retired, [peers, backups.as_mut_slice(), nobody], false)
             }
             Route::Cluster(Cluster { seeds, nodes, guests, retired, map, .. }) => {
-                // A node that was announced by its address stays there.
+                // A node that was announced by its address stays there, and so does one that was
+                // announced by none: it is where it was asked.
                 let announced = map.iter().flat_map(SlotMap::nodes);
-                let by_address = |node: &topology::Node| node.host.parse::<IpAddr>().is_ok();
+                let by_address = |node: &topology::Node| {
+                    node.host.is_empty() || node.host.parse::<IpAddr>().is_ok()
+                };
                 let stays = announced
                     .zip(nodes.iter())
                     .any(|(node, peer)| by_address(node) && ptr::eq(Rc::as_ptr(peer), old));
