@@ -206,6 +206,16 @@ pub trait Codec {
         out: &mut Vec<u8>,
     ) -> Result<(), OutOfMemory>;
 
+    /// Appends a request that sets the entry `key` if there is none. [`Answer::Done`] says that there was
+    /// none, and [`Answer::Missing`] that there was one.
+    fn add(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        expiry: Expiry,
+        out: &mut Vec<u8>,
+    ) -> Result<(), OutOfMemory>;
+
     /// Appends a request that removes the entry `key`.
     fn delete(&self, key: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory>;
 

@@ -103,6 +103,13 @@ pub enum Command<'a> {
         /// How long it is kept.
         expiry: Expiry,
     },
+    /// Write it if there is none.
+    Add {
+        /// The entry.
+        value: &'a [u8],
+        /// How long it is kept.
+        expiry: Expiry,
+    },
     /// Remove it.
     Delete,
 }
@@ -463,6 +470,7 @@ impl<W: Copy> Conversation<W> {
             Command::Take => codec.take(key, out),
             Command::Claim(claim) => codec.claim(key, claim, out),
             Command::Set { value, expiry } => codec.set(key, value, expiry, out),
+            Command::Add { value, expiry } => codec.add(key, value, expiry, out),
             Command::Delete => codec.delete(key, out),
         })
     }

@@ -11,6 +11,7 @@ use core::fmt;
 use subtle::ConstantTimeEq;
 
 use crate::key_ring::Tls;
+use crate::ticket_keys::{KeyName, NAME_LEN};
 
 /// The most `pre_shared_key` identities kept of one ClientHello. Clients offer one or two; OpenSSL
 /// asks its cache for each until one is found.
@@ -39,6 +40,9 @@ const PSK_KE: u8 = 0;
 const PSK_DHE_KE: u8 = 1;
 const OBFUSCATED_TICKET_AGE: usize = 4;
 const MIN_BINDER: usize = 32;
+/// The name of a key, an initialisation vector, at least a block, and a MAC (RFC 5077 §4). Longer than a
+/// stateful ticket.
+const MIN_TICKET: usize = NAME_LEN + 16 + 16 + 32;
 
 const SESSION_TICKET: u16 = 35;
 const PRE_SHARED_KEY: u16 = 41;
@@ -169,10 +173,14 @@ pub struct ClientHello {
     pub offers_tls13: bool,
     /// The `session_ticket` extension (RFC 5077 §3.2).
     pub ticket: TicketOffer,
+    /// What the ticket in that extension says its key by.
+    pub ticket_key: Option<KeyName>,
     /// The first [`MAX_IDENTITIES`] different `pre_shared_key` identities of 32 bytes, the length
     /// of a stateful ticket (RFC 8446 §4.2.11), in order. Identities of other lengths are skipped;
     /// all are, as OpenSSL does, where the client names no key exchange mode for them (§4.2.9).
     pub identities: SessionIds,
+    /// What the first of all identities says its key by, if it is a stateless ticket.
+    pub identity_key: Option<KeyName>,
     /// Early data follows (RFC 8446 §4.2.10).
     pub early_data: bool,
 }
@@ -234,16 +242,20 @@ impl ClientHello {
         match kind {
             SUPPORTED_VERSIONS => self.offers_tls13 = offers_tls13(data)?,
             SESSION_TICKET if data.is_empty() => self.ticket = TicketOffer::Empty,
-            SESSION_TICKET => self.ticket = TicketOffer::Present,
+            SESSION_TICKET => {
+                self.ticket = TicketOffer::Present;
+                self.ticket_key = key_name(data);
+            }
             PSK_KEY_EXCHANGE_MODES => *psk_usable = psk_usable_with(data)?,
             EARLY_DATA => {
                 data.end()?;
                 self.early_data = true;
             }
             PRE_SHARED_KEY => {
-                let identities = pre_shared_key(data)?;
+                let (identities, key) = pre_shared_key(data)?;
                 if *psk_usable {
                     self.identities = identities;
+                    self.identity_key = key;
                 }
             }
             _ => {}
@@ -415,8 +427,17 @@ fn psk_usable_with(mut data: Cursor<'_>) -> Option<bool> {
     Some(usable)
 }
 
-/// Reads `pre_shared_key` (RFC 8446 §4.2.11).
-fn pre_shared_key(mut data: Cursor<'_>) -> Option<SessionIds> {
+/// What a stateless ticket says its key by; none if it is too short for one.
+fn key_name(mut ticket: Cursor<'_>) -> Option<KeyName> {
+    if ticket.left < MIN_TICKET {
+        return None;
+    }
+    Some(KeyName(ticket.array()?))
+}
+
+/// Reads `pre_shared_key` (RFC 8446 §4.2.11): the identities of 32 bytes, and what the first of all says
+/// its key by if it is a stateless ticket.
+fn pre_shared_key(mut data: Cursor<'_>) -> Option<(SessionIds, Option<KeyName>)> {
     let mut identities = data.vector16()?;
     let mut binders = data.vector16()?;
     data.end()?;
@@ -425,6 +446,7 @@ fn pre_shared_key(mut data: Cursor<'_>) -> Option<SessionIds> {
     }
 
     let mut ids = SessionIds::new();
+    let first = identities.clone().vector16().and_then(key_name);
     while !identities.is_empty() {
         let identity = identities.vector16()?;
         identities.skip(OBFUSCATED_TICKET_AGE)?;
@@ -439,7 +461,7 @@ fn pre_shared_key(mut data: Cursor<'_>) -> Option<SessionIds> {
         }
     }
     binders.end()?;
-    Some(ids)
+    Some((ids, first))
 }
 
 /// A vector of the message, or what is left of it to read, where it lies on the wire: spread over

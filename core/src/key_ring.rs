@@ -18,6 +18,11 @@
 //! - the name of the entry: HMAC-SHA256(key, "name" ‖ session ID),
 //! - the key of its envelope: HMAC-SHA256(key, "seal" ‖ session ID).
 //!
+//! The keys of stateless tickets have entries, too, and in place of a session ID HMAC-SHA256(key,
+//! "tkhead") for the head, and HMAC-SHA256(key, "tkentry" ‖ name) for a ticket key of that name. The name
+//! is the key id, 7 random bytes, and the first 8 of HMAC-SHA256(key, "tkname" ‖ the 8 bytes before), so
+//! that nobody is asked for a ticket key whose name a client has made up.
+//!
 //! No label is the beginning of another one, so that what one MAC is of, no other is. A ring
 //! without keys leaves all as it is: entries are named by the session IDs, sessions are not sealed.
 
@@ -32,6 +37,7 @@ use crate::cache_key::Name;
 use crate::crypto::{Crypto, Failed};
 use crate::envelope::{self, HEADER_LEN, OpenError};
 use crate::hello::SessionId;
+use crate::ticket_keys::{KeyName, NAME_LEN, TicketKey};
 
 /// Length of a key, in bytes.
 pub const KEY_LEN: usize = 32;
@@ -48,6 +54,12 @@ const BODY_LEN: usize = 20;
 const KEY_ID: &[u8] = b"keyid";
 const NAME: &[u8] = b"name";
 const SEAL: &[u8] = b"seal";
+const TICKET_HEAD: &[u8] = b"tkhead";
+const TICKET_NAME: &[u8] = b"tkname";
+const TICKET_ENTRY: &[u8] = b"tkentry";
+
+/// What the tag in the name of a ticket key is of, in bytes: key id and randomness.
+const TICKET_BODY_LEN: usize = NAME_LEN / 2;
 
 /// What a session ID is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +137,22 @@ impl<M: MacKey> Key<M> {
     fn entry(&self, id: &SessionId, tls: Tls, place: usize) -> Entry {
         let name = Name::of_mac(*self.mac.of(NAME, id.as_bytes()));
         Entry { id: *id, tls, name, key: Some(place) }
+    }
+
+    /// Whether this key has made the name of a ticket key.
+    fn has_named(&self, name: &KeyName) -> bool {
+        let Some((body, tag)) = name.0.split_first_chunk::<TICKET_BODY_LEN>() else { return false };
+        if body.first() != Some(&self.id) {
+            return false;
+        }
+        let mac = self.mac.of(TICKET_NAME, body);
+        mac.get(..tag.len()).unwrap_or_default().ct_eq(tag).into()
+    }
+
+    /// The entry of what is no session. No client can offer its ID: it has no tag.
+    fn entry_of(&self, label: &[u8], data: &[u8], place: usize) -> Option<Entry> {
+        let id = SessionId::new(&*self.mac.of(label, data))?;
+        Some(self.entry(&id, Tls::V13, place))
     }
 
     /// The key of an envelope.
@@ -209,6 +237,37 @@ impl<C: Crypto, M: MacKey> KeyRing<C, M> {
             Some(key) => key.entry(id, tls, 0),
             None => Self::unsealed(id, tls),
         }
+    }
+
+    /// The entry of the head of the ticket keys. Only with keys.
+    pub fn ticket_head(&self) -> Option<Entry> {
+        self.keys.first()?.entry_of(TICKET_HEAD, b"", 0)
+    }
+
+    /// The entry of a ticket key; none if no key of ours has made its name.
+    pub fn ticket_entry(&self, name: &KeyName) -> Option<Entry> {
+        let mut keys = self.keys.iter().enumerate();
+        let (place, key) = keys.find(|(_, key)| key.has_named(name))?;
+        key.entry_of(TICKET_ENTRY, &name.0, place)
+    }
+
+    /// Makes a ticket key. Only with keys.
+    pub fn new_ticket_key(&self) -> Result<TicketKey, Failed> {
+        let key = self.keys.first().ok_or(Failed)?;
+        let mut name = [0; NAME_LEN];
+        if let Some((body, tag)) = name.split_first_chunk_mut::<TICKET_BODY_LEN>() {
+            let [key_id, random @ ..] = body;
+            *key_id = key.id;
+            self.crypto.random(random)?;
+            let mac = key.mac.of(TICKET_NAME, body);
+            tag.iter_mut().zip(mac.iter()).for_each(|(to, from)| *to = *from);
+        }
+        TicketKey::new(KeyName(name), |secret| self.crypto.random(secret))
+    }
+
+    /// Fills `out` with bytes that nobody can predict.
+    pub fn random(&self, out: &mut [u8]) -> Result<(), Failed> {
+        self.crypto.random(out)
     }
 
     fn unsealed(id: &SessionId, tls: Tls) -> Entry {

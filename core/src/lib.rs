@@ -38,5 +38,6 @@ pub mod stats;
 pub mod stored;
 pub mod target;
 pub mod throttle;
+pub mod ticket_keys;
 pub mod topology;
 pub mod unusable;

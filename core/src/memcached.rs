@@ -157,12 +157,17 @@ impl Codec for Memcached {
         expiry: Expiry,
         out: &mut Vec<u8>,
     ) -> Result<(), OutOfMemory> {
-        let len = Decimal::new(value.len() as u64);
-        let time = Decimal::new(exptime(expiry));
-        append(
-            out,
-            &[b"ms ", key, b" ", len.as_bytes(), b" T", time.as_bytes(), b"\r\n", value, b"\r\n"],
-        )
+        store(key, value, expiry, b"\r\n", out)
+    }
+
+    fn add(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        expiry: Expiry,
+        out: &mut Vec<u8>,
+    ) -> Result<(), OutOfMemory> {
+        store(key, value, expiry, b" ME\r\n", out)
     }
 
     fn delete(&self, key: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
@@ -181,6 +186,19 @@ impl Codec for Memcached {
         }
         answer
     }
+}
+
+/// Appends a request that stores an entry, in the mode that `end` says.
+fn store(
+    key: &[u8],
+    value: &[u8],
+    expiry: Expiry,
+    end: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<(), OutOfMemory> {
+    let len = Decimal::new(value.len() as u64);
+    let time = Decimal::new(exptime(expiry));
+    append(out, &[b"ms ", key, b" ", len.as_bytes(), b" T", time.as_bytes(), end, value, b"\r\n"])
 }
 
 fn read(
@@ -204,11 +222,12 @@ fn read(
         b"VA" => return read_value(args, buf, head, limit, place),
         b"VERSION" if is_new_enough(args) => Answer::Done,
         b"VERSION" => Answer::Refused(0..line.len()),
-        b"ERROR" | b"CLIENT_ERROR" | b"SERVER_ERROR" | b"NS" => Answer::Refused(0..line.len()),
+        b"ERROR" | b"CLIENT_ERROR" | b"SERVER_ERROR" => Answer::Refused(0..line.len()),
         // Before 1.6.18 memcached ends some of these lines with a space.
         _ if args.iter().any(|&c| c != b' ') => return Err(DecodeError::BadLine),
         b"HD" | b"MN" => Answer::Done,
-        b"EN" | b"NF" | b"EX" => Answer::Missing,
+        // "NS" answers what was to be added, and is there.
+        b"EN" | b"NF" | b"EX" | b"NS" => Answer::Missing,
         _ => return Err(DecodeError::UnexpectedType(kind)),
     };
     Ok(Some((answer, head)))
@@ -407,7 +426,7 @@ mod tests {
         assert_eq!(decode(b"HD\r\n"), Ok(Some((Answer::Done, 4))));
         assert_eq!(decode(b"MN\r\n"), Ok(Some((Answer::Done, 4))));
         assert_eq!(decode(b"VERSION 1.6.18\r\nHD"), Ok(Some((Answer::Done, 16))));
-        for missing in [b"EN\r\n", b"NF\r\n", b"EX\r\n"] {
+        for missing in [b"EN\r\n", b"NF\r\n", b"EX\r\n", b"NS\r\n"] {
             assert_eq!(decode(missing), Ok(Some((Answer::Missing, 4))));
         }
     }
@@ -427,7 +446,6 @@ mod tests {
             b"ERROR Too many open connections",
             b"CLIENT_ERROR bad command line format",
             b"SERVER_ERROR object too large for cache",
-            b"NS",
         ] {
             let line = [text, b"\r\n"].concat();
             assert_eq!(decode(&line), Ok(Some((Answer::Refused(0..text.len()), line.len()))));

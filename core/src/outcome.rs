@@ -19,6 +19,8 @@ pub enum Outcome {
     Corrupt,
     /// The session ID is none that we have issued: nobody was asked.
     Forged,
+    /// Nobody had to be asked: the client has a stateless ticket under a key of the fleet.
+    Ticket,
 }
 
 impl Outcome {
@@ -32,6 +34,7 @@ impl Outcome {
             Outcome::Down => "DOWN",
             Outcome::Forged => "FORGED",
             Outcome::Corrupt => "CORRUPT",
+            Outcome::Ticket => "TICKET",
         }
     }
 
@@ -40,6 +43,7 @@ impl Outcome {
     pub const fn or(self, later: Outcome) -> Outcome {
         match (self, later) {
             (Outcome::Hit, _) | (_, Outcome::Hit) => Outcome::Hit,
+            (Outcome::Ticket, _) | (_, Outcome::Ticket) => Outcome::Ticket,
             (Outcome::Miss, later) => later,
             (earlier, _) => earlier,
         }

@@ -352,6 +352,17 @@ impl Codec for Redis {
         command(out, &[b"SET", key, value, b"EX", ttl.as_bytes()])
     }
 
+    fn add(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        expiry: Expiry,
+        out: &mut Vec<u8>,
+    ) -> Result<(), OutOfMemory> {
+        let ttl = Decimal::new(u64::from(expiry.ttl));
+        command(out, &[b"SET", key, value, b"NX", b"EX", ttl.as_bytes()])
+    }
+
     fn delete(&self, key: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
         command(out, &[b"DEL", key])
     }

@@ -9,6 +9,8 @@ pub enum Stored {
     Skipped,
     /// A target has no room, or none of its servers is available.
     Dropped,
+    /// It could not be stored, and the client has it in a stateless ticket.
+    Ticket,
 }
 
 impl Stored {
@@ -18,6 +20,7 @@ impl Stored {
             Stored::Stored => "STORED",
             Stored::Skipped => "SKIPPED",
             Stored::Dropped => "DROPPED",
+            Stored::Ticket => "TICKET",
         }
     }
 }

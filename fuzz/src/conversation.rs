@@ -243,7 +243,11 @@ impl Run {
                 let arg = program.arg();
                 let value = vec![b'v'; arg];
                 let expiry = Expiry { ttl: 300, at: 1 };
-                self.ask(Command::Set { value: &value, expiry }, arg % 2 == 0, None, false);
+                let command = match arg % 4 < 2 {
+                    true => Command::Set { value: &value, expiry },
+                    false => Command::Add { value: &value, expiry },
+                };
+                self.ask(command, arg % 2 == 0, None, false);
             }
             4 => self.ask(Command::Delete, program.arg() % 2 == 0, None, false),
             5 => self.query(),
@@ -319,6 +323,7 @@ impl Run {
             Command::Take => codec.take(key, out),
             Command::Claim(claim) => codec.claim(key, claim, out),
             Command::Set { value, expiry } => codec.set(key, value, expiry, out),
+            Command::Add { value, expiry } => codec.add(key, value, expiry, out),
             Command::Delete => codec.delete(key, out),
         }
         .unwrap();

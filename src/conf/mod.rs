@@ -9,8 +9,8 @@ use std::vec::Vec;
 #[cfg(ngx_feature = "stream_ssl")]
 use nginx_sys::NGX_STREAM_MAIN_CONF;
 use nginx_sys::{
-    NGX_CONF_1MORE, NGX_CONF_BLOCK, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_HTTP_LOC_CONF,
-    NGX_HTTP_MAIN_CONF, ngx_command_t,
+    NGX_CONF_1MORE, NGX_CONF_BLOCK, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_CONF_TAKE123,
+    NGX_HTTP_LOC_CONF, NGX_HTTP_MAIN_CONF, ngx_command_t,
 };
 use session_core::cache_key::MAX_TEXT;
 use session_core::stats::Record;
@@ -36,10 +36,15 @@ use crate::tier::shared::Shared;
 
 mod backend;
 mod keys;
+mod tickets;
 
 pub use backend::BACKEND_COMMANDS;
 use backend::{Backend, Settings};
 use keys::{Keys, SslSessionKey};
+use tickets::{
+    SslSessionFallback, SslSessionFallbackTimeout, SslSessionTicketKeys, SslSessionTicketsTls12,
+    TicketSettings,
+};
 
 /// The parameter of `ssl_session_fetch` that makes tickets good for one handshake.
 const SINGLE_USE: &str = "single_use";
@@ -59,7 +64,7 @@ const COUNTERS_LEN: usize = 4 * 1024 * 1024;
 
 /// The directives of both blocks. nginx has the same numbers for `http{}` and `stream{}`, and keeps
 /// them apart by the module's type.
-const MAIN_COMMANDS: [ngx_command_t; 7] = [
+const MAIN_COMMANDS: [ngx_command_t; 11] = [
     directive::<SslSessionFetch>(NGX_HTTP_MAIN_CONF | NGX_CONF_1MORE),
     directive::<SslSessionStore>(NGX_HTTP_MAIN_CONF | NGX_CONF_1MORE),
     directive::<SslSessionBackend>(NGX_HTTP_MAIN_CONF | NGX_CONF_BLOCK | NGX_CONF_TAKE1),
@@ -67,22 +72,26 @@ const MAIN_COMMANDS: [ngx_command_t; 7] = [
     directive::<SslSessionEpoch>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
     directive::<SslSessionLifetime>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
     directive::<SslSessionBind>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
+    directive::<SslSessionTicketKeys>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE123),
+    directive::<SslSessionFallback>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
+    directive::<SslSessionFallbackTimeout>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
+    directive::<SslSessionTicketsTls12>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
 ];
 
 /// The directives of `http{}`.
-pub static COMMANDS: Commands<[ngx_command_t; 9]> = {
-    let [fetch, store, backend, key, epoch, lifetime, bind] = MAIN_COMMANDS;
+pub static COMMANDS: Commands<[ngx_command_t; 13]> = {
+    let [a, b, c, d, e, f, g, h, i, j, k] = MAIN_COMMANDS;
     let status = directive::<SslSessionStatus>(NGX_HTTP_LOC_CONF | NGX_CONF_NOARGS);
     let end = ngx_command_t::empty();
-    Commands::new([fetch, store, backend, key, epoch, lifetime, bind, status, end])
+    Commands::new([a, b, c, d, e, f, g, h, i, j, k, status, end])
 };
 
 /// The directives of `stream{}`.
 #[cfg(ngx_feature = "stream_ssl")]
-pub static STREAM_COMMANDS: Commands<[ngx_command_t; 8]> = {
+pub static STREAM_COMMANDS: Commands<[ngx_command_t; 12]> = {
     const _: () = assert!(NGX_STREAM_MAIN_CONF == NGX_HTTP_MAIN_CONF);
-    let [fetch, store, backend, key, epoch, lifetime, bind] = MAIN_COMMANDS;
-    Commands::new([fetch, store, backend, key, epoch, lifetime, bind, ngx_command_t::empty()])
+    let [a, b, c, d, e, f, g, h, i, j, k] = MAIN_COMMANDS;
+    Commands::new([a, b, c, d, e, f, g, h, i, j, k, ngx_command_t::empty()])
 };
 
 /// What the directives have said.
@@ -107,6 +116,8 @@ pub struct MainConf {
     lifetime: Option<i64>,
     /// What of a server's certificates a session is bound to.
     bind: Option<Bind>,
+    /// What is said about stateless tickets.
+    tickets: TicketSettings,
     /// Whether sessions of clients that have shown a certificate are left out.
     no_client_cert: bool,
     /// Tiers by the text of their targets; one that is both fetched from and stored in is one.
@@ -518,7 +529,9 @@ impl module::MainConf for MainConf {
         let fetch = self.resolve(cf, fetch)?;
         let store = self.store.take();
         let store = self.resolve(cf, store)?;
-        if fetch.is_empty() && store.is_empty() {
+        let servers = M::Block::servers(cf);
+        let ticket_tier = self.ticket_tier(cf)?;
+        if fetch.is_empty() && store.is_empty() && ticket_tier.is_none() {
             self.keys = Keys::Unset;
             return Ok(());
         }
@@ -526,12 +539,16 @@ impl module::MainConf for MainConf {
         let epoch = self.watch(cf, &fetch)?;
         let fresh = self.single_use.then_some(SINGLE_USE);
         let fresh = fresh.or(epoch.as_ref().map(|_| "ssl_session_epoch"));
+        let ring = Rc::new(mem::take(&mut self.keys).into_ring(cf)?);
+        let tickets = self.tickets(cf, ticket_tier, &ring, &servers, &store)?;
+        let has_ticket_keys = tickets.is_some();
         let policy = Rc::new(Policy::new(Rules {
             fetch,
             single_use: self.single_use,
             store,
             client_certificates: !self.no_client_cert,
-            ring: mem::take(&mut self.keys).into_ring(cf)?,
+            ring,
+            tickets,
             epoch,
             lifetime: self.lifetime.unwrap_or(LIFETIME),
         }));
@@ -542,7 +559,6 @@ impl module::MainConf for MainConf {
             }
             servers.set_answers(answers.clone());
         }
-        let servers = M::Block::servers(cf);
         // OpenSSL would look there first, and ask nobody whether what it finds was taken or withdrawn, or
         // whether its client would be verified alike here.
         let caches: Vec<bool> =
@@ -573,8 +589,8 @@ impl module::MainConf for MainConf {
         let resumes = |server: &&Server| server.listens_tls && server.context.offers_resumption();
         let own = |server: &&Server| server.context.has_anti_replay();
         let with_tickets = servers.iter().filter(resumes).filter(|server| !own(server));
-        if let Some((first, rest)) = first_of(with_tickets.filter(|one| one.context.has_tickets()))
-        {
+        let stateless = with_tickets.filter(|one| one.context.has_tickets() && !has_ticket_keys);
+        if let Some((first, rest)) = first_of(stateless) {
             cf.say_at(
                 Level::Warn,
                 &first.place,
@@ -618,6 +634,7 @@ impl module::MainConf for MainConf {
         }
         if let Some(policy) = &self.policy {
             policy.count();
+            policy.begin();
         }
     }
 

@@ -54,6 +54,8 @@ pub struct Server {
     pub context: Context,
     /// How it verifies clients.
     pub verification: Verification,
+    /// Whether it has `ssl_session_ticket_key`.
+    pub has_ticket_key_files: bool,
     /// Where its block begins.
     pub place: Place,
     /// Whether any of its listening sockets has `ssl`.
@@ -84,6 +86,7 @@ pub(super) struct Configured {
     pub(super) id: Id,
     pub(super) context: Context,
     pub(super) verification: Verification,
+    pub(super) has_ticket_key_files: bool,
     pub(super) place: Place,
 }
 
@@ -91,11 +94,13 @@ pub(super) struct Configured {
 pub(super) fn listening(servers: Vec<Configured>, sockets: &[Socket]) -> Vec<Server> {
     let contexts: HashMap<Id, Context> =
         servers.iter().map(|server| (server.id, server.context)).collect();
-    let with_sockets = |Configured { id, context, verification, place }| {
+    let with_sockets = |server| {
+        let Configured { id, context, verification, has_ticket_key_files, place } = server;
         let own = || sockets.iter().filter(|socket| socket.servers.contains(&id));
         Server {
             context,
             verification,
+            has_ticket_key_files,
             place,
             listens_tls: own().any(|socket| socket.is_tls),
             listens_quic: own().any(|socket| socket.is_quic),

@@ -51,6 +51,7 @@ impl Block for Http {
                         by_name: !ssl.certificate_values.is_null(),
                         ..Verification::default()
                     },
+                    has_ticket_key_files: !ssl.session_ticket_keys.is_null(),
                     place: Place::new(CStr::from_ptr(server.file_name.cast()), server.line),
                 })
             };

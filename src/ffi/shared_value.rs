@@ -11,8 +11,8 @@ use super::slab::{Content, Locked, SharedZone};
 
 /// A zone of shared memory that holds one value. nginx hands it on when it reads its configuration
 /// again, if that has a zone of the same name; and it outlives workers. The value changes by its
-/// atomics only: no lock is held, which a worker could take to its grave, as it can an
-/// `ngx::sync::RwLock`.
+/// atomics only, so that who reads it waits for nobody, and finds no lock that a worker has taken to its
+/// grave, as it can an `ngx::sync::RwLock`.
 pub struct SharedValue<T> {
     zone: SharedZone,
     value: PhantomData<T>,
@@ -53,6 +53,15 @@ impl<T: Default + Sync> SharedValue<T> {
         // SAFETY: what set_up() left, mapped as long as the configuration is in use: a value that is
         // never freed, and that nobody changes but by its atomics (Sync).
         unsafe { self.zone.content::<T>().as_ref() }
+    }
+}
+
+impl<T: Default + Sync> SharedValue<T> {
+    /// What is known, for one that changes more of it than an atomic: nobody else does so meanwhile. The
+    /// mutex is released for a worker that dies.
+    pub fn alone<R>(&self, change: impl FnOnce(&T) -> R) -> Option<R> {
+        let _locked = self.zone.lock()?;
+        self.get().map(change)
     }
 }
 

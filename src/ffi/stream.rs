@@ -60,6 +60,7 @@ impl Block for Stream {
                         by_name: !ssl.certificate_values.is_null(),
                         ..Verification::default()
                     },
+                    has_ticket_key_files: !ssl.session_ticket_keys.is_null(),
                     place: Place::new(CStr::from_ptr(server.file_name.cast()), server.line),
                 })
             };

@@ -95,6 +95,22 @@ impl Zone {
 
     /// Sets the entry `name`, for as long as `expires` (seconds since the epoch).
     pub fn put(&self, name: &[u8], value: &[u8], now: i64, expires: i64) -> Result<(), Full> {
+        self.write(name, value, now, expires, true)
+    }
+
+    /// Like [`Zone::put`], unless there is one.
+    pub fn add(&self, name: &[u8], value: &[u8], now: i64, expires: i64) -> Result<(), Full> {
+        self.write(name, value, now, expires, false)
+    }
+
+    fn write(
+        &self,
+        name: &[u8],
+        value: &[u8],
+        now: i64,
+        expires: i64,
+        replace: bool,
+    ) -> Result<(), Full> {
         let (Ok(name_len), Ok(value_len)) = (u8::try_from(name.len()), u32::try_from(value.len()))
         else {
             return Err(Full);
@@ -108,6 +124,10 @@ impl Zone {
         let _change = table.change();
         table.clear_expired(now);
         if let Some(old) = table.find(name) {
+            // SAFETY: the entry is in the tree and the lock is held.
+            if !replace && unsafe { (*old).expires } > now {
+                return Ok(());
+            }
             table.remove(old);
         }
         let entry = table.allocate(layout)?;

@@ -12,7 +12,6 @@ use super::pass;
 use crate::ffi::clock;
 use crate::ffi::log::Log;
 use crate::ffi::shared_value::SharedValue;
-use crate::ffi::tls::SessionRef;
 use crate::log_at;
 use crate::net::backend::Waiter;
 use crate::tier::Tier;
@@ -93,9 +92,8 @@ impl Watch {
         }
     }
 
-    /// What becomes of a session that could be resumed. While that is not known, the log says so.
-    pub fn standing(&self, session: &SessionRef) -> Standing {
-        let made = session.made();
+    /// What becomes of a session made in that second that could be resumed. While that is not known, the log says so.
+    pub fn standing(&self, made: i64) -> Standing {
         let standing = self.zone.get().map_or(Standing::Unknown, |epoch| epoch.standing(made));
         if standing == Standing::Unknown {
             if let Some(times) = pass(&self.unheard) {

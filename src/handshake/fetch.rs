@@ -45,8 +45,9 @@ impl Policy {
     /// Whether a session may be resumed that a cache of nginx's has.
     pub(super) fn allows_resumption(&self, connection: &Connection, session: &SessionRef) -> bool {
         let epoch = self.rules.epoch.as_ref();
-        let in_time =
-            epoch.is_none_or(|epoch| !epoch.is_due() && epoch.standing(session) == Standing::Good);
+        let in_time = epoch.is_none_or(|epoch| {
+            !epoch.is_due() && epoch.standing(session.made()) == Standing::Good
+        });
         if !in_time || !self.suits(connection, session, "another cache") {
             return false;
         }
@@ -56,17 +57,13 @@ impl Policy {
         true
     }
 
-    /// Whether a session may be resumed that a stateless ticket has in it.
-    pub(super) fn allows_stateless(&self, connection: &Connection, session: &SessionRef) -> bool {
-        if self.standing(session) == Standing::Withdrawn {
-            debug!(connection.log(), "SSL session of a ticket: is withdrawn");
-            return false;
-        }
-        self.suits(connection, session, "a ticket")
-    }
-
     /// Whether a session of `source`, in words for the log, suits this handshake.
-    fn suits(&self, connection: &Connection, session: &SessionRef, source: &str) -> bool {
+    pub(super) fn suits(
+        &self,
+        connection: &Connection,
+        session: &SessionRef,
+        source: &str,
+    ) -> bool {
         if let Some(misfit) = Misfit::find(connection, session, || self.der_of(session)) {
             debug!(connection.log(), "SSL session of {source}: {misfit}");
             return false;
@@ -219,7 +216,7 @@ impl Policy {
     }
 
     fn standing(&self, session: &SessionRef) -> Standing {
-        self.rules.epoch.as_ref().map_or(Standing::Good, |epoch| epoch.standing(session))
+        self.rules.epoch.as_ref().map_or(Standing::Good, |epoch| epoch.standing(session.made()))
     }
 
     /// The tier to tell what became of its entry, if this lookup is the one to tell it.

@@ -39,7 +39,15 @@ impl Lookups {
 
     /// Begins to look up the session IDs, for which there is room, and asks for the epoch. Those that
     /// are forged are left out: OpenSSL may not even ask for them.
-    pub fn begin(&mut self, policy: &Policy, log: &Log, token: HandshakeToken, ids: &WantedIds) {
+    /// That a ticket is going to be read is a reason to ask for the epoch, too.
+    pub fn begin(
+        &mut self,
+        policy: &Policy,
+        log: &Log,
+        token: HandshakeToken,
+        ids: &WantedIds,
+        reads_ticket: bool,
+    ) {
         self.started = Some(Instant::now());
         self.waiting = 0;
         let mut takes = false;
@@ -59,11 +67,13 @@ impl Lookups {
             }
         }
         // First, so that the server which has the session may have told of the epoch before.
-        if let Some(epoch) = policy.rules.epoch.as_ref().filter(|_| !self.lookups.is_empty()) {
-            self.waiting = epoch.ask(Waiter { token, index: EPOCH }).into();
+        let resumes = reads_ticket || !self.lookups.is_empty();
+        if let Some(epoch) = policy.rules.epoch.as_ref().filter(|_| resumes) {
+            self.waiting = epoch.ask(Waiter::Handshake { token, index: EPOCH }).into();
         }
         for (index, lookup) in self.lookups.iter_mut().enumerate() {
-            if lookup.run(&policy.rules.fetch, Waiter { token, index }, log) == Status::Waiting {
+            let waiter = Waiter::Handshake { token, index };
+            if lookup.run(&policy.rules.fetch, waiter, log) == Status::Waiting {
                 self.waiting = self.waiting.saturating_add(1);
             }
         }
@@ -76,7 +86,7 @@ impl Lookups {
 
     /// An answer has come from one tier. The lookup may go on in the next.
     pub fn answered(&mut self, policy: &Policy, log: &Log, answer: Answered<'_>) {
-        let index = answer.waiter.index;
+        let Waiter::Handshake { index, .. } = answer.waiter else { return };
         if index == EPOCH {
             if let Some(epoch) = policy.rules.epoch.as_ref().filter(|_| answer.first) {
                 epoch.answered(answer.outcome, answer.value);

@@ -9,12 +9,14 @@ use std::rc::Rc;
 
 use session_core::hello::SessionId;
 use session_core::key_ring::ID_LEN;
+use session_core::ticket_keys::{KeyName, TicketKey};
 
 use crate::ffi::tls::{
-    Attached, Connection, Found, Handler, Hello, HelloRef, Read, SessionRef, Sink, Socket, Waiters,
+    Attached, Connection, Found, Handler, Hello, HelloRef, Read, ReadTicket, SessionRef, Sink,
+    Socket, TicketVerdict, Waiters,
 };
 use crate::ffi::turn::Turn;
-use crate::net::backend::{Answered, Answers};
+use crate::net::backend::{Answered, Answers, Waiter};
 
 mod count;
 mod done;
@@ -31,6 +33,8 @@ mod reject;
 mod report;
 mod store;
 mod suspend;
+mod ticket_keys;
+mod tickets;
 
 pub use epoch::Watch;
 use messages::pass;
@@ -38,6 +42,8 @@ pub use policy::{Policy, Rules};
 pub use report::Report;
 pub use store::MAX_ENTRY;
 use suspend::State;
+pub use ticket_keys::Keeper;
+pub use tickets::Tickets;
 
 impl Handler for Policy {
     type State = State;
@@ -91,12 +97,37 @@ impl Handler for Policy {
         self.allows_resumption(connection, session)
     }
 
-    fn allows_ticket(&self, connection: &Connection, session: &SessionRef) -> bool {
-        self.allows_stateless(connection, session)
+    fn hello_read(self: &Rc<Self>, connection: &Connection, hello: &HelloRef) {
+        self.choose_tickets(connection, hello);
     }
 
-    fn ticket_made(&self, connection: &Connection, session: &SessionRef) {
+    fn stepped(&self, connection: &Connection, attached: &Attached<Self>) {
+        self.keep_tickets(connection, attached.state().tickets());
+    }
+
+    fn ticket_read(
+        self: &Rc<Self>,
+        connection: &Connection,
+        ticket: &ReadTicket<'_>,
+    ) -> TicketVerdict {
+        self.read_ticket(connection, ticket)
+    }
+
+    fn ticket_made(self: &Rc<Self>, connection: &Connection, session: &SessionRef) {
         self.mark(connection, session);
+        self.choose_ticket(connection, session);
+    }
+
+    fn has_ticket_keys(&self) -> bool {
+        self.rules.tickets.is_some()
+    }
+
+    fn ticket_key(&self, name: Option<&KeyName>) -> Option<(TicketKey, bool)> {
+        self.find_ticket_key(name)
+    }
+
+    fn random(&self, out: &mut [u8]) -> bool {
+        self.rules.ring.random(out).is_ok()
     }
 
     fn issues_ids(&self) -> bool {
@@ -145,7 +176,16 @@ impl Handler for Policy {
 
 impl Answers for Policy {
     fn answered(&self, turn: &Turn, answer: Answered<'_>) -> bool {
-        let Some(attached) = self.waiters.get(turn, answer.waiter.token) else { return false };
+        let token = match answer.waiter {
+            Waiter::Handshake { token, .. } => token,
+            Waiter::TicketKeys { index } => {
+                if let Some(tickets) = &self.rules.tickets {
+                    tickets.keeper.answered(index, answer.outcome, answer.value);
+                }
+                return true;
+            }
+        };
+        let Some(attached) = self.waiters.get(turn, token) else { return false };
         attached.state().answered(self, turn, attached, answer);
         true
     }

@@ -15,6 +15,7 @@ use super::count::Tally;
 use super::epoch::Watch;
 use super::lookup::Lookup;
 use super::messages::pass;
+use super::tickets::Tickets;
 use crate::ffi::crypto::Evp;
 use crate::ffi::log::Log;
 use crate::ffi::tls::{Connection, Waiters};
@@ -34,7 +35,9 @@ pub struct Rules {
     /// Whether those of clients that have shown a certificate are stored, too.
     pub client_certificates: bool,
     /// What they are sealed with.
-    pub ring: KeyRing<Evp>,
+    pub ring: Rc<KeyRing<Evp>>,
+    /// What is done with stateless tickets, where their keys are the fleet's.
+    pub tickets: Option<Tickets>,
     /// Which are withdrawn.
     pub epoch: Option<Watch>,
     /// How long after its full handshake a session may be resumed, in seconds.
@@ -89,8 +92,16 @@ impl Policy {
     /// What happens is counted from now on.
     pub fn count(&self) {
         self.tally.begin();
-        for tier in self.rules.fetch.iter().chain(&self.rules.store) {
+        let keys = self.rules.tickets.iter().map(|tickets| tickets.keeper.tier());
+        for tier in self.rules.fetch.iter().chain(&self.rules.store).chain(keys) {
             tier.count().begin(Kind::Tier, &[tier.name()]);
+        }
+    }
+
+    /// The worker begins.
+    pub fn begin(&self) {
+        if let Some(tickets) = &self.rules.tickets {
+            tickets.keeper.begin();
         }
     }
 
@@ -98,6 +109,10 @@ impl Policy {
     pub fn close(&self, turn: &Turn) {
         for tier in self.rules.fetch.iter().chain(&self.rules.store) {
             tier.close(turn);
+        }
+        if let Some(tickets) = &self.rules.tickets {
+            tickets.keeper.close();
+            tickets.keeper.tier().close(turn);
         }
     }
 

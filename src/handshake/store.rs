@@ -47,8 +47,10 @@ impl Policy {
         }
         // A ticket of a resumption must not outlive the withdrawal of what was resumed.
         if let Some(epoch) = self.rules.epoch.as_ref().filter(|_| connection.is_resumed()) {
-            let resumed =
-                connection.attached::<Policy>().and_then(|a| a.state().reports().resumed());
+            let resumed = connection.attached::<Policy>().and_then(|attached| {
+                let state = attached.state();
+                state.reports().resumed().or(state.tickets().resumed())
+            });
             if !resumed.is_some_and(|made| epoch.lets_renew(made)) {
                 return Stored::Skipped;
             }

@@ -21,6 +21,7 @@ use super::lookups::Lookups;
 use super::messages::FETCHING;
 use super::policy::Policy;
 use super::report::{Report, Reports};
+use super::tickets::TicketState;
 use crate::ffi::tls::{
     Attached, Connection, Hello, HelloRef, Read, Sink, Socket, SocketRead, Waits,
 };
@@ -76,6 +77,7 @@ impl Policy {
 /// What is known about one handshake.
 pub struct State {
     reports: Reports,
+    tickets: TicketState,
     /// How many session IDs that OpenSSL has asked for were forged.
     forged: Cell<u8>,
     handshake: RefCell<Handshake>,
@@ -106,6 +108,7 @@ impl State {
     fn new() -> Self {
         State {
             reports: Reports::default(),
+            tickets: TicketState::default(),
             forged: Cell::new(0),
             handshake: RefCell::new(Handshake {
                 phase: Phase::AwaitHello,
@@ -118,6 +121,11 @@ impl State {
     /// What is reported of the handshake.
     pub(super) fn reports(&self) -> &Reports {
         &self.reports
+    }
+
+    /// What was done about stateless tickets.
+    pub(super) fn tickets(&self) -> &TicketState {
+        &self.tickets
     }
 
     /// How the session was looked up.
@@ -366,18 +374,29 @@ impl Handshake {
             // OpenSSL would resume none of them.
             ids.tickets = SessionIds::default();
         }
-        self.look_up(policy, attached, &ids);
+        let reads_ticket = policy.reads_ticket(&connection, hello);
+        if reads_ticket {
+            // It comes first, so that OpenSSL asks for no other; one that is taken would be lost.
+            ids.tickets = SessionIds::default();
+        }
+        self.look_up(policy, attached, &ids, reads_ticket);
     }
 
     /// Looks the session IDs up, and suspends the handshake if that takes time.
-    fn look_up(&mut self, policy: &Policy, attached: &Attached<Policy>, ids: &WantedIds) {
+    fn look_up(
+        &mut self,
+        policy: &Policy,
+        attached: &Attached<Policy>,
+        ids: &WantedIds,
+        reads_ticket: bool,
+    ) {
         self.phase = Phase::Replay;
         debug!(attached.log(), "SSL session fetch: {} session IDs to look up", ids.len());
-        if ids.is_empty() || !self.lookups.reserve(ids.len()) {
+        if (ids.is_empty() && !reads_ticket) || !self.lookups.reserve(ids.len()) {
             return;
         }
         let Ok(token) = attached.token() else { return };
-        self.lookups.begin(policy, attached.log(), token, ids);
+        self.lookups.begin(policy, attached.log(), token, ids, reads_ticket);
         if self.lookups.are_waiting() {
             self.phase = Phase::AwaitAnswers;
             debug!(attached.log(), "SSL session fetch: handshake suspended");

@@ -39,11 +39,19 @@ const REFRESH_PAUSE: u64 = 250;
 
 /// Who waits for the answer to a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Waiter {
-    /// The handshake.
-    pub token: HandshakeToken,
-    /// Which of its lookups.
-    pub index: usize,
+pub enum Waiter {
+    /// A handshake.
+    Handshake {
+        /// Which one.
+        token: HandshakeToken,
+        /// Which of its lookups.
+        index: usize,
+    },
+    /// The worker, for the keys of stateless tickets.
+    TicketKeys {
+        /// Which of its lookups.
+        index: usize,
+    },
 }
 
 /// What became of a lookup.
@@ -131,6 +139,7 @@ enum What {
     /// The second half of a take, with the entry.
     Claim(Zeroizing<Vec<u8>>),
     Set(Zeroizing<Vec<u8>>, Expiry),
+    Add(Zeroizing<Vec<u8>>, Expiry),
     Delete,
 }
 
@@ -141,6 +150,7 @@ impl What {
             // What a claim was for has moved: it is taken there.
             What::Take | What::Claim(_) => Command::Take,
             What::Set(value, expiry) => Command::Set { value, expiry: *expiry },
+            What::Add(value, expiry) => Command::Add { value, expiry: *expiry },
             What::Delete => Command::Delete,
         }
     }
@@ -219,6 +229,13 @@ impl Backend {
         self.begin(&mut state, key, 0, What::Set(kept, expiry), None).map(|_| ())
     }
 
+    /// Stores an entry if there is none.
+    pub fn add(&self, key: &CacheKey, value: &[u8], expiry: Expiry) -> Result<(), Refused> {
+        let mut state = self.state.try_borrow_mut().map_err(|_| Refused::Down)?;
+        let kept = buffer::copy(value).map_err(|OutOfMemory| Refused::OutOfMemory)?;
+        self.begin(&mut state, key, 0, What::Add(kept, expiry), None).map(|_| ())
+    }
+
     /// Removes an entry.
     pub fn remove(&self, key: &CacheKey) -> Result<(), Refused> {
         let mut state = self.state.try_borrow_mut().map_err(|_| Refused::Down)?;
@@ -226,6 +243,17 @@ impl Backend {
             return self.send(&mut state, key, Command::Delete);
         }
         self.begin(&mut state, key, 0, What::Delete, None).map(|_| ())
+    }
+
+    /// Whether what is to be stored would arrive, as far as is known.
+    pub fn accepts_stores(&self) -> bool {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return false };
+        let accepts = state.route.accepts_stores();
+        if !accepts {
+            // Nobody else may do so: there are no requests then.
+            self.ask_soon(&mut state);
+        }
+        accepts
     }
 
     /// The server of this entry has given another one.

@@ -44,6 +44,16 @@ pub trait Tier {
     /// over; a loss is logged.
     fn store(&self, name: &Name, value: &[u8], expires: i64) -> bool;
 
+    /// Stores an entry that is no session if there is none, until `expires`, in seconds since the epoch.
+    /// Whether it could be handed over.
+    fn add(&self, name: &Name, value: &[u8], expires: i64) -> bool;
+
+    /// Stores an entry that is no session, until `expires`. Whether it could be handed over.
+    fn put(&self, name: &Name, value: &[u8], expires: i64) -> bool;
+
+    /// Whether what is to be stored would arrive, as far as is known.
+    fn accepts(&self) -> bool;
+
     /// Removes an entry.
     fn remove(&self, name: &Name);
 

@@ -41,6 +41,15 @@ impl Remote {
     }
 }
 
+impl Remote {
+    /// The key of an entry, and how long it is kept. `None` if that is no time.
+    fn expiring(&self, name: &Name, expires: i64) -> Option<(CacheKey, Expiry)> {
+        let ttl = expires.saturating_sub(clock::unix_time());
+        let ttl = u32::try_from(ttl).ok().filter(|&ttl| ttl > 0)?;
+        Some((CacheKey::new(&self.prefix, name)?, Expiry { ttl, at: expires }))
+    }
+}
+
 impl Tier for Remote {
     fn name(&self) -> &str {
         &self.name
@@ -74,13 +83,23 @@ impl Tier for Remote {
         self.backend.take(&key, waiter).map_err(|_| Outcome::Down)
     }
 
+    fn add(&self, name: &Name, value: &[u8], expires: i64) -> bool {
+        self.expiring(name, expires)
+            .is_some_and(|(key, expiry)| self.backend.add(&key, value, expiry).is_ok())
+    }
+
+    fn put(&self, name: &Name, value: &[u8], expires: i64) -> bool {
+        self.expiring(name, expires)
+            .is_some_and(|(key, expiry)| self.backend.store(&key, value, expiry).is_ok())
+    }
+
+    fn accepts(&self) -> bool {
+        self.backend.accepts_stores()
+    }
+
     fn store(&self, name: &Name, value: &[u8], expires: i64) -> bool {
-        let Some(key) = CacheKey::new(&self.prefix, name) else { return false };
-        let ttl = expires.saturating_sub(clock::unix_time());
-        let Some(ttl) = u32::try_from(ttl).ok().filter(|&ttl| ttl > 0) else {
-            return false;
-        };
-        let reason = match self.backend.store(&key, value, Expiry { ttl, at: expires }) {
+        let Some((key, expiry)) = self.expiring(name, expires) else { return false };
+        let reason = match self.backend.store(&key, value, expiry) {
             Ok(()) => {
                 self.count.add(stats::STORED, 1);
                 self.count.add(stats::BYTES_STORED, value.len() as u64);

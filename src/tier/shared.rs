@@ -86,6 +86,18 @@ impl Tier for Shared {
         false
     }
 
+    fn add(&self, name: &Name, value: &[u8], expires: i64) -> bool {
+        self.zone.add(name.as_bytes(), value, clock::unix_time(), expires).is_ok()
+    }
+
+    fn put(&self, name: &Name, value: &[u8], expires: i64) -> bool {
+        self.zone.put(name.as_bytes(), value, clock::unix_time(), expires).is_ok()
+    }
+
+    fn accepts(&self) -> bool {
+        true
+    }
+
     fn remove(&self, name: &Name) {
         self.zone.remove(name.as_bytes());
         self.count.add(stats::REMOVALS, 1);

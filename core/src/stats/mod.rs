@@ -71,8 +71,9 @@ const STATUSES: &[&str] = &[
     Outcome::Down.as_str(),
     Outcome::Corrupt.as_str(),
     Outcome::Forged.as_str(),
+    Outcome::Ticket.as_str(),
 ];
-/// Of those the ones that a target has: it is not asked for what is forged.
+/// Of those the ones that a target has: it is asked neither for what is forged nor for what is in a ticket.
 const TIER_STATUSES: &[&str] = STATUSES.split_at(Outcome::Forged as usize).0;
 
 /// The place of an outcome among its words, which are in the order of [`Outcome`].
@@ -88,10 +89,10 @@ pub mod listen {
     pub const RESUMED: usize = 1;
     const FETCHED: usize = 2;
     /// Handshakes that were full although the session was found.
-    pub const UNUSABLE: usize = 9;
-    const NEW: usize = 10;
+    pub const UNUSABLE: usize = 10;
+    const NEW: usize = 11;
     /// Handshakes that could not wait for a lookup.
-    pub const SKIPPED: usize = 13;
+    pub const SKIPPED: usize = 15;
 
     /// Handshakes by the outcome of their lookup.
     pub const fn fetched(outcome: super::Outcome) -> usize {
@@ -206,7 +207,12 @@ const LISTEN: &[Family] = &[
     ),
     counter("new_sessions_total", "New TLS sessions, by whether they were stored.").by(
         "status",
-        &[Stored::Stored.as_str(), Stored::Skipped.as_str(), Stored::Dropped.as_str()],
+        &[
+            Stored::Stored.as_str(),
+            Stored::Skipped.as_str(),
+            Stored::Dropped.as_str(),
+            Stored::Ticket.as_str(),
+        ],
     ),
     counter(
         "skipped_fetches_total",
@@ -370,7 +376,7 @@ mod tests {
 
     #[test]
     fn places_are_those_of_the_families() {
-        assert_eq!(listen::fetched(Outcome::Forged) + 1, listen::UNUSABLE);
+        assert_eq!(listen::fetched(Outcome::Ticket) + 1, listen::UNUSABLE);
         assert_eq!(listen::SKIPPED + 1, Kind::Listen.width());
         assert_eq!(tier::lookups(Outcome::Corrupt) + 1, tier::TAKES);
         assert_eq!(tier::dropped(DropReason::NoMemory) + 1, tier::MERGED);

@@ -15,8 +15,9 @@ pub use openssl_sys::*;
 pub use self::errors::{clear_errors, unheard};
 pub(in crate::ffi) use self::handles::ask;
 pub use self::handles::{
-    Algorithm, Answer, Bio, BioMethod, BioRef, Certificate, CertificateRef, Cipher, CipherRef, Ctx,
-    CtxRef, NameRef, Session, SessionRef, Ssl, SslRef, Stack, StoreRef, Suite, Time, lent,
+    Algorithm, AlgorithmRef, Answer, Bio, BioMethod, BioRef, Certificate, CertificateRef, Cipher,
+    CipherRef, Ctx, CtxRef, NameRef, Session, SessionRef, Ssl, SslRef, Stack, StoreRef, Suite,
+    Time, lent,
 };
 pub use super::shim::*;
 

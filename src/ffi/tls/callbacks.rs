@@ -9,22 +9,26 @@ use std::rc::Rc;
 use foreign_types::{ForeignType, ForeignTypeRef};
 #[cfg(nginx_1_29_2)]
 use nginx_sys::ngx_ssl_client_hello_arg_index;
+use session_core::ticket_keys::{KeyName, NAME_LEN, TicketKey};
 
 use super::attached::attached_of;
 use super::connection::{Connection, HelloRef};
 use super::context::Differences;
-use super::handler::{Found, Handler, Hello};
+use super::handler::{Found, Handler, Hello, ReadTicket, TicketVerdict};
 use super::index::Indexes;
 use super::origin::{Common, FindServers, Judge};
 use super::session::{Session, SessionRef};
 #[cfg(nginx_1_29_2)]
 use crate::ffi::openssl::client_hello_callback;
 use crate::ffi::openssl::{
-    Ctx, CtxRef, RAND_bytes, SSL, SSL_AD_CLOSE_NOTIFY, SSL_AD_USER_CANCELLED, SSL_CB_ACCEPT_LOOP,
-    SSL_CB_ALERT, SSL_CB_HANDSHAKE_DONE, SSL_CB_HANDSHAKE_START, SSL_CLIENT_HELLO_ERROR,
-    SSL_CLIENT_HELLO_RETRY, SSL_CLIENT_HELLO_SUCCESS, SSL_SESSION, SSL_TICKET_RETURN,
-    SSL_TICKET_RETURN_IGNORE_RENEW, SSL_TICKET_RETURN_USE, SSL_TICKET_RETURN_USE_RENEW,
-    SSL_TICKET_STATUS, SSL_TICKET_SUCCESS, SSL_TICKET_SUCCESS_RENEW, SSL3_AL_FATAL, SslRef, lent,
+    Algorithm, AlgorithmRef, Ctx, CtxRef, EVP_CIPHER_CTX, EVP_CipherInit_ex2, EVP_MAC_CTX,
+    EVP_MAC_CTX_set_params, OSSL_PARAM_construct_end, OSSL_PARAM_construct_octet_string,
+    OSSL_PARAM_construct_utf8_string, RAND_bytes, SSL, SSL_AD_CLOSE_NOTIFY, SSL_AD_USER_CANCELLED,
+    SSL_CB_ACCEPT_LOOP, SSL_CB_ALERT, SSL_CB_HANDSHAKE_DONE, SSL_CB_HANDSHAKE_START,
+    SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_RETRY, SSL_CLIENT_HELLO_SUCCESS, SSL_SESSION,
+    SSL_TICKET_EMPTY, SSL_TICKET_RETURN, SSL_TICKET_RETURN_IGNORE, SSL_TICKET_RETURN_IGNORE_RENEW,
+    SSL_TICKET_RETURN_USE, SSL_TICKET_RETURN_USE_RENEW, SSL_TICKET_STATUS, SSL_TICKET_SUCCESS,
+    SSL_TICKET_SUCCESS_RENEW, SSL3_AL_FATAL, SslRef, clear_errors, lent,
 };
 use crate::ffi::{shim, symbol};
 
@@ -42,6 +46,8 @@ pub(super) struct Hooks<H: Handler> {
     pub(super) find: FindServers,
     /// In what other servers may answer in place of this one.
     pub(super) differences: Differences,
+    /// What encrypts stateless tickets, where that is ours to do.
+    pub(super) ticket_cipher: Option<Algorithm>,
     // The callbacks that ours replaced, and call.
     pub(super) info: InfoCallback,
     pub(super) new: NewCallback,
@@ -151,6 +157,9 @@ impl<H: Handler> Hooks<H> {
         }
         let attached = attached_of::<H>(ssl);
         if let Some(attached) = attached {
+            if let Some(connection) = Connection::of(ssl).filter(|_| self.ticket_cipher.is_some()) {
+                self.handler.stepped(&connection, attached);
+            }
             if attached.has_filter() && self.handler.is_through(attached) {
                 attached.remove_filter();
             }
@@ -197,11 +206,19 @@ pub(super) unsafe extern "C" fn hello<H: Handler>(
             }
         }
     }
-    match Connection::of(this).and_then(|c| kept_hello(c.session_ctx()?)) {
+    let connection = Connection::of(this);
+    let result = match connection.as_ref().and_then(|c| kept_hello(c.session_ctx()?)) {
         // SAFETY: called as OpenSSL would.
         Some(kept) => unsafe { kept(ssl, alert, argument) },
         None => SSL_CLIENT_HELLO_SUCCESS,
+    };
+    if let Some(connection) = connection.filter(|_| result == SSL_CLIENT_HELLO_SUCCESS) {
+        let hooks = connection.session_hooks::<H>();
+        if let Some(hooks) = hooks.filter(|hooks| hooks.ticket_cipher.is_some()) {
+            hooks.handler.hello_read(&connection, HelloRef::of(this));
+        }
     }
+    result
 }
 
 pub(super) unsafe extern "C" fn get<H: Handler>(
@@ -307,17 +324,118 @@ pub(super) unsafe extern "C" fn read_ticket<H: Handler>(
     status: SSL_TICKET_STATUS,
     _: *mut c_void,
 ) -> SSL_TICKET_RETURN {
-    let good = match status {
-        SSL_TICKET_SUCCESS => SSL_TICKET_RETURN_USE,
-        SSL_TICKET_SUCCESS_RENEW => SSL_TICKET_RETURN_USE_RENEW,
-        // What OpenSSL does without this callback.
-        _ => return SSL_TICKET_RETURN_IGNORE_RENEW,
-    };
     // SAFETY: SSL_CTX_set_session_ticket_cb(3): a valid object, and a session where the ticket was good.
-    let (ssl, session) = unsafe { (SslRef::from_ptr(ssl), SessionRef::from_ptr(session)) };
-    let allowed = Connection::of(ssl).is_some_and(|connection| {
-        let hooks = connection.session_hooks::<H>();
-        hooks.is_none_or(|hooks| hooks.handler.allows_ticket(&connection, session))
-    });
-    if allowed { good } else { SSL_TICKET_RETURN_IGNORE_RENEW }
+    let (connection, ticket) = unsafe {
+        let ticket = match status {
+            SSL_TICKET_EMPTY => ReadTicket::Empty,
+            SSL_TICKET_SUCCESS | SSL_TICKET_SUCCESS_RENEW => ReadTicket::Good {
+                session: SessionRef::from_ptr(session),
+                renew: status == SSL_TICKET_SUCCESS_RENEW,
+            },
+            _ => ReadTicket::Foreign,
+        };
+        (Connection::of(SslRef::from_ptr(ssl)), ticket)
+    };
+    let hooks = connection.as_ref().and_then(Connection::session_hooks::<H>);
+    let (Some(connection), Some(hooks)) = (&connection, hooks) else {
+        return SSL_TICKET_RETURN_IGNORE_RENEW;
+    };
+    match hooks.handler.ticket_read(connection, &ticket) {
+        TicketVerdict::Use => SSL_TICKET_RETURN_USE,
+        TicketVerdict::UseAndRenew => SSL_TICKET_RETURN_USE_RENEW,
+        TicketVerdict::Ignore => SSL_TICKET_RETURN_IGNORE,
+        TicketVerdict::Renew => SSL_TICKET_RETURN_IGNORE_RENEW,
+    }
+}
+
+/// What OpenSSL takes for "there is no such key", and goes on without a ticket.
+const NO_KEY: c_int = 0;
+/// It has its key.
+const KEY: c_int = 1;
+/// And should get another one.
+const OLD_KEY: c_int = 2;
+
+/// Prepares OpenSSL for encrypting or decrypting a stateless ticket.
+///
+/// This one goes before the callback that nginx may have set, which is of another kind
+/// (`SSL_CTX_set_tlsext_ticket_key_cb()`), and which nginx's rotation of keys depends on.
+pub(super) unsafe extern "C" fn ticket_key<H: Handler>(
+    ssl: *mut SSL,
+    name: *mut c_uchar,
+    iv: *mut c_uchar,
+    cipher: *mut EVP_CIPHER_CTX,
+    mac: *mut EVP_MAC_CTX,
+    encrypts: c_int,
+) -> c_int {
+    // SAFETY: SSL_CTX_set_tlsext_ticket_key_evp_cb(3): a valid object.
+    let connection = Connection::of(unsafe { SslRef::from_ptr(ssl) });
+    let Some(hooks) = connection.as_ref().and_then(Connection::session_hooks::<H>) else {
+        return NO_KEY;
+    };
+    let Some(algorithm) = &hooks.ticket_cipher else { return NO_KEY };
+    let (name, iv) = (name.cast::<[u8; NAME_LEN]>(), iv.cast::<[u8; IV_LEN]>());
+    let encrypts = encrypts != 0;
+    // SAFETY: the same: a name, and the initialisation vector of a cipher, which are written when a ticket
+    // is made, and else are the client's, to be read; contexts that are new.
+    unsafe {
+        let wanted = if encrypts { None } else { Some(KeyName(*name)) };
+        let Some((key, is_current)) = hooks.handler.ticket_key(wanted.as_ref()) else {
+            return NO_KEY;
+        };
+        if encrypts {
+            *name = key.name.0;
+            if !hooks.handler.random(&mut *iv) {
+                return NO_KEY;
+            }
+        }
+        match prepare(algorithm, &key, &*iv, cipher, mac, encrypts) {
+            true if is_current => KEY,
+            true => OLD_KEY,
+            false => {
+                clear_errors();
+                NO_KEY
+            }
+        }
+    }
+}
+
+/// Length of an initialisation vector of AES-CBC, in bytes.
+const IV_LEN: usize = 16;
+
+/// Gives a cipher and a MAC their keys. Whether that was possible.
+///
+/// # Safety
+/// The contexts are valid, the one of the MAC is of HMAC.
+unsafe fn prepare(
+    algorithm: &AlgorithmRef,
+    key: &TicketKey,
+    iv: &[u8; IV_LEN],
+    cipher: *mut EVP_CIPHER_CTX,
+    mac: *mut EVP_MAC_CTX,
+    encrypts: bool,
+) -> bool {
+    let (cipher_key, mac_key) = (key.cipher_key(), key.mac_key());
+    // SAFETY: the caller's. The key and the vector have the lengths of AES-256-CBC; parameters are only
+    // read, and copied (EVP_MAC_CTX_set_params(3)).
+    unsafe {
+        let params = [
+            OSSL_PARAM_construct_octet_string(
+                c"key".as_ptr(),
+                mac_key.as_ptr().cast_mut().cast(),
+                mac_key.len(),
+            ),
+            OSSL_PARAM_construct_utf8_string(c"digest".as_ptr(), c"SHA256".as_ptr().cast_mut(), 0),
+            OSSL_PARAM_construct_end(),
+        ];
+        let key = cipher_key.as_ptr();
+        EVP_CipherInit_ex2(
+            cipher,
+            algorithm.as_ptr(),
+            key,
+            iv.as_ptr(),
+            encrypts.into(),
+            ptr::null(),
+        ) == 1
+            && EVP_MAC_CTX_set_params(mac, params.as_ptr()) == 1
+    }
 }

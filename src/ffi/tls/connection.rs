@@ -13,13 +13,13 @@ use crate::ffi::log::Log;
 use crate::ffi::openssl::{
     BioRef, CertificateRef, Cross, CtxRef, OSSL_HANDSHAKE_STATE,
     OSSL_HANDSHAKE_STATE_TLS_ST_EARLY_DATA, SSL, SSL_OP_NO_ANTI_REPLAY,
-    SSL_OP_NO_EXTENDED_MASTER_SECRET, SSL_OP_NO_TICKET, SSL_OP_NO_TLSv1_3,
+    SSL_OP_NO_EXTENDED_MASTER_SECRET, SSL_OP_NO_TICKET, SSL_OP_NO_TLSv1_3, SSL_clear_options,
     SSL_client_hello_get0_ext, SSL_client_hello_get0_session_id, SSL_get_SSL_CTX, SSL_get_ciphers,
     SSL_get_max_early_data, SSL_get_max_proto_version, SSL_get_options, SSL_get_peer_cert_chain,
     SSL_get_rbio, SSL_get_session, SSL_get_state, SSL_get_verify_result, SSL_get0_raw_cipherlist,
-    SSL_get0_verified_chain, SSL_is_server, SSL_session_reused, SSL_set_ex_data, SSL_version,
-    SslRef, Stack, Suite, TLS1_3_VERSION, TLSEXT_TYPE_max_fragment_length, TLSEXT_TYPE_server_name,
-    ask, lent,
+    SSL_get0_verified_chain, SSL_is_server, SSL_session_reused, SSL_set_ex_data, SSL_set_options,
+    SSL_version, SslRef, Stack, Suite, TLS1_3_VERSION, TLSEXT_TYPE_max_fragment_length,
+    TLSEXT_TYPE_server_name, ask, lent,
 };
 use crate::ffi::quic;
 
@@ -221,6 +221,28 @@ impl Connection {
     /// Whether stateless tickets are on.
     pub fn has_tickets(&self) -> bool {
         self.options() & SSL_OP_NO_TICKET == 0
+    }
+
+    /// Lets stateless tickets be read and made from now on, or session IDs and stateful tickets in their
+    /// place. nginx sets that anew when it has found the server that the client names.
+    pub fn set_tickets(&self, stateless: bool) {
+        // SAFETY: the SSL object is valid.
+        unsafe {
+            match stateless {
+                true => SSL_clear_options(self.ssl.as_ptr(), SSL_OP_NO_TICKET),
+                false => SSL_set_options(self.ssl.as_ptr(), SSL_OP_NO_TICKET),
+            };
+        }
+    }
+
+    /// Whether stateless tickets are on at the server that the connection has come to by now.
+    pub fn server_has_tickets(&self) -> bool {
+        self.ssl().ctx().is_some_and(|ctx| ctx.options() & SSL_OP_NO_TICKET == 0)
+    }
+
+    /// How long sessions are good, in seconds, as it is configured.
+    pub fn session_timeout(&self) -> i64 {
+        self.session_ctx().map_or(0, CtxRef::session_timeout)
     }
 
     /// Whether the server is told to do without extended master secrets (RFC 7627).

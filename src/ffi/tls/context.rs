@@ -17,17 +17,21 @@ use super::handler::Handler;
 use super::index::Indexes;
 use super::origin::{Common, FindServers, Judge};
 use crate::ffi::openssl::{
-    CtxRef, SSL_CTX, SSL_CTX_get_info_callback, SSL_CTX_get_max_early_data, SSL_CTX_get_options,
-    SSL_CTX_get_session_cache_mode, SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb,
-    SSL_CTX_sess_set_get_cb, SSL_CTX_sess_set_new_cb, SSL_CTX_set_allow_early_data_cb,
-    SSL_CTX_set_client_hello_cb, SSL_CTX_set_ex_data, SSL_CTX_set_generate_session_id,
-    SSL_CTX_set_info_callback, SSL_CTX_set_session_cache_mode, SSL_CTX_set_session_ticket_cb,
-    SSL_OP_NO_TICKET, SSL_OP_NO_TLSv1_3, SSL_SESS_CACHE_NO_INTERNAL_LOOKUP,
-    SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER, ask,
+    Algorithm, CtxRef, SSL_CTX, SSL_CTX_get_info_callback, SSL_CTX_get_max_early_data,
+    SSL_CTX_get_options, SSL_CTX_get_session_cache_mode, SSL_CTX_get_timeout,
+    SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb, SSL_CTX_sess_set_get_cb,
+    SSL_CTX_sess_set_new_cb, SSL_CTX_set_allow_early_data_cb, SSL_CTX_set_client_hello_cb,
+    SSL_CTX_set_ex_data, SSL_CTX_set_generate_session_id, SSL_CTX_set_info_callback,
+    SSL_CTX_set_session_cache_mode, SSL_CTX_set_session_ticket_cb,
+    SSL_CTX_set_tlsext_ticket_key_evp_cb, SSL_OP_NO_TICKET, SSL_OP_NO_TLSv1_3,
+    SSL_SESS_CACHE_NO_INTERNAL_LOOKUP, SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER,
+    ask,
 };
 
 ask! { CtxRef:
-    fn options() -> u64 = SSL_CTX_get_options;
+    pub(super) fn options() -> u64 = SSL_CTX_get_options;
+    /// How long sessions are good, in seconds.
+    pub(super) fn session_timeout() -> i64 = SSL_CTX_get_timeout;
     fn max_early_data() -> u32 = SSL_CTX_get_max_early_data;
     fn cache_mode() -> c_long = SSL_CTX_get_session_cache_mode;
     fn info_callback() -> InfoCallback = SSL_CTX_get_info_callback;
@@ -54,6 +58,11 @@ impl Context {
     /// Whether the server offers resumption at all: not with `ssl_session_cache off`.
     pub fn offers_resumption(&self) -> bool {
         self.ctx().cache_mode() & SSL_SESS_CACHE_SERVER != 0
+    }
+
+    /// How long sessions are good, in seconds.
+    pub fn session_timeout(&self) -> i64 {
+        self.ctx().session_timeout()
     }
 
     /// Whether stateless tickets are on.
@@ -146,6 +155,10 @@ impl<H: Handler> Hooked<H> {
             return Ok(());
         }
         let judge = Judge::new(ctx, verification).ok_or(HookError)?;
+        let ticket_cipher = match handler.has_ticket_keys() {
+            true => Some(Algorithm::fetch(c"AES-256-CBC").ok_or(HookError)?),
+            false => None,
+        };
         judge.add_to(&self.common);
         let hooks = Box::new(Hooks {
             ctx: ctx.to_owned(),
@@ -155,6 +168,7 @@ impl<H: Handler> Hooked<H> {
             common: Rc::clone(&self.common),
             find,
             differences: differences.that_count(),
+            ticket_cipher,
             info: ctx.info_callback(),
             new: ctx.new_callback(),
             get: ctx.get_callback(),
@@ -168,8 +182,11 @@ impl<H: Handler> Hooked<H> {
                 return Err(HookError);
             }
             SSL_CTX_set_info_callback(ctx, Some(callbacks::info::<H>));
-            if LETS_CALLBACK_WAIT && hooks.resumes {
+            if hooks.reads_hello() {
                 SSL_CTX_set_client_hello_cb(ctx, Some(callbacks::hello::<H>), no_data());
+            }
+            if hooks.ticket_cipher.is_some() {
+                SSL_CTX_set_tlsext_ticket_key_evp_cb(ctx, Some(callbacks::ticket_key::<H>));
             }
             if handler.restricts_early_data() {
                 SSL_CTX_set_allow_early_data_cb(ctx, Some(callbacks::early_data::<H>), no_data());
@@ -194,16 +211,24 @@ impl<H: Handler> Hooked<H> {
     }
 }
 
+impl<H: Handler> Hooks<H> {
+    /// Whether the callback for the ClientHello is ours.
+    fn reads_hello(&self) -> bool {
+        (LETS_CALLBACK_WAIT && self.resumes) || self.ticket_cipher.is_some()
+    }
+}
+
 impl<H: Handler> Drop for Hooks<H> {
     fn drop(&mut self) {
         let ctx = self.ctx.as_ptr();
         // SAFETY: the hooks keep the context.
         unsafe {
             SSL_CTX_set_info_callback(ctx, self.info);
-            if LETS_CALLBACK_WAIT && self.resumes {
+            if self.reads_hello() {
                 SSL_CTX_set_client_hello_cb(ctx, callbacks::kept_hello(&self.ctx), no_data());
             }
-            // OpenSSL does not tell which callbacks were there before; nginx sets neither.
+            SSL_CTX_set_tlsext_ticket_key_evp_cb(ctx, None);
+            // OpenSSL does not tell which callbacks were there before; nginx sets none of these.
             SSL_CTX_set_generate_session_id(ctx, None);
             SSL_CTX_set_allow_early_data_cb(ctx, None, no_data());
             SSL_CTX_set_session_ticket_cb(ctx, None, None, no_data());

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use session_core::key_ring::ID_LEN;
+use session_core::ticket_keys::{KeyName, TicketKey};
 
 use super::attached::{Attached, Keeper, Waiters};
 use super::connection::{Connection, HelloRef};
@@ -49,11 +50,31 @@ pub trait Handler: Sized + 'static {
     /// Whether a session that the replaced callback has found may be resumed.
     fn allows(&self, connection: &Connection, session: &SessionRef) -> bool;
 
-    /// Whether a session may be resumed that a stateless ticket has in it.
-    fn allows_ticket(&self, connection: &Connection, session: &SessionRef) -> bool;
+    /// OpenSSL has read the ClientHello, and nginx, from 1.29.2 on, has found the server. Asked where
+    /// there are [ticket keys](Handler::has_ticket_keys).
+    fn hello_read(self: &Rc<Self>, connection: &Connection, hello: &HelloRef);
+
+    /// A handshake has come to its next step. Asked where there are ticket keys.
+    fn stepped(&self, connection: &Connection, attached: &Attached<Self>);
+
+    /// What becomes of a stateless ticket that OpenSSL has looked at.
+    fn ticket_read(
+        self: &Rc<Self>,
+        connection: &Connection,
+        ticket: &ReadTicket<'_>,
+    ) -> TicketVerdict;
 
     /// A ticket is about to be made of a session, stateless or not.
-    fn ticket_made(&self, connection: &Connection, session: &SessionRef);
+    fn ticket_made(self: &Rc<Self>, connection: &Connection, session: &SessionRef);
+
+    /// Whether stateless tickets are encrypted with keys of [`Handler::ticket_key`].
+    fn has_ticket_keys(&self) -> bool;
+
+    /// The key of that name, or else the one that encrypts; and whether it is the one that encrypts.
+    fn ticket_key(&self, name: Option<&KeyName>) -> Option<(TicketKey, bool)>;
+
+    /// Fills `out` with bytes that nobody can predict. Whether that was possible.
+    fn random(&self, out: &mut [u8]) -> bool;
 
     /// Whether [`Handler::issue_id`] is asked for the IDs of new sessions.
     fn issues_ids(&self) -> bool;
@@ -95,6 +116,34 @@ pub enum Found {
     NotHere,
     /// Nobody else is to be asked.
     Nowhere,
+}
+
+/// A stateless ticket that OpenSSL has looked at.
+pub enum ReadTicket<'a> {
+    /// The client has none, and would take one: in TLS 1.2 only.
+    Empty,
+    /// It is not encrypted with a key that is known.
+    Foreign,
+    /// It is good.
+    Good {
+        /// The session in it.
+        session: &'a SessionRef,
+        /// Whether it is worth making anew, as its key is not the one that encrypts.
+        renew: bool,
+    },
+}
+
+/// What becomes of a stateless ticket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TicketVerdict {
+    /// It is used.
+    Use,
+    /// It is used, and the client gets another one.
+    UseAndRenew,
+    /// It is as if there were none. In TLS 1.2 the session ID is looked at.
+    Ignore,
+    /// The client gets another one, with a full handshake.
+    Renew,
 }
 
 /// What becomes of a handshake whose ClientHello OpenSSL has read.

@@ -27,7 +27,7 @@ pub use attached::{Attached, HandshakeToken, Waiters};
 pub use callbacks::steps;
 pub use connection::{Connection, HelloRef, Waits, quic_waits};
 pub use context::{Context, Differences, Hooked};
-pub use handler::{Found, Handler, Hello, Read};
+pub use handler::{Found, Handler, Hello, Read, ReadTicket, TicketVerdict};
 pub use origin::FindServers;
 pub use session::{DerError, Session, SessionRef};
 pub use socket::{Ending, Sink, Socket, SocketRead};

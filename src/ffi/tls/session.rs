@@ -10,8 +10,8 @@ use crate::ffi::openssl::{
     CertificateRef, SSL_SESSION_get_compress_id, SSL_SESSION_get_id,
     SSL_SESSION_get_max_fragment_length, SSL_SESSION_get_protocol_version, SSL_SESSION_get_time,
     SSL_SESSION_get_timeout, SSL_SESSION_get0_cipher, SSL_SESSION_get0_hostname,
-    SSL_SESSION_get0_peer, Suite, TLS1_3_VERSION, ask, clear_errors, d2i_SSL_SESSION,
-    i2d_SSL_SESSION, lent,
+    SSL_SESSION_get0_peer, SSL_SESSION_set_timeout, Suite, TLS1_3_VERSION, ask, clear_errors,
+    d2i_SSL_SESSION, i2d_SSL_SESSION, lent,
 };
 pub use crate::ffi::openssl::{Session, SessionRef};
 
@@ -19,7 +19,7 @@ ask! { SessionRef:
     /// When the session was made, in seconds since the epoch.
     pub fn made() -> i64 = SSL_SESSION_get_time;
     /// How long it is good from then on, in seconds.
-    fn timeout() -> i64 = SSL_SESSION_get_timeout;
+    pub fn timeout() -> i64 = SSL_SESSION_get_timeout;
     /// The version of TLS, as on the wire.
     pub fn protocol() -> c_int = SSL_SESSION_get_protocol_version;
     /// The fragments that the client has asked for, by their number in `max_fragment_length` (RFC 6066
@@ -62,6 +62,12 @@ impl SessionRef {
     pub fn expires(&self, now: i64) -> i64 {
         let own = self.made().saturating_add(self.timeout());
         self.certificate_left().map_or(own, |left| own.min(now.saturating_add(left)))
+    }
+
+    /// Makes the session good for so many seconds from when it was made on.
+    pub fn set_timeout(&self, seconds: i64) {
+        // SAFETY: SSL_SESSION_set_timeout(3): the session is valid, and of one connection alone.
+        unsafe { SSL_SESSION_set_timeout(self.as_ptr(), seconds as c_long) };
     }
 
     /// Whether the client has shown a certificate.

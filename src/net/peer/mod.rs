@@ -305,6 +305,18 @@ impl Peer {
         self.admit(&mut state, clock::now_ms()).is_ok()
     }
 
+    /// Whether what is to be stored would arrive, as far as is known: the server is not down, and no
+    /// connection to it is silent or has its queue full. Has a probe begun where one is due.
+    pub fn accepts_stores(&self) -> bool {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return false };
+        if self.admit(&mut state, clock::now_ms()).is_err() || state.stores_breaker.is_open() {
+            return false;
+        }
+        let has_room = |line: &Rc<Line>| line.unanswered() < self.limits.queue;
+        state.lookups.as_ref().is_none_or(|line| !line.is_silent())
+            && state.stores.as_ref().is_none_or(|line| !line.is_silent() && has_room(line))
+    }
+
     /// Makes a request; [`Replies::replied`] tells the waiter how it ends. A `deadline` holds in place
     /// of the timeout.
     pub fn send(
@@ -315,7 +327,7 @@ impl Peer {
     ) -> Result<(), Refused> {
         let lane = match request.command {
             Command::Get | Command::Take | Command::Claim(_) => Lane::Lookups,
-            Command::Set { .. } | Command::Delete => Lane::Stores,
+            Command::Set { .. } | Command::Add { .. } | Command::Delete => Lane::Stores,
         };
         self.request(lane, request.command.kind(waiter), |conversation, now| {
             conversation.request(now, request, waiter, deadline)

@@ -55,6 +55,21 @@ impl Route {
         }
     }
 
+    /// Whether what is to be stored would arrive, whatever its key, as far as is known.
+    pub fn accepts_stores(&self) -> bool {
+        let accepts = |peer: &Rc<Peer>| peer.accepts_stores();
+        match self {
+            Route::Servers(Servers { peers, backups, .. }) => {
+                peers.iter().chain(backups).any(accepts)
+            }
+            Route::Cluster(Cluster { map: None, seeds, .. }) => seeds.iter().any(accepts),
+            Route::Cluster(Cluster { nodes, .. }) => nodes.iter().all(accepts),
+            Route::Sentinel(Sentinel { master, .. }) => {
+                master.as_ref().is_some_and(|master| accepts(&master.peer))
+            }
+        }
+    }
+
     /// Whether there is anybody to ask about the servers.
     pub fn can_ask(&self) -> bool {
         !matches!(self, Route::Servers(_))

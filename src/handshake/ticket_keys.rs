@@ -1,0 +1,399 @@
+//! `ssl_session_ticket_keys`: the keys of stateless tickets that the fleet shares, kept in a tier.
+//!
+//! One worker of a machine at a time asks the tier, and has what it learns put down in shared memory,
+//! where all of them read it. What the keys are, and when they change, is in `session_core::ticket_keys`.
+
+use core::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::vec::Vec;
+
+use session_core::codec::OutOfMemory;
+use session_core::crypto::Failed;
+use session_core::key_ring::{Entry, KeyRing};
+use session_core::outcome::Outcome;
+use session_core::throttle::Throttle;
+use session_core::ticket_keys::{
+    Adopted, Head, KeyName, MAX_KEYS, Successor, TicketKey, TicketKeys, Times, decode_key,
+    encode_key,
+};
+use zeroize::Zeroizing;
+
+use super::messages::pass;
+use crate::ffi::clock;
+use crate::ffi::crypto::Evp;
+use crate::ffi::event::{Event, Handle};
+use crate::ffi::log::Log;
+use crate::ffi::shared_value::SharedValue;
+use crate::ffi::turn::Turn;
+use crate::log_at;
+use crate::net::backend::Waiter;
+use crate::tier::Tier;
+
+/// How often the tier is asked in a period.
+const ASKED_IN_PERIOD: u64 = 8;
+/// The bounds of the time between two questions, in milliseconds.
+const PAUSES: (u64, u64) = (100, 60_000);
+/// When the tier is asked again after it was given something, in milliseconds.
+const SOON: u64 = 50;
+/// How many names of keys that clients have are asked for at once.
+const MAX_WANTED: usize = 8;
+/// How long a key that the tier does not have is not asked for again, in milliseconds.
+const FORGOTTEN: u64 = 10_000;
+
+/// In place of the number of a key: the head.
+const HEAD: usize = usize::MAX;
+
+/// Keeps the keys of a machine up to date.
+pub struct Keeper {
+    tier: Rc<dyn Tier>,
+    ring: Rc<KeyRing<Evp>>,
+    zone: SharedValue<TicketKeys>,
+    times: Times,
+    tick: Event<Keeper, Tick>,
+    /// Clients have keys that are not known.
+    want: Event<Keeper, Want>,
+    /// Names that are asked for, by number.
+    asked: RefCell<Vec<Option<KeyName>>>,
+    /// Names to be asked for, and those that were not there, with the time until when that holds.
+    wanted: RefCell<Vec<KeyName>>,
+    missed: RefCell<Vec<(KeyName, u64)>>,
+    /// Whether the log has it that the keys do not change.
+    said_old: Cell<bool>,
+    invalid: RefCell<Throttle>,
+    failed: RefCell<Throttle>,
+}
+
+struct Tick;
+struct Want;
+
+impl Keeper {
+    /// Keeps the keys that lie in a tier, and what is known of them in a zone. They are sealed with
+    /// `ring`, which has keys.
+    pub fn new(
+        tier: Rc<dyn Tier>,
+        ring: Rc<KeyRing<Evp>>,
+        zone: SharedValue<TicketKeys>,
+        times: Times,
+    ) -> Rc<Self> {
+        Rc::new_cyclic(|this: &Weak<Keeper>| Keeper {
+            tier,
+            ring,
+            zone,
+            times,
+            tick: Event::new(this.clone()),
+            want: Event::new(this.clone()),
+            asked: RefCell::new(Vec::new()),
+            wanted: RefCell::new(Vec::new()),
+            missed: RefCell::new(Vec::new()),
+            said_old: Cell::new(false),
+            invalid: RefCell::new(Throttle::new()),
+            failed: RefCell::new(Throttle::new()),
+        })
+    }
+
+    /// The tier.
+    pub fn tier(&self) -> &Rc<dyn Tier> {
+        &self.tier
+    }
+
+    /// The worker begins.
+    pub fn begin(&self) {
+        self.tick.at(clock::now_ms(), false);
+    }
+
+    /// The worker exits.
+    pub fn close(&self) {
+        self.tick.cancel();
+    }
+
+    /// Whether there is a key to encrypt with.
+    pub fn has_current(&self) -> bool {
+        self.zone.get().is_some_and(TicketKeys::has_current)
+    }
+
+    /// The key that encrypts.
+    pub fn current(&self) -> Option<TicketKey> {
+        self.zone.get()?.current()
+    }
+
+    /// The key of that name, and whether it is the one that encrypts. One that is ours and not known is
+    /// asked for: the next client that has it may find it.
+    pub fn find(&self, name: &KeyName) -> Option<(TicketKey, bool)> {
+        let found = self.zone.get()?.find(name, clock::now_ms());
+        if found.is_none() && self.ring.ticket_entry(name).is_some() {
+            self.want(name);
+        }
+        found
+    }
+
+    /// Whether the key of that name is known.
+    pub fn knows(&self, name: &KeyName) -> bool {
+        self.zone.get().is_some_and(|keys| keys.knows(name, clock::now_ms()))
+    }
+
+    fn want(&self, name: &KeyName) {
+        let now = clock::now_ms();
+        let (Ok(mut wanted), Ok(mut missed)) =
+            (self.wanted.try_borrow_mut(), self.missed.try_borrow_mut())
+        else {
+            return;
+        };
+        missed.retain(|(_, until)| *until > now);
+        let is_known = wanted.contains(name) || missed.iter().any(|(other, _)| other == name);
+        if !is_known && wanted.len() < MAX_WANTED && wanted.try_reserve(1).is_ok() {
+            wanted.push(*name);
+            self.want.post();
+        }
+    }
+
+    /// The time between two questions, in milliseconds.
+    fn pause(&self) -> u64 {
+        let (least, most) = PAUSES;
+        (self.times.period / ASKED_IN_PERIOD).clamp(least, most)
+    }
+
+    /// Asks for an entry. What is heard is taken in at once if the tier is local.
+    fn ask(&self, entry: &Entry, index: usize) {
+        let mut value = Zeroizing::new(Vec::new());
+        let outcome = match self.tier.fetch_now(entry.name(), &mut value) {
+            Some(outcome) => outcome,
+            None => match self.tier.fetch(entry.name(), Waiter::TicketKeys { index }) {
+                Ok(()) => return,
+                Err(outcome) => outcome,
+            },
+        };
+        self.answered(index, outcome, &value);
+    }
+
+    fn ask_for_key(&self, name: &KeyName) {
+        let Some(entry) = self.ring.ticket_entry(name) else { return };
+        let Some(index) = self.number(name) else { return };
+        self.ask(&entry, index);
+    }
+
+    /// The number of a name that is about to be asked for; none if it is asked for already.
+    fn number(&self, name: &KeyName) -> Option<usize> {
+        let mut asked = self.asked.try_borrow_mut().ok()?;
+        if asked.contains(&Some(*name)) {
+            return None;
+        }
+        if let Some((index, place)) = asked.iter_mut().enumerate().find(|(_, it)| it.is_none()) {
+            *place = Some(*name);
+            return Some(index);
+        }
+        if asked.len() >= MAX_KEYS || asked.try_reserve(1).is_err() {
+            return None;
+        }
+        asked.push(Some(*name));
+        asked.len().checked_sub(1)
+    }
+
+    /// The tier has answered.
+    pub fn answered(&self, index: usize, outcome: Outcome, value: &[u8]) {
+        if index == HEAD {
+            match outcome {
+                Outcome::Hit => self.head_found(value),
+                Outcome::Miss => self.succeed(),
+                _ => {}
+            }
+            return self.look_at_age();
+        }
+        let name = self.asked.try_borrow_mut().ok().and_then(|mut asked| {
+            // Nobody else has the number from now on.
+            asked.get_mut(index).and_then(Option::take)
+        });
+        let Some(name) = name else { return };
+        match outcome {
+            Outcome::Hit => self.key_found(&name, value),
+            Outcome::Miss => {
+                if let Ok(mut missed) = self.missed.try_borrow_mut() {
+                    if missed.len() < MAX_KEYS && missed.try_reserve(1).is_ok() {
+                        missed.push((name, clock::now_ms().saturating_add(FORGOTTEN)));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn head_found(&self, value: &[u8]) {
+        let head = self.ring.ticket_head().and_then(|entry| {
+            self.opened(&entry, value, |bytes| {
+                Head::decode(bytes).filter(|head| {
+                    // What does not come from a key of ours nobody could ask for.
+                    self.ring.ticket_entry(&head.next.name).is_some()
+                })
+            })
+        });
+        let Some(head) = head else { return self.is_invalid() };
+        let now = clock::now_ms();
+        let Some(Adopted { is_new, missing, orphans }) =
+            self.zone.alone(|keys| keys.adopt(&head, now, &self.times))
+        else {
+            return;
+        };
+        for (key, left) in &orphans {
+            self.put(key, *left);
+        }
+        for earlier in &missing {
+            let is_missed = self.missed.try_borrow().is_ok_and(|missed| {
+                missed.iter().any(|(name, until)| *name == earlier.name && *until > now)
+            });
+            if !is_missed {
+                self.ask_for_key(&earlier.name);
+            }
+        }
+        if is_new {
+            let (tier, keys) = (self.tier.name(), self.zone.get().map_or(0, TicketKeys::len));
+            log_at!(
+                Log::cycle(),
+                Info,
+                "SSL session ticket key has changed in \"{tier}\", {keys} are known"
+            );
+        }
+    }
+
+    fn key_found(&self, name: &KeyName, value: &[u8]) {
+        let key = self.ring.ticket_entry(name).and_then(|entry| {
+            self.opened(&entry, value, |bytes| {
+                decode_key(bytes).filter(|(key, _)| key.name == *name)
+            })
+        });
+        match key {
+            Some((key, left)) => {
+                let now = clock::now_ms();
+                self.zone.alone(|keys| keys.learn(&key, left, now, &self.times));
+            }
+            None => self.is_invalid(),
+        }
+    }
+
+    /// What an envelope has in it, if it opens and is read.
+    fn opened<T>(
+        &self,
+        entry: &Entry,
+        value: &[u8],
+        read: impl FnOnce(&[u8]) -> Option<T>,
+    ) -> Option<T> {
+        let mut room = Zeroizing::new(Vec::new());
+        read(self.ring.open(entry, value, &mut room).ok()?)
+    }
+
+    /// Gives the tier, which has no head, one.
+    fn succeed(&self) {
+        let now = clock::now_ms();
+        let Some(keys) = self.zone.get() else { return };
+        let successor = keys.successor(now, &self.times, || self.ring.new_ticket_key());
+        let given = successor.and_then(|Successor { head, ttl, keys, .. }| {
+            // First, so that who finds the head finds them.
+            for (key, left) in &keys {
+                self.put(key, *left);
+            }
+            let entry = self.ring.ticket_head().ok_or(Failed)?;
+            let sealed = self.sealed(&entry, |out| head.encode(out))?;
+            Ok(self.tier.add(entry.name(), &sealed, expires(ttl)))
+        });
+        match given {
+            Ok(true) => {
+                keys.lend_until(now.saturating_add(SOON));
+                self.tick.at(now.saturating_add(SOON), false);
+            }
+            Ok(false) => {}
+            Err(Failed) => {
+                if let Some(times) = pass(&self.failed) {
+                    log_at!(
+                        Log::cycle(),
+                        Alert,
+                        "SSL session ticket key could not be made, {times} times"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Puts a key into the tier, for those that do not know it.
+    fn put(&self, key: &TicketKey, left: u64) {
+        let Some(entry) = self.ring.ticket_entry(&key.name) else { return };
+        if let Ok(sealed) = self.sealed(&entry, |out| encode_key(key, left, out)) {
+            // Who does not find it makes full handshakes.
+            let _ = self.tier.put(entry.name(), &sealed, expires(left));
+        }
+    }
+
+    fn sealed(
+        &self,
+        entry: &Entry,
+        encode: impl FnOnce(&mut Vec<u8>) -> Result<(), OutOfMemory>,
+    ) -> Result<Zeroizing<Vec<u8>>, Failed> {
+        let mut buf = Zeroizing::new(Vec::new());
+        self.ring.begin(&mut buf)?;
+        encode(&mut buf).map_err(|OutOfMemory| Failed)?;
+        self.ring.seal(entry, &mut buf)?;
+        Ok(buf)
+    }
+
+    /// Says so when a key is in use for longer than it should be.
+    fn look_at_age(&self) {
+        let Some(age) = self.zone.get().and_then(|keys| keys.age(clock::now_ms())) else { return };
+        let late = age > self.times.period.saturating_add(self.pause().saturating_mul(2));
+        if late == self.said_old.replace(late) {
+            return;
+        }
+        let tier = self.tier.name();
+        if late {
+            log_at!(
+                Log::cycle(),
+                Warn,
+                "SSL session ticket key is in use for longer than {} s: it cannot be changed in \"{tier}\"",
+                self.times.period / 1000
+            );
+        } else {
+            log_at!(Log::cycle(), Notice, "SSL session ticket key changes again in \"{tier}\"");
+        }
+    }
+
+    fn is_invalid(&self) {
+        if let Some(times) = pass(&self.invalid) {
+            let tier = self.tier.name();
+            log_at!(
+                Log::cycle(),
+                Error,
+                "invalid SSL session ticket keys in \"{tier}\", {times} times: \
+                 are they of another \"ssl_session_key\"?"
+            );
+        }
+    }
+}
+
+/// The second in which an entry expires that is of use for so many milliseconds.
+fn expires(left: u64) -> i64 {
+    let seconds = i64::try_from(left.div_ceil(1000)).unwrap_or(i64::MAX);
+    clock::unix_time().saturating_add(seconds)
+}
+
+impl Handle<Tick> for Keeper {
+    fn fired(&self, _: &mut Turn) {
+        if clock::is_exiting() {
+            return;
+        }
+        let (now, pause) = (clock::now_ms(), self.pause());
+        self.tick.at(now.saturating_add(pause), false);
+        let Some(keys) = self.zone.get() else { return };
+        if !keys.lease(now, pause) {
+            return;
+        }
+        self.zone.alone(|keys| keys.wipe(now));
+        if let Some(entry) = self.ring.ticket_head() {
+            self.ask(&entry, HEAD);
+        }
+    }
+}
+
+impl Handle<Want> for Keeper {
+    fn fired(&self, _: &mut Turn) {
+        let wanted = self.wanted.try_borrow_mut().map(|mut it| core::mem::take(&mut *it));
+        for name in wanted.unwrap_or_default() {
+            self.ask_for_key(&name);
+        }
+    }
+}

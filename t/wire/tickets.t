@@ -1,0 +1,166 @@
+# "ssl_session_ticket_keys": stateless tickets under keys that a fleet shares.
+
+use strict;
+use warnings;
+
+use lib 't/lib';
+use SSLSession::Fixture;
+use Test::More;
+
+my $certs = certs();
+
+sub conf {
+    my ($port, $redis, %arg) = @_;
+    my $target = ref $redis ? 'store' : $redis;
+    my $server = ref $redis ? $redis->address : '127.0.0.1:1';
+    return <<"CONF";
+    ssl_session_backend store { server $server; fetch_timeout ${\ ($arg{fetch_timeout} // (200 * patience()) . 'ms') }; }
+    ssl_session_ticket_keys $target ${\ ($arg{keys} // '') };
+    ${\ join '', map { "ssl_session_$_ $target;\n" } @{ $arg{sessions} // [] } }
+    ssl_session_tickets ${\ ($arg{tickets} // 'on') };
+    ssl_session_timeout ${\ ($arg{timeout} // '50s') };
+    ${\ ($arg{more} // '') }
+    ssl_certificate     $certs->{ec_crt};
+    ssl_certificate_key $certs->{ec_key};
+    ssl_protocols       TLSv1.2 TLSv1.3;
+    server {
+        listen 127.0.0.1:$port ssl;
+        server_name one;
+        location / { return 200 "\$ssl_session_fetch_status|\$ssl_session_store_status|\$pid"; }
+    }
+    server {
+        listen 127.0.0.1:$port ssl;
+        server_name two;
+        location / { return 200 "\$ssl_session_fetch_status|\$ssl_session_store_status|\$pid"; }
+    }
+CONF
+}
+
+sub visit {
+    my ($port, %arg) = @_;
+    my $client = tls_client(port => $port, sni => 'one', %arg);
+    my $answer = $client->request // die 'no answer: ' . $client->error;
+    my ($status, $stored, $pid) = split /\|/, $answer;
+    return { status => $status, stored => $stored, pid => $pid, reused => $client->reused,
+        session => ($client->protocol eq 'TLSv1.3' ? ($client->sessions)[-1] : $client->session) };
+}
+
+# Waits until servers have keys to encrypt with.
+sub ready {
+    for my $nginx (@_) {
+        wait_until { $nginx->log_count(qr/SSL session ticket key has changed/) } 10, 'ticket keys';
+    }
+}
+
+my @protocols = qw(TLSv1.2 TLSv1.3);
+
+for my $kind (qw(redis memcached)) {
+    subtest "$kind: two servers resume each other's tickets" => sub {
+        my $store = $kind eq 'redis' ? redis() : memcached();
+        my %port  = map { $_ => free_port() } qw(A B);
+        my $target = $kind eq 'redis' ? $store : $store->url;
+        my %nginx = map { $_ => nginx(conf => conf($port{$_}, $target)) } sort keys %port;
+        ready(values %nginx);
+        for my $protocol (@protocols) {
+            my $made = visit($port{A}, protocol => $protocol);
+            is_deeply [ @$made{qw(status stored reused)} ], [ '', '', 0 ], "$protocol: new at A";
+            my $session = $made->{session};
+            for my $who (qw(B A B)) {
+                my $seen = visit($port{$who}, protocol => $protocol, session => $session);
+                is_deeply [ @$seen{qw(status reused)} ], [ 'TICKET', 1 ], "$protocol: resumed at $who";
+                $session = $seen->{session} if $protocol eq 'TLSv1.3';
+            }
+        }
+        $store->kill;
+        for my $protocol (@protocols) {
+            my $made = visit($port{B}, protocol => $protocol);
+            my $seen = visit($port{A}, protocol => $protocol, session => $made->{session});
+            is_deeply [ @$seen{qw(status reused)} ], [ 'TICKET', 1 ], "$protocol: the store is away";
+        }
+        is_deeply [ $nginx{$_}->errors(warn => 1, except => qr/is down: |is not available/) ], [], "$_: nothing in the log" for qw(A B);
+    };
+}
+
+subtest 'keys change, and tickets are good all the same' => sub {
+    my $redis = redis();
+    my %port  = map { $_ => free_port() } qw(A B);
+    my %nginx = map { $_ => nginx(log => 'info', conf => conf($port{$_}, $redis, keys => 'period=1s keep=3', timeout => '40s')) } sort keys %port;
+    ready(values %nginx);
+    my $changes = sub { $_[0]->log_count(qr/SSL session ticket key has changed/) };
+    my %session = map { $_ => visit($port{A}, protocol => $_)->{session} } @protocols;
+    my ($visits, $resumed) = (0, 0);
+    my $until = time + 8;
+    while (time < $until || $changes->($nginx{A}) < 6) {
+        for my $protocol (@protocols) {
+            my $seen = visit($port{ (qw(A B))[ $visits++ % 2 ] }, protocol => $protocol, session => $session{$protocol});
+            $resumed += $seen->{reused} && $seen->{status} eq 'TICKET';
+            $session{$protocol} = $seen->{session};
+        }
+    }
+    is $resumed, $visits, "all of $visits visits were resumed over " . $changes->($nginx{A}) . ' changes';
+    is_deeply [ $nginx{$_}->errors(warn => 1) ], [], "$_: nothing in the log" for qw(A B);
+};
+
+subtest 'sessions are stored, and tickets made while the store is away' => sub {
+    my $redis = redis();
+    my %port  = map { $_ => free_port() } qw(A B);
+    my %arg   = (sessions => [qw(fetch store)], tickets => 'off', more => 'ssl_session_fallback tickets;');
+    my %nginx = map { $_ => nginx(conf => conf($port{$_}, $redis, %arg)) } sort keys %port;
+    ready(values %nginx);
+    for my $sni (qw(one two)) {
+        for my $protocol (@protocols) {
+            my $visit = sub { my ($who, $session) = @_; visit($port{$who}, protocol => $protocol, session => $session, sni => $sni) };
+            my $made  = $visit->('A');
+            is_deeply [ @$made{qw(status stored reused)} ], [ '', 'STORED', 0 ], "$protocol, $sni: stored";
+            wait_until { $redis->cmd('EXISTS', cache_key($made->{session})) } 5, 'the session in the store';
+            my $seen = $visit->('B', $made->{session});
+            is_deeply [ @$seen{qw(status reused)} ], [ 'HIT', 1 ], 'resumed from the store';
+            $redis->kill;
+            my $full = $visit->('A', $made->{session});
+            is $full->{reused}, 0, 'the store is away: a full handshake';
+            # The first one may have come before it was seen.
+            wait_until { ($full = $visit->('A'))->{stored} eq 'TICKET' } 5, 'a ticket';
+            my $session = $full->{session};
+            $seen = undef;
+            wait_until { $seen = $visit->('B', $session); $seen->{stored} ne 'DROPPED' } 5, 'B has seen it, too';
+            for my $who (qw(B A B A)) {
+                $seen = $visit->($who, $session);
+                is_deeply [ @$seen{qw(status reused)} ], [ 'TICKET', 1 ], "resumed at $who";
+                $session = $seen->{session};
+            }
+            $redis->start;
+            wait_until { $visit->($_)->{stored} eq 'STORED' } 10, "the store is back at $_" for qw(A B);
+            $seen = $visit->('B', $session);
+            is_deeply [ @$seen{qw(status reused)} ], [ 'TICKET', 1 ], 'a ticket is resumed with the store there';
+            next if $protocol eq 'TLSv1.2';
+            is $seen->{stored}, 'STORED', 'and what it gets is stored';
+            wait_until { $redis->cmd('EXISTS', cache_key($seen->{session})) } 5, 'the session in the store';
+            $seen = $visit->('A', $seen->{session});
+            is_deeply [ @$seen{qw(status reused)} ], [ 'HIT', 1 ], 'from where it is resumed';
+        }
+    }
+    is_deeply [ $nginx{$_}->errors(warn => 1, except => qr/is down: |is not available/) ], [], "$_: nothing in the log" for qw(A B);
+};
+
+subtest 'clients of TLS 1.2 that know tickets only' => sub {
+    my $redis = redis();
+    my %port  = map { $_ => free_port() } qw(A B);
+    my %arg   = (sessions => [qw(fetch store)], tickets => 'off', more => 'ssl_session_tickets_tls12 on;');
+    my %nginx = map { $_ => nginx(conf => conf($port{$_}, $redis, %arg)) } sort keys %port;
+    ready(values %nginx);
+    for my $sni (qw(one two)) {
+        my $made = visit($port{A}, protocol => 'TLSv1.2', sni => $sni);
+        my $seen = visit($port{B}, protocol => 'TLSv1.2', session => $made->{session}, sni => $sni);
+        is_deeply [ @$seen{qw(status reused)} ], [ 'TICKET', 1 ], "$sni: resumed by a ticket";
+        $made = visit($port{A}, protocol => 'TLSv1.2', no_ticket => 1, sni => $sni);
+        is $made->{stored}, 'STORED', 'a client without tickets: stored';
+        wait_until { $redis->cmd('EXISTS', cache_key($made->{session})) } 5, 'the session in the store';
+        $seen = visit($port{B}, protocol => 'TLSv1.2', session => $made->{session}, no_ticket => 1, sni => $sni);
+        is_deeply [ @$seen{qw(status reused)} ], [ 'HIT', 1 ], 'resumed by its session ID';
+        $made = visit($port{A}, protocol => 'TLSv1.3', sni => $sni);
+        is $made->{stored}, 'STORED', 'TLS 1.3 is stateful';
+    }
+    is_deeply [ $nginx{$_}->errors(warn => 1) ], [], "$_: nothing in the log" for qw(A B);
+};
+
+done_testing;
