@@ -137,6 +137,7 @@ pub struct HelloReader {
 
 /// What [`HelloReader::read`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "it is handed over once, without an allocation")]
 pub enum Progress {
     /// More bytes are needed.
     Incomplete,

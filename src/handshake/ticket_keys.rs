@@ -35,6 +35,8 @@ const ASKED_IN_PERIOD: u64 = 8;
 const PAUSES: (u64, u64) = (100, 60_000);
 /// When the tier is asked again after it was given something, in milliseconds.
 const SOON: u64 = 50;
+/// When it is asked again that had no answer, in milliseconds.
+const AGAIN: u64 = 1000;
 /// How many names of keys that clients have are asked for at once.
 const MAX_WANTED: usize = 8;
 /// How long a key that the tier does not have is not asked for again, in milliseconds.
@@ -152,6 +154,15 @@ impl Keeper {
         (self.times.period / ASKED_IN_PERIOD).clamp(least, most)
     }
 
+    /// Has the tier asked again in so many milliseconds, by this worker or another one.
+    fn ask_in(&self, pause: u64) {
+        let next = clock::now_ms().saturating_add(pause);
+        if let Some(keys) = self.zone.get() {
+            keys.lend_until(next);
+        }
+        self.tick.at(next, false);
+    }
+
     /// Asks for an entry. What is heard is taken in at once if the tier is local.
     fn ask(&self, entry: &Entry, index: usize) {
         let mut value = Zeroizing::new(Vec::new());
@@ -194,7 +205,7 @@ impl Keeper {
             match outcome {
                 Outcome::Hit => self.head_found(value),
                 Outcome::Miss => self.succeed(),
-                _ => {}
+                _ => self.ask_in(AGAIN.min(self.pause())),
             }
             return self.look_at_age();
         }
@@ -294,11 +305,8 @@ impl Keeper {
             Ok(self.tier.add(entry.name(), &sealed, expires(ttl)))
         });
         match given {
-            Ok(true) => {
-                keys.lend_until(now.saturating_add(SOON));
-                self.tick.at(now.saturating_add(SOON), false);
-            }
-            Ok(false) => {}
+            Ok(true) => self.ask_in(SOON),
+            Ok(false) => self.ask_in(AGAIN.min(self.pause())),
             Err(Failed) => {
                 if let Some(times) = pass(&self.failed) {
                     log_at!(
@@ -377,9 +385,10 @@ impl Handle<Tick> for Keeper {
             return;
         }
         let (now, pause) = (clock::now_ms(), self.pause());
-        self.tick.at(now.saturating_add(pause), false);
         let Some(keys) = self.zone.get() else { return };
-        if !keys.lease(now, pause) {
+        let mine = keys.lease(now, pause);
+        self.tick.at(mine.err().unwrap_or(now.saturating_add(pause)), false);
+        if mine.is_err() {
             return;
         }
         self.zone.alone(|keys| keys.wipe(now));
