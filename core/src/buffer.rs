@@ -24,6 +24,20 @@ pub fn copy(bytes: &[u8]) -> Result<Zeroizing<Vec<u8>>, OutOfMemory> {
     Ok(copy)
 }
 
+/// Makes room for so many bytes more. Where the buffer has to move, what it leaves behind is wiped.
+pub fn reserve(buf: &mut Vec<u8>, more: usize) -> Result<(), OutOfMemory> {
+    if buf.capacity().saturating_sub(buf.len()) >= more {
+        return Ok(());
+    }
+    let need = buf.len().checked_add(more).ok_or(OutOfMemory)?;
+    let mut moved = Vec::new();
+    moved.try_reserve(need.max(buf.capacity().saturating_mul(2))).map_err(|_| OutOfMemory)?;
+    moved.extend_from_slice(buf);
+    wipe(buf);
+    *buf = moved;
+    Ok(())
+}
+
 /// Removes the first `n` bytes.
 pub fn shift(buf: &mut Vec<u8>, n: usize) {
     let n = n.min(buf.len());

@@ -9,6 +9,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use crate::buffer;
 use crate::codec::{Answer, Codec, DecodeError, Expected, Expiry, OutOfMemory, Place, Unfit};
 use crate::hint::Hint;
 use crate::line::{Decimal, line_at, parse_decimal};
@@ -301,7 +302,7 @@ fn exptime(expiry: Expiry) -> u64 {
 /// Appends all `parts`, or none.
 fn append(out: &mut Vec<u8>, parts: &[&[u8]]) -> Result<(), OutOfMemory> {
     let need = parts.iter().fold(0usize, |sum, part| sum.saturating_add(part.len()));
-    out.try_reserve(need).map_err(|_| OutOfMemory)?;
+    buffer::reserve(out, need)?;
     for part in parts {
         out.extend_from_slice(part);
     }

@@ -12,6 +12,7 @@ use core::ops::Range;
 
 use zeroize::Zeroizing;
 
+use crate::buffer;
 use crate::codec::{
     Answer, Codec, DecodeError, Expected, Expiry, MAX_DEPTH, Members, OutOfMemory, Place, Redirect,
     Unfit,
@@ -223,7 +224,7 @@ impl Codec for Redis {
         let steps = || self.steps().filter(|&step| probe || step != Step::Ping);
         let need =
             steps().fold(0, |sum: usize, step| sum.saturating_add(self.with_words(step, room)));
-        out.try_reserve(need).map_err(|_| OutOfMemory)?;
+        buffer::reserve(out, need)?;
 
         let mut answers: usize = 0;
         for step in steps() {
@@ -681,7 +682,7 @@ pub(crate) fn parse_host(host: &[u8]) -> Option<&str> {
 
 /// Appends a command as an array of bulk strings.
 fn command(out: &mut Vec<u8>, args: &[&[u8]]) -> Result<(), OutOfMemory> {
-    out.try_reserve(room(args)).map_err(|_| OutOfMemory)?;
+    buffer::reserve(out, room(args))?;
 
     out.push(b'*');
     out.extend_from_slice(Decimal::new(args.len() as u64).as_bytes());

@@ -17,6 +17,7 @@ use nginx_sys::{
     ngx_ssl_shutdown, ngx_tcp_nodelay, ngx_uint_t,
 };
 use ngx::core::Status;
+use session_core::buffer;
 
 use crate::ffi::capture::Captured;
 use crate::ffi::log::Log;
@@ -232,7 +233,7 @@ impl Link {
 
     /// Reads what is there, at most `max` bytes, to the end of `buf`.
     pub fn read(&self, _: &Turn, buf: &mut Vec<u8>, max: usize) -> Io {
-        if buf.try_reserve(max).is_err() {
+        if buffer::reserve(buf, max).is_err() {
             return Io::OutOfMemory;
         }
         let c = self.connection.as_ptr();

@@ -14,7 +14,7 @@ use Crypt::PRNG qw(random_bytes);
 use Exporter qw(import);
 use MIME::Base64 qw(encode_base64url);
 
-our @EXPORT_OK = qw(session_key new_session_key issue_id cache_key plain_key seal unseal);
+our @EXPORT_OK = qw(session_key new_session_key issue_id cache_key plain_key seal unseal ticket_head_id ticket_key_id);
 
 # The file of the key that nginx() uses where a test says nothing of keys.
 sub session_key {
@@ -54,6 +54,10 @@ sub cache_key {
 
 # The same with "ssl_session_key off".
 sub plain_key { return 'tls:' . encode_base64url($_[0]) }
+
+# What the head of the ticket keys, and the ticket key of a name, have in place of a session ID.
+sub ticket_head_id { my ($file) = @_; return hmac('SHA256', _key($file), 'tkhead') }
+sub ticket_key_id { my ($name, $file) = @_; return hmac('SHA256', _key($file), "tkentry$name") }
 
 # The entry of a session in DER. (version => 1: the first byte)
 sub seal {
