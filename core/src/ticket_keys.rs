@@ -423,15 +423,22 @@ impl TicketKeys {
         }
     }
 
-    /// Wipes what has ended. Under the mutex, or where nobody writes.
-    pub fn wipe(&self, now: u64) {
+    /// Wipes what has ended, and says what that was. Under the mutex.
+    pub fn wipe(&self, now: u64) -> Vec<KeyName> {
+        let mut ended = Vec::new();
         for slot in &self.slots {
             // Whoever has left it odd has died in the middle.
             let is_torn = slot.sequence.load(Ordering::Relaxed) & 1 != 0;
             if is_torn || (slot.ends() != FREE && slot.ends() <= now) {
+                let mut name = KeyName([0; NAME_LEN]);
+                load(&slot.name, &mut name.0);
+                if ended.try_reserve(1).is_ok() {
+                    ended.push(name);
+                }
                 slot.wipe();
             }
         }
+        ended
     }
 
     /// What the store is to be given if it has no head at `now`. `fresh` makes keys.

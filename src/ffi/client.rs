@@ -23,9 +23,9 @@ use session_core::hint::Hint;
 
 use super::conf::{Conf, Flag, KeyVals, Num, Passwords, Protocols, Refusal, Str};
 use super::openssl::{
-    Certificate, Cross, SSL_CTX_set_default_verify_paths, SSL_CTX_set_mode,
-    SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, SSL_MODE_ENABLE_PARTIAL_WRITE, SslRef, X509_V_OK,
-    X509_verify_cert_error_string, clear_errors,
+    Certificate, Cross, SSL_CTX_set_default_verify_paths, SSL_CTX_set_mode, SSL_CTX_set_options,
+    SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, SSL_MODE_ENABLE_PARTIAL_WRITE, SSL_OP_CLEANSE_PLAINTEXT,
+    SslRef, X509_V_OK, X509_verify_cert_error_string, clear_errors,
 };
 
 /// Default of `ssl_protocols`.
@@ -168,6 +168,8 @@ impl TlsClient {
             checked(ngx_ssl_conf_commands(cf.as_ptr(), ssl, conf.conf_commands.as_ptr()))?;
             let mode = SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER;
             SSL_CTX_set_mode((*ssl).ctx.cross(), mode);
+            // What was read does not stay in OpenSSL's buffer until something else is.
+            SSL_CTX_set_options((*ssl).ctx.cross(), SSL_OP_CLEANSE_PLAINTEXT);
         }
         Ok(())
     }

@@ -20,6 +20,7 @@
 #define NAME(it) ngx_http_ssl_session_##it
 
 
+static const uint64_t NAME(SSL_OP_CLEANSE_PLAINTEXT) = SSL_OP_CLEANSE_PLAINTEXT;
 static const uint64_t NAME(SSL_OP_NO_ANTI_REPLAY) = SSL_OP_NO_ANTI_REPLAY;
 static const uint64_t NAME(SSL_OP_NO_EXTENDED_MASTER_SECRET) =
     SSL_OP_NO_EXTENDED_MASTER_SECRET;

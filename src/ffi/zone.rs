@@ -12,14 +12,16 @@ use nginx_sys::{
     ngx_rbtree_node_t, ngx_rbtree_t,
 };
 
+use session_core::buffer;
+
 use super::conf::{Conf, Refusal};
 use super::slab::{self, Content, SharedZone};
 
 /// The longest name of an entry, in bytes.
 pub const MAX_NAME: usize = 32;
 
-/// How many of the oldest entries give way to a new one before it is given up. A new entry may
-/// need a page of its own while the oldest ones lie in different pages of small entries.
+/// How many of the oldest entries may give way to a new one. If it needs more it is not stored, and
+/// none gives way. A session of 16 KB, the largest, needs the pieces of 46 usual ones.
 const MAX_EVICTIONS: usize = 64;
 
 /// How many expired entries are cleared away with each new one.
@@ -27,6 +29,18 @@ const MAX_CLEARED: usize = 2;
 
 /// Room that is set aside before the lock is taken; entries beyond it are rare.
 const USUAL_VALUE: usize = 512;
+
+/// The size of the pieces that entries are made of. All have the same size, so that a new piece fits
+/// wherever an old one was. An entry of several KB in one piece would need pages of the slab pool side
+/// by side, which come free only when all that is in them goes.
+///
+/// It is a size that the slab pool has, and the smallest with room for a [`Head`]. A usual session
+/// needs three pieces.
+const CHUNK: usize = 128;
+/// How much of a value is in the first piece, and in each that follows.
+const FIRST: usize = CHUNK - size_of::<Head>();
+const MORE: usize = CHUNK - size_of::<*mut Chunk>();
+const CHUNK_LAYOUT: Layout = Layout::new::<Entry>();
 
 /// A zone of shared memory that keeps entries until they expire, or give way to newer ones.
 ///
@@ -53,21 +67,45 @@ struct Table {
     ages: ngx_queue_t,
 }
 
-/// An entry; its value comes right after it.
+/// What is known of an entry.
 #[repr(C)]
-struct Entry {
+struct Head {
     node: ngx_rbtree_node_t,
     age: ngx_queue_t,
     /// Seconds since the epoch.
     expires: i64,
+    /// Where the value goes on; null if it is complete.
+    rest: *mut Chunk,
     value_len: u32,
     name_len: u8,
     name: [u8; MAX_NAME],
 }
 
+/// An entry, with the beginning of its value.
+#[repr(C)]
+struct Entry {
+    head: Head,
+    value: [u8; FIRST],
+}
+
+/// More of a value.
+#[repr(C)]
+struct Chunk {
+    next: *mut Chunk,
+    value: [u8; MORE],
+}
+
+const _: () = assert!(size_of::<Entry>() == CHUNK && size_of::<Chunk>() == CHUNK);
+const _: () = assert!(align_of::<Entry>() >= align_of::<Chunk>());
+
 impl Entry {
     fn name(&self) -> &[u8] {
-        self.name.get(..usize::from(self.name_len)).unwrap_or_default()
+        self.head.name.get(..usize::from(self.head.name_len)).unwrap_or_default()
+    }
+
+    /// How many pieces of memory an entry has whose value is so long.
+    fn chunks(value_len: usize) -> usize {
+        value_len.saturating_sub(FIRST).div_ceil(MORE).saturating_add(1)
     }
 }
 
@@ -93,13 +131,14 @@ impl Zone {
         self.read(name, now, value, true)
     }
 
-    /// Sets the entry `name`, for as long as `expires` (seconds since the epoch).
-    pub fn put(&self, name: &[u8], value: &[u8], now: i64, expires: i64) -> Result<(), Full> {
+    /// Sets the entry `name`, for as long as `expires` (seconds since the epoch). How many others, none
+    /// of which had expired, gave way to it.
+    pub fn put(&self, name: &[u8], value: &[u8], now: i64, expires: i64) -> Result<u64, Full> {
         self.write(name, value, now, expires, true)
     }
 
     /// Like [`Zone::put`], unless there is one.
-    pub fn add(&self, name: &[u8], value: &[u8], now: i64, expires: i64) -> Result<(), Full> {
+    pub fn add(&self, name: &[u8], value: &[u8], now: i64, expires: i64) -> Result<u64, Full> {
         self.write(name, value, now, expires, false)
     }
 
@@ -110,44 +149,54 @@ impl Zone {
         now: i64,
         expires: i64,
         replace: bool,
-    ) -> Result<(), Full> {
+    ) -> Result<u64, Full> {
         let (Ok(name_len), Ok(value_len)) = (u8::try_from(name.len()), u32::try_from(value.len()))
         else {
             return Err(Full);
         };
         let mut padded = [0; MAX_NAME];
         padded.get_mut(..name.len()).ok_or(Full)?.copy_from_slice(name);
-        let size = mem::size_of::<Entry>().checked_add(value.len()).ok_or(Full)?;
-        let layout = Layout::from_size_align(size, mem::align_of::<Entry>()).map_err(|_| Full)?;
 
         let table = self.lock().ok_or(Full)?;
         let _change = table.change();
         table.clear_expired(now);
         if let Some(old) = table.find(name) {
             // SAFETY: the entry is in the tree and the lock is held.
-            if !replace && unsafe { (*old).expires } > now {
-                return Ok(());
+            if !replace && unsafe { (*old).head.expires } > now {
+                return Ok(0);
             }
             table.remove(old);
         }
-        let entry = table.allocate(layout)?;
-        // SAFETY: the memory is new and of that layout; the tree and the queue take it only once it is
-        // complete.
+        let (first, evicted) = table.allocate(Entry::chunks(value.len()), now)?;
+        // SAFETY: the memory is new, all of it of that layout, and linked up to a null; the tree and
+        // the queue take it only once it is complete.
         unsafe {
+            let rest = (*first).next;
+            let entry = first.cast::<Entry>();
             entry.write(Entry {
-                node: mem::zeroed(),
-                age: mem::zeroed(),
-                expires,
-                value_len,
-                name_len,
-                name: padded,
+                head: Head {
+                    node: mem::zeroed(),
+                    age: mem::zeroed(),
+                    expires,
+                    rest,
+                    value_len,
+                    name_len,
+                    name: padded,
+                },
+                value: [0; FIRST],
             });
-            (*entry).node.key = tree_key(name);
-            ptr::copy_nonoverlapping(value.as_ptr(), entry.add(1).cast(), value.len());
-            ngx_queue_insert_after(&raw mut (*table.table).ages, &raw mut (*entry).age);
-            ngx_rbtree_insert(&raw mut (*table.table).tree, &raw mut (*entry).node);
+            (*entry).head.node.key = tree_key(name);
+            let mut value = value;
+            fill(&mut (*entry).value, &mut value);
+            let mut chunk = rest;
+            while let Some(more) = chunk.as_mut() {
+                fill(&mut more.value, &mut value);
+                chunk = more.next;
+            }
+            ngx_queue_insert_after(&raw mut (*table.table).ages, &raw mut (*entry).head.age);
+            ngx_rbtree_insert(&raw mut (*table.table).tree, &raw mut (*entry).head.node);
         }
-        Ok(())
+        Ok(evicted)
     }
 
     /// Removes the entry `name`, if there is one.
@@ -165,14 +214,19 @@ impl Zone {
         let _ = value.try_reserve(USUAL_VALUE);
         let Some(table) = self.lock() else { return false };
         let Some(entry) = table.find(name) else { return false };
-        // SAFETY: the entry is in the tree and the lock is held; its value comes right after it.
-        let (expires, stored) = unsafe {
-            let len = (*entry).value_len as usize;
-            ((*entry).expires, core::slice::from_raw_parts(entry.add(1).cast::<u8>(), len))
-        };
-        let found = expires > now && value.try_reserve(stored.len()).is_ok();
+        // SAFETY: the entry is in the tree and the lock is held.
+        let (expires, len) = unsafe { ((*entry).head.expires, (*entry).head.value_len as usize) };
+        let found = expires > now && value.try_reserve(len).is_ok();
         if found {
-            value.extend_from_slice(stored);
+            // SAFETY: the same; what belongs to an entry is linked up to a null.
+            unsafe {
+                let mut left = drain(&(*entry).value, len, value);
+                let mut chunk = (*entry).head.rest;
+                while let Some(more) = chunk.as_ref() {
+                    left = drain(&more.value, left, value);
+                    chunk = more.next;
+                }
+            }
         }
         if remove || expires <= now {
             let _change = table.change();
@@ -246,9 +300,28 @@ impl Locked {
     fn remove(&self, entry: *mut Entry) {
         // SAFETY: the entry is in the tree and the queue, and nobody refers to it afterwards.
         unsafe {
-            ngx_queue_remove(&raw mut (*entry).age);
-            ngx_rbtree_delete(&raw mut (*self.table).tree, &raw mut (*entry).node);
+            ngx_queue_remove(&raw mut (*entry).head.age);
+            ngx_rbtree_delete(&raw mut (*self.table).tree, &raw mut (*entry).head.node);
+            self.free((*entry).head.rest);
+            // Who opens it later finds nothing: it may have been withdrawn, or taken.
+            buffer::wipe(&mut (*entry).value);
             self.memory.free(entry);
+        }
+    }
+
+    /// Frees memory that is linked up to a null.
+    ///
+    /// # Safety
+    /// Nobody uses it any more.
+    unsafe fn free(&self, mut chunk: *mut Chunk) {
+        // SAFETY: the caller's; the lock is held.
+        unsafe {
+            while let Some(one) = chunk.as_mut() {
+                let next = one.next;
+                buffer::wipe(&mut one.value);
+                self.memory.free(chunk);
+                chunk = next;
+            }
         }
     }
 
@@ -259,7 +332,7 @@ impl Locked {
             if ngx_queue_empty(ages) {
                 return None;
             }
-            Some(nginx_sys::ngx_queue_data!((*ages).prev, Entry, age))
+            Some(entry_of((*ages).prev))
         }
     }
 
@@ -267,21 +340,97 @@ impl Locked {
         for _ in 0..MAX_CLEARED {
             match self.oldest() {
                 // SAFETY: the entry is in the queue and the lock is held.
-                Some(oldest) if unsafe { (*oldest).expires } <= now => self.remove(oldest),
+                Some(oldest) if unsafe { (*oldest).head.expires } <= now => self.remove(oldest),
                 _ => return,
             }
         }
     }
 
-    fn allocate(&self, layout: Layout) -> Result<*mut Entry, Full> {
-        for _ in 0..=MAX_EVICTIONS {
-            if let Some(memory) = self.memory.allocate(layout) {
-                return Ok(memory.as_ptr());
+    /// Memory for an entry, linked up to a null. If there is not enough the oldest entries give way; how
+    /// many of them had not expired. None gives way if that is not enough either.
+    fn allocate(&self, chunks: usize, now: i64) -> Result<(*mut Chunk, u64), Full> {
+        let mut first = ptr::null_mut();
+        let missing = self.add(&mut first, chunks);
+        let mut evicted: u64 = 0;
+        let left = match self.to_evict(missing) {
+            Some(entries) => {
+                for oldest in (0..entries).map_while(|_| self.oldest()) {
+                    // SAFETY: the entry is in the queue and the lock is held.
+                    let alive = unsafe { (*oldest).head.expires } > now;
+                    evicted = evicted.saturating_add(alive.into());
+                    self.remove(oldest);
+                }
+                self.add(&mut first, missing)
             }
-            self.remove(self.oldest().ok_or(Full)?);
+            None => missing,
+        };
+        if left > 0 {
+            // SAFETY: nobody has it yet.
+            unsafe { self.free(first) };
+            return Err(Full);
         }
-        Err(Full)
+        Ok((first, evicted))
     }
+
+    /// Links new pieces in front of `first`. How many the zone did not have.
+    fn add(&self, first: &mut *mut Chunk, chunks: usize) -> usize {
+        for done in 0..chunks {
+            let Some(memory) = self.memory.allocate::<Chunk>(CHUNK_LAYOUT) else {
+                return chunks.saturating_sub(done);
+            };
+            // SAFETY: the memory is new, and of that layout.
+            unsafe { memory.write(Chunk { next: *first, value: [0; MORE] }) };
+            *first = memory.as_ptr();
+        }
+        0
+    }
+
+    /// How many of the oldest entries have to go for so many pieces. `None` if that is more than may
+    /// give way, or if all entries together do not have them.
+    fn to_evict(&self, mut chunks: usize) -> Option<usize> {
+        // SAFETY: the lock is held; each member of the queue is the `age` of an entry.
+        unsafe {
+            let ages = &raw mut (*self.table).ages;
+            let mut age = (*ages).prev;
+            for entries in 0..=MAX_EVICTIONS {
+                if chunks == 0 {
+                    return Some(entries);
+                }
+                if age == ages {
+                    return None;
+                }
+                let value_len = (*entry_of(age)).head.value_len as usize;
+                chunks = chunks.saturating_sub(Entry::chunks(value_len));
+                age = (*age).prev;
+            }
+        }
+        None
+    }
+}
+
+/// Fills `to` from the beginning of `from`, which is what is left of it then.
+fn fill(to: &mut [u8], from: &mut &[u8]) {
+    let (now, later) = from.split_at(from.len().min(to.len()));
+    for (to, from) in to.iter_mut().zip(now) {
+        *to = *from;
+    }
+    *from = later;
+}
+
+/// Appends the beginning of `from` to `to`, up to `len` bytes. How many are still to come.
+fn drain(from: &[u8], len: usize, to: &mut Vec<u8>) -> usize {
+    let from = from.get(..len).unwrap_or(from);
+    to.extend_from_slice(from);
+    len.saturating_sub(from.len())
+}
+
+/// The entry that has this place in the queue.
+///
+/// # Safety
+/// It is the `age` of an entry.
+unsafe fn entry_of(age: *mut ngx_queue_t) -> *mut Entry {
+    // SAFETY: the caller's; an entry begins with its head.
+    unsafe { nginx_sys::ngx_queue_data!(age, Head, age) }.cast()
 }
 
 /// Session IDs are random, so their beginning orders a tree as well as any hash.

@@ -391,7 +391,13 @@ impl Handle<Tick> for Keeper {
         if mine.is_err() {
             return;
         }
-        self.zone.alone(|keys| keys.wipe(now));
+        let ended = self.zone.alone(|keys| keys.wipe(now)).unwrap_or_default();
+        if self.tier.is_local() {
+            // It keeps what has expired until it needs the room.
+            for entry in ended.iter().filter_map(|name| self.ring.ticket_entry(name)) {
+                self.tier.remove(entry.name());
+            }
+        }
         if let Some(entry) = self.ring.ticket_head() {
             self.ask(&entry, HEAD);
         }

@@ -68,8 +68,9 @@ impl Tier for Shared {
 
     fn store(&self, name: &Name, value: &[u8], expires: i64) -> bool {
         let now = clock::unix_time();
-        if self.zone.put(name.as_bytes(), value, now, expires).is_ok() {
+        if let Ok(evicted) = self.zone.put(name.as_bytes(), value, now, expires) {
             self.count.add(stats::STORED, 1);
+            self.count.add(stats::EVICTIONS, evicted);
             self.count.add(stats::BYTES_STORED, value.len() as u64);
             return true;
         }

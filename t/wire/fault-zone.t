@@ -99,6 +99,8 @@ my %place = (
     'before an entry has memory'          => [ [ 'tbreak ngx_slab_alloc_locked', 'continue' ] ],
     'when an entry has memory'            => [ [ 'tbreak ngx_slab_alloc_locked', 'continue', 'finish' ] ],
     'within the allocation'               => [ [ 'tbreak ngx_slab_alloc_locked', 'continue', 'stepi 40' ] ],
+    'when an entry has a part of its memory' =>
+        [ [ 'tbreak ngx_slab_alloc_locked', 'continue', 'finish', 'tbreak ngx_slab_alloc_locked', 'continue' ] ],
     'before an entry is in the tree'      => [ [ 'tbreak ngx_slab_alloc_locked', 'continue', 'tbreak ngx_rbtree_insert', 'continue' ] ],
     'while an entry comes into the tree'  => [ [ 'tbreak ngx_slab_alloc_locked', 'continue', 'tbreak ngx_rbtree_insert', 'continue', 'stepi 25' ] ],
     'when an entry is in the tree'        => [ [ 'tbreak ngx_slab_alloc_locked', 'continue', 'tbreak ngx_rbtree_insert', 'continue', 'finish' ] ],
@@ -106,6 +108,8 @@ my %place = (
     'while an old entry leaves the tree'  => [ [ 'tbreak ngx_slab_alloc_locked', 'continue', 'tbreak ngx_rbtree_delete', 'continue', 'stepi 30' ] ],
     'before the memory of an old entry is free' => [ [ 'tbreak ngx_slab_free_locked', 'continue' ] ],
     'while the memory of an old entry is freed' => [ [ 'tbreak ngx_slab_free_locked', 'continue', 'stepi 60' ] ],
+    'when an old entry has lost a part of its memory' =>
+        [ [ 'tbreak ngx_slab_free_locked', 'continue', 'finish', 'tbreak ngx_slab_free_locked', 'continue' ] ],
     'before it has emptied what another left' =>
         [ [ 'tbreak ngx_slab_free_locked', 'continue' ], [ 'tbreak ngx_slab_init', 'continue' ] ],
     'while it empties what another left'      =>

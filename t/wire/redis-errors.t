@@ -118,6 +118,12 @@ refuses 'MISCONF', $redis,
     },
     leave => sub { $redis->cmd(qw(CONFIG SET stop-writes-on-bgsave-error no)) };
 
+refuses 'NOREPLICAS', $redis,
+    words => 'NOREPLICAS Not enough good replicas to write\.',
+    fetch => 'HIT', stores => 0,
+    enter => sub { $redis->cmd(qw(CONFIG SET min-replicas-to-write 1)) },
+    leave => sub { $redis->cmd(qw(CONFIG SET min-replicas-to-write 0)) };
+
 refuses 'NOPERM', $redis,
     words => q(NOPERM (?:this user|User \w+) has no permissions to run the 'get' command.*),
     fetch => 'ERROR', stores => 1,

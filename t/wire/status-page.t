@@ -98,7 +98,7 @@ sub expected {
         'Lookups outcomes' => '', map({ ("Lookups $_" => $one->{lookups}{$_}) } grep { $_ ne 'FORGED' } @statuses),
         'Lookups merged' => $one->{merged_lookups}, 'Lookups takes' => $one->{takes},
         $times->('Lookups ', $one->{lookup_seconds}),
-        'Sessions stored' => $one->{stores}, 'Sessions removed' => $one->{removals},
+        'Sessions stored' => $one->{stores}, 'Sessions removed' => $one->{removals}, 'Sessions evicted' => $one->{evictions},
         map({ ('Dropped ' . tr/_/ /r => $one->{drops}{$_}) } qw(unavailable queue_full no_room no_memory)),
         map({ ("Bytes $_" => bytes($one->{bytes}{$_})) } qw(fetched stored)),
     } } @{ $all->{tiers} } ];

@@ -123,10 +123,12 @@ pub mod tier {
     pub const MERGED: usize = 12;
     /// Removals.
     pub const REMOVALS: usize = 13;
+    /// Entries of a zone that gave way to newer ones before they had expired.
+    pub const EVICTIONS: usize = 14;
     /// Bytes of entries that were found.
-    pub const BYTES_FETCHED: usize = 14;
+    pub const BYTES_FETCHED: usize = 15;
     /// Bytes of entries that were handed over.
-    pub const BYTES_STORED: usize = 15;
+    pub const BYTES_STORED: usize = 16;
     /// How long lookups took.
     pub const LOOKED_UP: usize = super::Kind::Tier.times_at();
 
@@ -230,6 +232,10 @@ const TIER: &[Family] = &[
         "Lookups that shared the answer to an earlier lookup of the same session.",
     ),
     counter("tier_removals_total", "Removals of sessions sent to a target."),
+    counter(
+        "tier_evictions_total",
+        "Sessions removed from a zone before they had expired, to make room for newer ones.",
+    ),
     counter("tier_bytes_total", "Bytes of sessions fetched from and stored in a target.")
         .by("direction", &["fetched", "stored"]),
 ];
