@@ -14,7 +14,7 @@ sub conf {
     my $target = ref $redis ? 'store' : $redis;
     my $server = ref $redis ? $redis->address : '127.0.0.1:1';
     return <<"CONF";
-    ssl_session_backend store { server $server; fetch_timeout ${\ ($arg{fetch_timeout} // (200 * patience()) . 'ms') }; }
+    ssl_session_backend store { server $server; fetch_timeout ${\ ($arg{fetch_timeout} // (1000 * patience()) . 'ms') }; }
     ssl_session_ticket_keys $target ${\ ($arg{keys} // '') };
     ${\ join '', map { "ssl_session_$_ $target;\n" } @{ $arg{sessions} // [] } }
     ssl_session_tickets ${\ ($arg{tickets} // 'on') };
