@@ -28,7 +28,7 @@ pub const NAME_LEN: usize = 16;
 pub const SECRET_LEN: usize = 64;
 
 /// How many keys a machine knows at most.
-pub const MAX_KEYS: usize = 64;
+pub const MAX_KEYS: usize = u64::BITS as usize;
 
 /// How many earlier keys a head names at most.
 const MAX_EARLIER: usize = MAX_KEYS - 1;
@@ -279,6 +279,8 @@ fn store(to: &[AtomicU64], from: &[u8]) {
 #[derive(Debug)]
 pub struct TicketKeys {
     slots: [Slot; MAX_KEYS],
+    /// Which of the slots have been used, a bit each: readers do not look at the others.
+    used: AtomicU64,
     /// The places of the next key and of the one that encrypts, each of which is known if it is not
     /// [`MAX_KEYS`].
     next: AtomicU64,
@@ -295,6 +297,7 @@ impl Default for TicketKeys {
     fn default() -> Self {
         TicketKeys {
             slots: array::from_fn(|_| Slot::default()),
+            used: AtomicU64::new(0),
             next: AtomicU64::new(MAX_KEYS as u64),
             current: AtomicU64::new(MAX_KEYS as u64),
             wanted: Default::default(),
@@ -317,15 +320,15 @@ impl TicketKeys {
 
     /// The key of that name, if it is good at `now`, and whether it is the one that encrypts.
     pub fn find(&self, name: &KeyName, now: u64) -> Option<(TicketKey, bool)> {
-        let (place, slot) = self.slots.iter().enumerate().find(|(_, slot)| slot.is(name))?;
-        let (key, ends) = slot.read()?;
+        let place = self.place(name)?;
+        let (key, ends) = self.slots.get(place)?.read()?;
         let is_current = self.current.load(Ordering::Relaxed) == place as u64;
         (key.name == *name && ends > now).then_some((key, is_current))
     }
 
     /// Whether there is a key of that name that is good at `now`.
     pub fn knows(&self, name: &KeyName, now: u64) -> bool {
-        self.slots.iter().any(|slot| slot.is(name) && slot.ends() > now)
+        self.place(name).and_then(|place| self.slots.get(place)).is_some_and(|it| it.ends() > now)
     }
 
     /// How many keys are known.
@@ -369,7 +372,15 @@ impl TicketKeys {
 
     /// The place of a key.
     fn place(&self, name: &KeyName) -> Option<usize> {
-        self.slots.iter().position(|slot| slot.is(name))
+        let mut used = self.used.load(Ordering::Relaxed);
+        while used != 0 {
+            let place = used.trailing_zeros() as usize;
+            if self.slots.get(place)?.is(name) {
+                return Some(place);
+            }
+            used &= used.wrapping_sub(1);
+        }
+        None
     }
 
     /// Takes in the head of the store. Under the mutex.
@@ -504,6 +515,7 @@ impl TicketKeys {
         let first = self.slots.iter().enumerate().min_by_key(|(_, slot)| slot.ends());
         let (place, slot) = first.filter(|(_, slot)| slot.ends() != NEVER)?;
         slot.write(&key.name, &key.secret, ends);
+        self.used.fetch_or(1_u64.checked_shl(place as u32)?, Ordering::Relaxed);
         Some(place)
     }
 

@@ -122,18 +122,25 @@ impl Keeper {
     /// asked for: the next client that has it may find it.
     pub fn find(&self, name: &KeyName) -> Option<(TicketKey, bool)> {
         let found = self.zone.get()?.find(name, clock::now_ms());
-        if found.is_none() && self.ring.ticket_entry(name).is_some() {
+        if found.is_none() {
             self.want(name);
         }
         found
     }
 
-    /// Whether the key of that name is known.
+    /// Whether the key of that name is known. One that is ours and not known is asked for.
     pub fn knows(&self, name: &KeyName) -> bool {
-        self.zone.get().is_some_and(|keys| keys.knows(name, clock::now_ms()))
+        let known = self.zone.get().is_some_and(|keys| keys.knows(name, clock::now_ms()));
+        if !known {
+            self.want(name);
+        }
+        known
     }
 
     fn want(&self, name: &KeyName) {
+        if self.ring.ticket_entry(name).is_none() {
+            return;
+        }
         let now = clock::now_ms();
         let (Ok(mut wanted), Ok(mut missed)) =
             (self.wanted.try_borrow_mut(), self.missed.try_borrow_mut())

@@ -63,6 +63,10 @@ impl Policy {
     /// Whether a client offers a ticket that will be read, of whatever version of TLS.
     pub(super) fn reads_ticket(&self, connection: &Connection, hello: &ClientHello) -> bool {
         let tls13 = hello.offers_tls13 && connection.allows_tls13();
+        if connection.has_tickets() {
+            let name = if tls13 { hello.identity_key } else { hello.ticket_key };
+            return name.is_some();
+        }
         let tickets = self.rules.tickets.as_ref();
         tickets.is_some_and(|tickets| tickets.offered(hello, tls13).is_some())
     }
@@ -78,6 +82,9 @@ impl Policy {
             if !tls13 && !tickets.keeper.has_current() {
                 connection.set_tickets(false);
             }
+            return;
+        }
+        if !connection.offers_resumption() {
             return;
         }
         let reads = tickets.offered(&hello, tls13).is_some();
@@ -107,12 +114,20 @@ impl Policy {
     fn falls_back(&self, connection: &Connection, tickets: &Tickets) -> bool {
         let cannot_wait = || self.suspends && connection.waits() == Waits::Not;
         let mut stores = self.rules.store.iter().filter(|tier| !tier.is_local());
-        tickets.fallback.is_some() && (cannot_wait() || stores.any(|tier| !tier.accepts()))
+        tickets.fallback.is_some()
+            && connection.offers_resumption()
+            && (cannot_wait() || stores.any(|tier| !tier.accepts()))
     }
 
-    /// A ticket is due to a client of TLS 1.2: nginx may have switched tickets off meanwhile.
+    /// The ClientHello was read. A ticket is due to a client of TLS 1.2: nginx may have switched tickets off
+    /// meanwhile.
     pub(super) fn keep_tickets(&self, connection: &Connection, state: &TicketState) {
-        if state.due.get() && !state.reading.get() && !connection.has_tickets() {
+        if state.reading.replace(false) {
+            // OpenSSL has not looked at the ticket after all.
+            state.due.set(false);
+            connection.set_tickets(false);
+        }
+        if state.due.get() && !connection.has_tickets() {
             connection.set_tickets(true);
         }
     }
@@ -203,15 +218,12 @@ impl Policy {
             }
         }
         let is_fallback = connection.has_tickets() && !by_server;
-        let usual = connection.session_timeout();
-        let timeout = match tickets.fallback {
-            Some(most) if is_fallback => usual.min(most),
-            _ => usual,
-        };
+        let resumed = connection.attached::<Policy>().map(|it| it.state().tickets().resumed());
         // What was resumed from a ticket of a fallback has its time.
-        let is_ours = is_fallback || connection.is_resumed();
-        if is_tls13 && is_ours && session.timeout() != timeout {
-            session.set_timeout(timeout);
+        if is_tls13 && (is_fallback || resumed.flatten().is_some()) {
+            let usual = connection.session_timeout();
+            let most = tickets.fallback.filter(|_| is_fallback).unwrap_or(usual);
+            session.set_timeout(usual.min(most));
         }
         if is_fallback {
             self.tally.session(connection, Stored::Ticket);

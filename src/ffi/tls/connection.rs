@@ -240,6 +240,11 @@ impl Connection {
         self.ssl().ctx().is_some_and(|ctx| ctx.options() & SSL_OP_NO_TICKET == 0)
     }
 
+    /// Whether resumption is offered by the server that the connection has come to by now.
+    pub fn offers_resumption(&self) -> bool {
+        self.ssl().ctx().is_some_and(CtxRef::offers_resumption)
+    }
+
     /// How long sessions are good, in seconds, as it is configured.
     pub fn session_timeout(&self) -> i64 {
         self.session_ctx().map_or(0, CtxRef::session_timeout)

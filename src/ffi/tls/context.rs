@@ -39,6 +39,13 @@ ask! { CtxRef:
     fn get_callback() -> GetCallback = SSL_CTX_sess_get_get_cb;
 }
 
+impl CtxRef {
+    /// As [`Context::offers_resumption`].
+    pub(super) fn offers_resumption(&self) -> bool {
+        self.cache_mode() & SSL_SESS_CACHE_SERVER != 0
+    }
+}
+
 /// A context of a configured server.
 #[derive(Clone, Copy)]
 pub struct Context(NonNull<SSL_CTX>);
@@ -57,7 +64,7 @@ impl Context {
 
     /// Whether the server offers resumption at all: not with `ssl_session_cache off`.
     pub fn offers_resumption(&self) -> bool {
-        self.ctx().cache_mode() & SSL_SESS_CACHE_SERVER != 0
+        self.ctx().offers_resumption()
     }
 
     /// How long sessions are good, in seconds.
