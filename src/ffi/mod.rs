@@ -23,6 +23,7 @@ pub mod content;
 pub mod counters;
 pub mod crypto;
 pub mod event;
+pub mod file;
 pub mod http;
 pub mod link;
 pub mod log;

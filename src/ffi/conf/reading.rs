@@ -84,19 +84,14 @@ impl Conf {
 
     /// Writes a message with the place of the directive.
     pub fn say(&mut self, level: Level, text: fmt::Arguments<'_>) {
-        self.say_errno(level, 0, text);
-    }
-
-    /// As [`Conf::say`], with the text of `errno` after the message.
-    pub(super) fn say_errno(&mut self, level: Level, errno: i32, text: fmt::Arguments<'_>) {
         let text = text.to_string();
-        // By hand, since ngx_conf_log_error!() of ngx takes no errno.
+        // By hand, since ngx_conf_log_error!() of ngx takes a static text.
         // SAFETY: the format takes one length and one pointer.
         unsafe {
             ngx_conf_log_error(
                 level as ngx_uint_t,
                 &raw mut self.0,
-                errno as ngx_err_t,
+                0 as ngx_err_t,
                 c"%*s".as_ptr(),
                 text.len(),
                 text.as_ptr(),

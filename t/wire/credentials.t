@@ -1,0 +1,272 @@
+# Credentials that change while nginx runs: new connections have them, without a reload.
+
+use strict;
+use warnings;
+
+use lib 't/lib';
+use SSLSession::Fixture;
+use POSIX ();
+use Test::More;
+
+my $certs = certs();
+
+# What must not be in any log.
+my @secrets;
+
+sub secret {
+    my ($name) = @_;
+    push @secrets, "$name-" . join '', map { ('a' .. 'z')[ rand 26 ] } 1 .. 12;
+    return $secrets[-1];
+}
+
+# Puts a file in the place of another one, as programs do that write secrets.
+sub put {
+    my ($file, $text, $mode) = @_;
+    spew("$file.new", $text);
+    chmod $mode // 0600, "$file.new" or die $!;
+    rename "$file.new", $file or die $!;
+    return $file;
+}
+
+sub new_file { return put(new_dir('credentials') . '/file', @_) }
+
+my (@edges, %port);
+
+# An nginx whose sessions are in a backend of these lines; $more is for the nginx.
+sub edge {
+    my ($line, %more) = @_;
+    my $port = free_port();
+    my $wait = 2 * patience();
+    my %line = (client_name => "edge-$port", connect_timeout => "${wait}s", fetch_timeout => "${wait}s", %$line);
+    my $block = join ' ', map { my $name = $_; map { "$name $_;" } ref $line{$_} ? @{ $line{$_} } : $line{$_} } sort keys %line;
+    my $edge = nginx(%more, conf => <<"CONF");
+    ssl_session_backend store { $block }
+    ssl_session_fetch   store;
+    ssl_session_store   store;
+    ssl_session_tickets off;
+    ssl_certificate     $certs->{ec_crt};
+    ssl_certificate_key $certs->{ec_key};
+    server {
+        listen 127.0.0.1:$port ssl;
+        location / { return 200 "\$ssl_session_fetch_status"; }
+    }
+CONF
+    $port{$edge} = $port;
+    push @edges, $edge;
+    return $edge;
+}
+
+# One connection and one request.
+sub visit {
+    my ($edge, $session) = @_;
+    my $client = tls_client(port => $port{$edge}, protocol => 'TLSv1.2', session => $session);
+    my $status = $client->request // die 'no answer: ' . $client->error;
+    return { status => $status, session => $client->session };
+}
+
+sub status { return visit(@_)->{status} }
+
+# Waits until sessions are stored and found. What the first session was.
+sub resumes {
+    my ($edge, $what) = @_;
+    my $session;
+    my $hit = eval {
+        wait_until { $session = visit($edge)->{session}; status($edge, $session) eq 'HIT' } 10, 'a hit';
+    };
+    is $hit, 1, $what;
+    return $session;
+}
+
+# Lines of [warn] and above about files.
+sub lines {
+    my ($edge, $pattern, %arg) = @_;
+    return grep { /\[(?:warn|error|crit|alert|emerg)\]/ && /$pattern/ } split /\n/, substr $edge->log, $arg{from} // 0;
+}
+
+my $first = secret('first');
+my $redis = redis(password => $first);
+my %at    = (server => '127.0.0.1:' . $redis->port);
+
+# Ends the connections of an nginx, and waits until it knows. How many there were.
+sub cut {
+    my ($edge, $server) = @_;
+    $server //= $redis;
+    my @ours = map { $_->{id} } grep { $_->{name} eq "edge-$port{$edge}" } $server->clients;
+    my $fds = $edge->fds;
+    $server->cmd(qw(CLIENT KILL ID), $_) for @ours;
+    wait_until { $edge->fds <= $fds - @ours } 5, 'nginx to close its side';
+    return scalar @ours;
+}
+
+subtest 'a password that changes on the server and in the file' => sub {
+    my ($old, $new) = ($first, secret('second'));
+    my $file = new_file("$old\n");
+    my $edge = edge({ %at, password_file => $file });
+    my $session = resumes($edge, 'the first one');
+    $redis->cmd(qw(CONFIG SET requirepass), $new);
+    put($file, "$new\n");
+    is status($edge, $session), 'HIT', 'connections that are there go on';
+    is cut($edge), 2, 'they end';
+    is status($edge, $session), 'HIT', 'the first lookup on a new one is a hit';
+    is scalar(lines($edge, 'is down|refused')), 0, 'nothing was refused';
+    $redis->cmd(qw(CONFIG SET requirepass), $first);
+};
+
+subtest 'a file that changes after the connection was begun' => sub {
+    my ($old, $new) = ($first, secret('late'));
+    my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
+    my $file  = new_file("$old\n");
+    my $edge  = edge({ server => '127.0.0.1:' . $relay->port, password_file => $file });
+    my $session = resumes($edge, 'a session');
+    my $seen = $relay->stats->{accepted};
+    $redis->cmd(qw(CONFIG SET requirepass), $new);
+    # The greeting is sent with the old password, and its answer comes when the file has the new one.
+    cut($edge);
+    $relay->hold;
+    my $client = tls_client(port => $port{$edge}, protocol => 'TLSv1.2', session => $session)->start;
+    wait_until { $relay->stats->{reply} } 5, 'the refusal';
+    put($file, "$new\n");
+    $relay->release;
+    is $client->request, 'HIT', 'the lookup that met the refusal is a hit';
+    is $relay->stats->{accepted}, $seen + 2, 'on a second connection';
+    is scalar(lines($edge, 'is down|refused')), 0, 'nothing is logged';
+    $redis->cmd(qw(CONFIG SET requirepass), $first);
+};
+
+subtest 'the password changes on the server first' => sub {
+    my ($old, $new) = ($first, secret('outage'));
+    my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
+    my $file  = new_file("$old\n");
+    my $edge  = edge({ server => '127.0.0.1:' . $relay->port, password_file => $file });
+    my $session = resumes($edge, 'a session');
+    $redis->cmd(qw(CONFIG SET requirepass), $new);
+    cut($edge);
+    my $seen = $relay->stats->{accepted};
+    is status($edge, $session), 'ERROR', 'the server refuses what the file has';
+    is status($edge, $session), 'DOWN', 'and is down';
+    is $relay->stats->{accepted}, $seen + 1, 'one connection was made: the file has nothing else to try';
+    put($file, "$new\n");
+    wait_until { status($edge, $session) eq 'HIT' } 10, 'a hit';
+    like eval { $edge->log_like(qr/is up again/) }, qr/is up again/, 'a probe has the new one';
+    $redis->cmd(qw(CONFIG SET requirepass), $first);
+};
+
+subtest 'a file that is written to, as fast as the clock of its times allows' => sub {
+    # Same size, and the same time as far as the file system has it.
+    my ($old, $new) = ($first, 'other' . substr $first, 5);
+    push @secrets, $new;
+    my $file = new_file("$old\n");
+    my $edge = edge({ %at, password_file => $file });
+    my $session = resumes($edge, 'a session');
+    $redis->cmd(qw(CONFIG SET requirepass), $new);
+    my @times = (stat $file)[ 8, 9 ];
+    open my $fh, '+<', $file or die $!;
+    print {$fh} $new;
+    close $fh or die $!;
+    utime @times, $file or die $!;
+    cut($edge);
+    is status($edge, $session), 'HIT', 'the first lookup is a hit';
+    $redis->cmd(qw(CONFIG SET requirepass), $first);
+};
+
+subtest "a link is moved, as Kubernetes does" => sub {
+    my ($old, $new) = ($first, secret('linked'));
+    my $dir = new_dir('secrets');
+    for ([ one => $old ], [ two => $new ]) {
+        mkdir "$dir/$_->[0]" or die $!;
+        put("$dir/$_->[0]/password", $_->[1]);
+    }
+    symlink 'one', "$dir/..data" or die $!;
+    symlink '..data/password', "$dir/password" or die $!;
+    my $edge = edge({ %at, password_file => "$dir/password" });
+    my $session = resumes($edge, 'a session');
+    $redis->cmd(qw(CONFIG SET requirepass), $new);
+    symlink 'two', "$dir/..data.new" or die $!;
+    rename "$dir/..data.new", "$dir/..data" or die $!;
+    cut($edge);
+    is status($edge, $session), 'HIT', 'the first lookup is a hit';
+    $redis->cmd(qw(CONFIG SET requirepass), $first);
+};
+
+subtest 'an ACL user, and Sentinels' => sub {
+    my ($old, $new) = (secret('user'), secret('user2'));
+    $redis->cmd(qw(ACL SETUSER nginx on), ">$old", qw(~tls:* +get +set +del +ping +client|setname));
+    my $file = new_file("$old\n");
+    my $edge = edge({ %at, username => 'nginx', password_file => $file });
+    my $session = resumes($edge, 'a session');
+    $redis->cmd(qw(ACL SETUSER nginx resetpass), ">$new");
+    put($file, "$new\n");
+    cut($edge);
+    is status($edge, $session), 'HIT', 'the first lookup is a hit';
+};
+
+subtest 'what cannot be used is said, and the last password is' => sub {
+    my $file = new_file("$first\n");
+    my $edge = edge({ %at, password_file => $file });
+    my $session = resumes($edge, 'a session');
+    my $is_said = sub {
+        my ($what, $text, $change) = @_;
+        my $from = $edge->log_pos;
+        $change->();
+        for (1 .. 2) {
+            cut($edge);
+            is status($edge, $session), 'HIT', "$what: the last password is used";
+        }
+        my @lines = lines($edge, 'the last password', from => $from);
+        is scalar @lines, 1, "$what: one line";
+        like $lines[0], qr/\[error\] .*redis 127\.0\.0\.1:\d+: $text, the last password is used \(1 times\), backend: "store"$/,
+            "$what: what it says";
+        # The log has one line a second.
+        select undef, undef, undef, 1.1;
+    };
+    my $quoted = quotemeta $file;
+    $is_said->('empty', qq("$quoted" is empty), sub { put($file, "\n") });
+    $is_said->('too long', qq("$quoted" is longer than 4096 bytes), sub { put($file, 'x' x 4097) });
+    $is_said->('two lines', qq("$quoted" has a line end or a null byte in it), sub { put($file, "a\nb\n") });
+    $is_said->('null', qq("$quoted" has a line end or a null byte in it), sub { put($file, "a\0b") });
+    $is_said->('a pipe', qq("$quoted" is no regular file),
+        sub { unlink $file; POSIX::mkfifo($file, 0600) or die $! });
+    $is_said->('gone', qr/stat\(\) "$quoted" failed \(2: No such file or directory\)/, sub { unlink $file });
+    $is_said->('a directory', qq("$quoted" is no regular file), sub { mkdir $file or die $! });
+    rmdir $file or die $!;
+    my $new = secret('mended');
+    put($file, $new);
+    $redis->cmd(qw(CONFIG SET requirepass), $new);
+    cut($edge);
+    is status($edge, $session), 'HIT', 'a good one is used again';
+    $redis->cmd(qw(CONFIG SET requirepass), $first);
+};
+
+SKIP: {
+    skip 'only root has workers with fewer rights', 1 if $>;
+    subtest 'a file that the workers cannot read' => sub {
+        my $file = new_file("$first\n");
+        my $edge = edge({ %at, password_file => $file }, user => 'nobody nogroup', workers => 2);
+        my $session = resumes($edge, 'the password that the master has read');
+        my @lines = lines($edge, 'cannot be read');
+        is scalar @lines, 1, 'one line, of one worker';
+        like $lines[0], qr/\[warn\] .*"\Q$file\E" of "password_file" cannot be read by user "nobody" \(13: Permission denied\)/,
+            'what it says';
+        my $new = secret('unread');
+        put($file, $new);
+        my $from = $edge->log_pos;
+        cut($edge);
+        is status($edge, $session), 'HIT', 'the last password goes on';
+        $redis->cmd(qw(CONFIG SET requirepass), $new);
+        $edge->reload;
+        is status($edge, $session), 'HIT', 'until a reload';
+        $redis->cmd(qw(CONFIG SET requirepass), $first);
+    };
+}
+
+subtest 'no password in a log' => sub {
+    for my $edge (@edges) {
+        my $dir  = $edge->dir;
+        my $text = join '', map { slurp($_) } glob "$dir/*.log $dir/output";
+        my @found = grep { index($text, $_) >= 0 } @secrets;
+        is_deeply \@found, [], "of $dir";
+        is $edge->log_count(qr/\[(?:emerg|alert|crit)\]/), 0, 'and nothing worse than errors';
+    }
+};
+
+done_testing;
