@@ -530,7 +530,8 @@ impl Settings {
             Finder::Sentinel { password, .. } => password.file(),
             Finder::Key | Finder::Cluster => None,
         };
-        self.links.password.file().into_iter().chain(sentinels).cloned().collect()
+        let tls = self.links.tls.iter().flat_map(|tls| tls.client.files());
+        self.links.password.file().into_iter().chain(sentinels).chain(tls).cloned().collect()
     }
 
     /// The names of its servers that did not resolve when they were read.

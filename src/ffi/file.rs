@@ -54,6 +54,8 @@ pub enum Unusable {
     TooLong(usize),
     /// There is a line end or a null byte in the password.
     Broken,
+    /// OpenSSL does not take it for this.
+    Not(&'static str),
 }
 
 impl Unusable {
@@ -80,6 +82,7 @@ impl fmt::Display for Shown<'_> {
             Unusable::NotRegular => write!(f, "\"{path}\" is no regular file"),
             Unusable::Empty => write!(f, "\"{path}\" is empty"),
             Unusable::TooLong(max) => write!(f, "\"{path}\" is longer than {max} bytes"),
+            Unusable::Not(what) => write!(f, "\"{path}\" is not {what}"),
             Unusable::Broken => write!(f, "\"{path}\" has a line end or a null byte in it"),
         }
     }
@@ -143,6 +146,12 @@ impl Watched {
     pub fn new(directive: &'static str, path: &str, data: &Metadata) -> Option<Self> {
         let seen = Cell::new(Ok(Version::of(data)));
         data.is_file().then(|| Watched { path: path.to_string(), directive, seen })
+    }
+
+    /// One that somebody else is about to read with the configuration. `None`, too, if it is not there,
+    /// of which that one has more to say.
+    pub fn unread(directive: &'static str, path: &str) -> Option<Self> {
+        Self::new(directive, path, &fs::metadata(path).ok()?)
     }
 
     /// Its full name.

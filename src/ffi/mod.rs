@@ -30,6 +30,7 @@ pub mod log;
 pub mod module;
 mod openssl;
 mod pool;
+pub mod proof;
 mod quic;
 pub mod resolver;
 #[cfg(ngx_feature = "stream_ssl")]

@@ -212,9 +212,9 @@ subtest 'what cannot be used is said, and the last password is' => sub {
             cut($edge);
             is status($edge, $session), 'HIT', "$what: the last password is used";
         }
-        my @lines = lines($edge, 'the last password', from => $from);
+        my @lines = lines($edge, 'what was read before', from => $from);
         is scalar @lines, 1, "$what: one line";
-        like $lines[0], qr/\[error\] .*redis 127\.0\.0\.1:\d+: $text, the last password is used \(1 times\), backend: "store"$/,
+        like $lines[0], qr/\[error\] .*redis 127\.0\.0\.1:\d+: $text, what was read before is used \(1 times\), backend: "store"$/,
             "$what: what it says";
         # The log has one line a second.
         select undef, undef, undef, 1.1;
@@ -258,6 +258,151 @@ SKIP: {
         $redis->cmd(qw(CONFIG SET requirepass), $first);
     };
 }
+
+# --- TLS ---
+
+# Copies of the certificate and the key of a name, where they can be replaced.
+sub pair_files {
+    my ($name) = @_;
+    my $dir = new_dir('pair');
+    return { map { $_ => put("$dir/file.$_", slurp($certs->{"${name}_$_"})) } qw(crt key) };
+}
+
+sub tls_edge {
+    my ($server, $pair, %more) = @_;
+    return edge({ server => $server, ssl => 'on', ssl_trusted_certificate => $certs->{ca_crt},
+        $pair ? (ssl_certificate => $pair->{crt}, ssl_certificate_key => $pair->{key}) : (), %more });
+}
+
+my $open = redis();
+
+for my $protocol (qw(TLSv1.2 TLSv1.3)) {
+    subtest "$protocol: a certificate and its key" => sub {
+        my $tls  = tls_relay(upstream => $open->address, clients => 'yes', protocol => $protocol);
+        my $pair = pair_files('client');
+        my $edge = tls_edge($tls->address, $pair);
+        my $session = resumes($edge, 'a session');
+        # Those of the next connection for lookups.
+        my $next = sub {
+            my $before = $tls->handshakes;
+            cut($edge, $open);
+            is status($edge, $session), 'HIT', 'a hit';
+            my ($handshake) = @{ [ $tls->wait_handshakes($before + 1) ] }[$before];
+            return $handshake;
+        };
+        is $next->()->{reused}, 1, 'a new connection has the session of the last one';
+        is $next->()->{client_cert}, '/CN=client', 'and the certificate';
+
+        # Of another type of key, of the same, and with an intermediate.
+        for ([ backend_rsa => 'backend' ], [ client_big => 'big client' ], [ backend_chain => 'backend' ], [ client => 'client' ]) {
+            my ($name, $subject) = @$_;
+            my $from = $edge->log_pos;
+            put($pair->{$_}, slurp($certs->{"${name}_$_"})) for qw(crt key);
+            my $handshake = $next->();
+            is $handshake->{client_cert}, "/CN=$subject", "$name is shown";
+            is $handshake->{offered}, 0, 'and no session, which was made with the other';
+            is $next->()->{reused}, 1, 'the next connection offers one of it';
+            is scalar(lines($edge, '.', from => $from)), 0, 'nothing is logged';
+        }
+    };
+}
+
+subtest 'a certificate and a key that are replaced one after the other' => sub {
+    my $tls  = tls_relay(upstream => $open->address, clients => 'yes');
+    my $pair = pair_files('client');
+    my $edge = tls_edge($tls->address, $pair, ssl_session_reuse => 'off');
+    my $session = resumes($edge, 'a session');
+    my $shown = sub {
+        my $before = $tls->handshakes;
+        cut($edge, $open);
+        is status($edge, $session), 'HIT', 'a hit';
+        return @{ [ $tls->wait_handshakes($before + 1) ] }[$before]->{client_cert};
+    };
+    my %not = (key => 'the key of "ssl_certificate"', crt => 'a certificate in PEM');
+    for ([ client_big => qw(crt key) ], [ client => qw(key crt) ], [ backend_rsa => qw(crt key) ], [ client => qw(crt key) ]) {
+        my ($name, $first, $last) = @$_;
+        my $before = $shown->();
+        my $from = $edge->log_pos;
+        put($pair->{$first}, slurp($certs->{"${name}_$first"}));
+        is $shown->(), $before, "$name: the old pair with a new $first";
+        is $shown->(), $before, 'again';
+        my @lines = lines($edge, '.', from => $from);
+        is scalar @lines, 1, 'one line';
+        like $lines[0], qr/\[error\] .*redis \S+: "\Q$pair->{key}\E" is not $not{key}, what was read before is used/, 'of the key';
+        put($pair->{$last}, slurp($certs->{"${name}_$last"}));
+        isnt $shown->(), $before, "the new pair with a new $last";
+        select undef, undef, undef, 1.1;
+    }
+    for my $which (qw(crt key)) {
+        my $from = $edge->log_pos;
+        put($pair->{$which}, "nonsense\n");
+        is $shown->(), '/CN=client', "$which is nonsense: the pair that was read before";
+        my @lines = lines($edge, '.', from => $from);
+        is scalar @lines, 1, 'one line';
+        my $not = $which eq 'crt' ? 'a certificate in PEM' : 'a key in PEM that "ssl_password_file" opens';
+        like $lines[0], qr/\[error\] .*redis \S+: "\Q$pair->{$which}\E" is not \Q$not\E, what was/, 'of it';
+        put($pair->{$which}, slurp($certs->{"client_$which"}));
+        select undef, undef, undef, 1.1;
+    }
+};
+
+subtest 'an encrypted key' => sub {
+    my $tls  = tls_relay(upstream => $open->address, clients => 'yes');
+    my $pair = pair_files('client');
+    put($pair->{key}, slurp($certs->{client_enc_key}));
+    my $edge = tls_edge($tls->address, $pair, ssl_password_file => $certs->{client_pass});
+    my $session = resumes($edge, 'a session');
+    for my $name (qw(client_big client)) {
+        put($pair->{crt}, slurp($certs->{"${name}_crt"}));
+        my $key = `openssl pkey -in $certs->{"${name}_key"} -aes256 -passout file:$certs->{client_pass}`;
+        like $key, qr/ENCRYPTED/, 'a key';
+        put($pair->{key}, $key);
+        my $before = $tls->handshakes;
+        cut($edge, $open);
+        is status($edge, $session), 'HIT', 'a hit';
+        is @{ [ $tls->wait_handshakes($before + 1) ] }[$before]->{client_cert},
+            $name eq 'client' ? '/CN=client' : '/CN=big client', "$name is shown";
+    }
+};
+
+subtest 'a redis-server that trusts another CA from now on' => sub {
+    my $server = redis(tls => { clients => 'yes' });
+    my $pair   = pair_files('client');
+    my $edge   = tls_edge('127.0.0.1:' . $server->tls_port, $pair);
+    my $session = resumes($edge, 'a session');
+    $server->cmd(qw(CONFIG SET tls-ca-cert-file), $certs->{other_ca_crt});
+    put($pair->{$_}, slurp($certs->{"client_other_$_"})) for qw(crt key);
+    is status($edge, $session), 'HIT', 'connections that are there go on';
+    cut($edge, $server);
+    is status($edge, $session), 'HIT', 'the first lookup on a new one is a hit';
+    is scalar(lines($edge, '.')), 0, 'nothing is logged';
+};
+
+subtest 'the CA of the server, and a revocation list' => sub {
+    my $dir = new_dir('trust');
+    my ($ca, $crl) = (put("$dir/ca", slurp($certs->{ca_crt})), put("$dir/crl", slurp($certs->{crl_pem})));
+    my $tls  = tls_relay(upstream => $open->address);
+    my $edge = tls_edge($tls->address, undef, ssl_trusted_certificate => $ca, ssl_crl => $crl);
+    my $session = resumes($edge, 'a session');
+    my $now = sub { cut($edge, $open); return status($edge, $session) };
+    is $now->(), 'HIT', 'a new connection';
+    put($ca, slurp($certs->{other_ca_crt}));
+    isnt $now->(), 'HIT', 'another CA: the certificate is refused, although there is a session of the server';
+    like eval { $edge->log_like(qr/certificate verify error/) }, qr/is down: SSL handshake failed/, 'the log says why';
+    put($ca, slurp($certs->{ca_bundle_crt}));
+    wait_until { status($edge, $session) eq 'HIT' } 10, 'a hit with both';
+    put($crl, slurp($certs->{sub_crl}));
+    isnt $now->(), 'HIT', 'without the list of its CA';
+    put($crl, slurp($certs->{crl_pem}));
+    wait_until { status($edge, $session) eq 'HIT' } 10, 'a hit with it';
+
+    my $from = $edge->log_pos;
+    put($ca, 'nonsense');
+    is $now->(), 'HIT', 'what was read before is used';
+    my @lines = lines($edge, 'what was read before', from => $from);
+    is scalar @lines, 1, 'one line';
+    like $lines[0], qr/\[error\] .*"\Q$ca\E" is not a certificate in PEM/, 'of the file';
+};
 
 subtest 'no password in a log' => sub {
     for my $edge (@edges) {

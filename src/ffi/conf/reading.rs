@@ -133,7 +133,7 @@ impl Conf {
     }
 
     /// The full name of a file whose name may be relative to the configuration.
-    pub(super) fn full_name(&mut self, path: &str) -> Result<String, Refusal> {
+    pub(in crate::ffi) fn full_name(&mut self, path: &str) -> Result<String, Refusal> {
         // SAFETY: the name is copied to the pool, with the null byte that nginx wants behind it.
         unsafe {
             let terminated = [path.as_bytes(), b"\0"].concat();

@@ -96,8 +96,12 @@ impl Line {
 
     /// The connection is there. With TLS the handshake begins.
     fn connected(&self, turn: &Turn, peer: &Peer) -> Result<(), Failure> {
-        if peer.tls.is_none() {
-            return self.ready(turn, peer);
+        let Some(tls) = &peer.tls else { return self.ready(turn, peer) };
+        for (file, read) in tls.client.refresh(turn) {
+            peer.say_of_file(file.path(), &read);
+        }
+        if let Some(mut wire) = self.wire.get(turn) {
+            wire.generation = tls.client.generation();
         }
         self.begin(turn, peer, None, |deadline| Phase::Handshaking { deadline });
         self.handshake(turn)
@@ -111,8 +115,10 @@ impl Line {
         let handshake = {
             let address = peer.address();
             let Some(kept) = peer.session.get(turn) else { return Ok(()) };
-            let earlier = kept.as_ref().filter(|(of, _)| Some(of) == address.as_ref());
-            link.handshake(turn, &tls.client, &tls.name, earlier.map(|(_, session)| session))
+            let earlier = kept.as_ref().filter(|kept| {
+                Some(&kept.address) == address.as_ref() && kept.generation == wire.generation
+            });
+            link.handshake(turn, &tls.client, &tls.name, earlier.map(|kept| &kept.session))
         };
         match handshake {
             Handshake::Done => {
@@ -120,7 +126,7 @@ impl Line {
                 peer.count.add(if reused { stats::TLS_REUSED } else { stats::TLS_NEW }, 1);
                 let resumed = if reused { ", session reused" } else { "" };
                 debug!(Log::cycle(), "SSL session backend {peer}: SSL handshake done{resumed}");
-                peer.keep_session(turn, link);
+                peer.keep_session(turn, link, wire.generation);
                 drop(wire);
                 self.ready(turn, &peer)
             }
@@ -157,13 +163,13 @@ impl Peer {
     pub(super) fn password(&self, turn: &Turn, refused: bool) -> Secret {
         let read = self.password.refresh(turn, refused);
         if let Some(file) = self.password.file() {
-            self.say_of_file(file.path(), "password", &read);
+            self.say_of_file(file.path(), &read);
         }
         self.password.current()
     }
 
     /// Says what became of a file that was to be read again.
-    fn say_of_file(&self, path: &str, what: &str, read: &Result<bool, Unusable>) {
+    fn say_of_file(&self, path: &str, read: &Result<bool, Unusable>) {
         match read {
             Ok(false) => {}
             Ok(true) => {
@@ -181,7 +187,7 @@ impl Peer {
                     log_at!(
                         Log::cycle(),
                         Error,
-                        "{self}: {}, the last {what} is used ({times} times){}",
+                        "{self}: {}, what was read before is used ({times} times){}",
                         unusable.of(path),
                         self.doing(None)
                     );

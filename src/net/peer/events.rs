@@ -12,7 +12,7 @@ use session_core::stats::server as stats;
 
 use super::line::{Lane, Line, Phase, Tick, Wire, Work};
 use super::verdict::Facts;
-use super::{Peer, RequestToken};
+use super::{Kept, Peer, RequestToken};
 use crate::ffi::clock;
 use crate::ffi::event::Handle;
 use crate::ffi::link::{Io, Link, LinkOwner};
@@ -120,7 +120,7 @@ impl Line {
             result?;
             Ok(Took::Some { more })
         });
-        peer.keep_session(turn, link);
+        peer.keep_session(turn, link, wire.generation);
         drop(wire);
         if self.with(|it| !it.is_silent()).unwrap_or(false) {
             self.doubted.set(false);
@@ -470,10 +470,10 @@ impl Peer {
     }
 
     /// Keeps the session that the server has given a connection, for the next one.
-    pub(super) fn keep_session(&self, turn: &Turn, link: &Link) {
+    pub(super) fn keep_session(&self, turn: &Turn, link: &Link, generation: u64) {
         let Some(session) = link.take_session() else { return };
         if let Some(mut kept) = self.session.get(turn) {
-            *kept = self.address().map(|address| (address, session));
+            *kept = self.address().map(|address| Kept { address, generation, session });
         }
     }
 }

@@ -181,8 +181,8 @@ pub struct Peer {
     replies: Weak<dyn Replies>,
     book: RefCell<AddressBook>,
     state: RefCell<State>,
-    /// The TLS session of the last connection, and the address it belongs to.
-    session: Outside<Option<(Address, Session)>>,
+    /// The TLS session of the last connection.
+    session: Outside<Option<Kept>>,
     /// The connection whose ends are being told.
     telling: RefCell<Weak<Line>>,
     /// The addresses are to be asked for.
@@ -195,6 +195,14 @@ pub struct Peer {
 }
 
 struct Work;
+
+/// A TLS session, and what a connection has to have in common with the one that it is of.
+struct Kept {
+    address: Address,
+    /// [`TlsClient::generation`]
+    generation: u64,
+    session: Session,
+}
 
 /// What requests are made of: memory.
 struct State {
