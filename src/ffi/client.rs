@@ -128,16 +128,22 @@ impl TlsClient {
         ssl.log = cf.raw().log;
         let ssl = Box::new(UnsafeCell::new(ssl));
         let protocols = conf.protocols.or(PROTOCOLS);
-        let verify = conf.verify.or(true);
-        let proof = Proof::new(cf, conf, verify)?;
+        // Before nginx reads the files: what changes meanwhile is read again.
+        let proof = Proof::new(cf, conf)?;
         // SAFETY: the box outlives the SSL_CTX that is made here.
         checked(unsafe { ngx_ssl_create(ssl.get(), protocols, ptr::null_mut()) })?;
         // From here on dropping it cleans up.
-        let session_reuse = conf.session_reuse.or(true);
-        let client = TlsClient { ssl, verify, session_reuse, proof };
+        let mut client = TlsClient {
+            ssl,
+            verify: conf.verify.or(true),
+            session_reuse: conf.session_reuse.or(true),
+            proof,
+        };
         client.configure(cf, conf)?;
         if client.verify {
             client.trust(cf, conf)?;
+        } else {
+            client.proof.verifies_nobody();
         }
         Ok(client)
     }

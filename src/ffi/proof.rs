@@ -73,7 +73,7 @@ struct Pair {
 
 impl Proof {
     /// The files that the directives name, before nginx reads them.
-    pub fn new(cf: &mut Conf, conf: &TlsConf, verify: bool) -> Result<Self, Refusal> {
+    pub fn new(cf: &mut Conf, conf: &TlsConf) -> Result<Self, Refusal> {
         let mut file = |directive, name: &Str| -> Result<Option<Rc<Watched>>, Refusal> {
             let Some(name) = name.get().filter(|name| !name.is_empty()) else { return Ok(None) };
             if NO_FILE.iter().any(|word| name.starts_with(word)) {
@@ -89,13 +89,18 @@ impl Proof {
         let passwords = conf.passwords.copied();
         let pair = certificate.zip(key);
         // Of a list alone there is nothing that would be changed with it.
-        let trust = trusted.filter(|_| verify).filter(|_| crl.is_some() || !conf.crl.is_set());
+        let trust = trusted.filter(|_| crl.is_some() || !conf.crl.is_set());
         Ok(Proof {
             pair: pair.map(|(certificate, key)| PairFiles { certificate, key, passwords }),
             trust: trust.map(|trusted| TrustFiles { trusted, crl }),
             newer: RefCell::default(),
             generation: Cell::new(0),
         })
+    }
+
+    /// What servers would be verified by is of no interest.
+    pub fn verifies_nobody(&mut self) {
+        self.trust = None;
     }
 
     /// The files that are read again.
