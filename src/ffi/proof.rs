@@ -20,7 +20,8 @@ use super::client::TlsConf;
 use super::conf::{Conf, Refusal, Str};
 use super::file::{Unusable, Watched};
 use super::openssl::{
-    BIO_new_mem_buf, Bio, Certificate, CtxRef, Key, PEM_read_bio_PrivateKey, PEM_read_bio_X509,
+    BIO_new_mem_buf, Bio, Certificate, CtxRef, ERR_GET_LIB, ERR_GET_REASON, ERR_LIB_PEM,
+    ERR_peek_last_error, Key, PEM_R_NO_START_LINE, PEM_read_bio_PrivateKey, PEM_read_bio_X509,
     SSL_CTRL_CHAIN_CERT, SSL_CTRL_SET_VERIFY_CERT_STORE, SSL_certs_clear, SSL_check_private_key,
     SSL_ctrl, SSL_new, SSL_use_PrivateKey, SSL_use_certificate, Ssl, SslRef, Store,
     X509_FILETYPE_PEM, X509_LOOKUP_file, X509_STORE_add_lookup, X509_STORE_new,
@@ -193,12 +194,11 @@ impl Proof {
 
 impl PairFiles {
     fn read(&self, turn: &Turn) -> Result<Pair, (&Rc<Watched>, Unusable)> {
-        let of = |file| move |unusable| (file, unusable);
-        let text = self.certificate.read(turn, MAX_PEM).map_err(of(&self.certificate))?;
+        let text = pem(turn, &self.certificate)?;
         let Some((certificate, chain)) = certificates(&text) else {
             return Err((&self.certificate, Unusable::Not("a certificate in PEM")));
         };
-        let text = self.key.read(turn, MAX_PEM).map_err(of(&self.key))?;
+        let text = pem(turn, &self.key)?;
         let key = if self.passwords.is_empty() {
             key(&text, None)
         } else {
@@ -261,6 +261,18 @@ impl Pair {
     }
 }
 
+/// All that is in a file.
+fn pem<'a>(
+    turn: &Turn,
+    file: &'a Rc<Watched>,
+) -> Result<Zeroizing<Vec<u8>>, (&'a Rc<Watched>, Unusable)> {
+    match file.read(turn, MAX_PEM) {
+        Ok(text) if text.len() > MAX_PEM => Err((file, Unusable::TooLong(MAX_PEM))),
+        Ok(text) => Ok(text),
+        Err(unusable) => Err((file, unusable)),
+    }
+}
+
 /// What is in a text, to be read as a file is.
 fn bio(text: &[u8]) -> Option<Bio> {
     let len = c_int::try_from(text.len()).ok()?;
@@ -271,15 +283,20 @@ fn bio(text: &[u8]) -> Option<Bio> {
     }
 }
 
-/// The certificates in a text: the first, and its chain.
+/// The certificates in a text: the first, and its chain. `None` if there is something else, or half of
+/// one.
 fn certificates(text: &[u8]) -> Option<(Certificate, Vec<Certificate>)> {
     let bio = bio(text)?;
-    // SAFETY: the BIO is valid; what is read is ours, or null at the end. A certificate has no password.
+    // SAFETY: the BIO is valid; what is read is ours, or null. A certificate has no password.
     let mut all = core::iter::from_fn(|| unsafe {
         let read = PEM_read_bio_X509(bio.as_ptr(), ptr::null_mut(), None, ptr::null_mut());
         (!read.is_null()).then(|| Certificate::from_ptr(read))
     });
-    Some((all.next()?, all.collect()))
+    let (first, chain) = (all.next()?, all.collect());
+    // SAFETY: it is about the queue of this thread, in which the end of the text is an error, too.
+    let end = unsafe { ERR_peek_last_error() };
+    let is_end = ERR_GET_LIB(end) == ERR_LIB_PEM && ERR_GET_REASON(end) == PEM_R_NO_START_LINE;
+    is_end.then_some((first, chain))
 }
 
 /// The key in a text.
