@@ -266,7 +266,7 @@ pub struct Conversation<W> {
     /// The greeting while it has to be written, in a buffer of its own, which does not grow and
     /// leave a password behind.
     greeting: Vec<u8>,
-    /// The password that is in it.
+    /// The password that is in it, until it is accepted.
     password: Option<Secret>,
     /// How many steps of the greeting have no answer.
     steps: usize,
@@ -602,6 +602,7 @@ impl<W: Copy> Conversation<W> {
         let greeting = matches!(self.stage, Stage::Greeting { .. });
         if greeting && self.steps == 0 && self.greeting.is_empty() {
             self.stage = Stage::Open;
+            self.password = None;
         }
     }
 

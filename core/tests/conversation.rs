@@ -317,6 +317,17 @@ fn a_connection_is_greeted_with_the_password_that_there_is_when_it_is_made() {
 }
 
 #[test]
+fn a_password_that_was_accepted_is_let_go() {
+    let password = secret("secret");
+    let mut script = Script::new(secured(), LIMITS, false);
+    script.conversation.connected(0, &password).unwrap();
+    script.write();
+    assert_eq!(Rc::strong_count(&password), 2);
+    script.read(["+OK\r\n+OK\r\n", MASTER].concat());
+    assert_eq!(Rc::strong_count(&password), 1);
+}
+
+#[test]
 fn what_waits_for_a_greeting_waits_for_another_one_where_there_is_another_password() {
     for probe in [false, true] {
         let mut script = Script::new(secured(), LIMITS, probe);
