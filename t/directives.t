@@ -38,6 +38,8 @@ my %file = (
     PASS_WORLD => "$password\n",
     PASS_EMPTY => '',
     PASS_EOL   => "\r\n",
+    PASS_TWO   => "$password\nsecond\n",
+    PASS_NULL  => "$password\0\n",
     PASS_LONG  => $password . 'x' x (4097 - length $password),
     PASS_MAX   => $password . 'x' x (4096 - length $password) . "\r\n",
 );
@@ -1572,7 +1574,7 @@ qq{    ssl_session_backend fleet {
         server 127.0.0.1;
         password_file $TEST_NGINX_PASS_EMPTY;
     } # here
---- emerg: "$TEST_NGINX_PASS_EMPTY" is empty
+--- emerg: invalid "password_file": "$TEST_NGINX_PASS_EMPTY" is empty
 
 
 
@@ -1604,7 +1606,7 @@ qq{    ssl_session_backend fleet {
         sentinel mymaster;
         sentinel_password_file $TEST_NGINX_PASS_EMPTY;
     } # here
---- emerg: "$TEST_NGINX_PASS_EMPTY" is empty
+--- emerg: invalid "sentinel_password_file": "$TEST_NGINX_PASS_EMPTY" is empty
 
 
 
@@ -1635,7 +1637,7 @@ qq{    ssl_session_backend fleet {
         server 127.0.0.1;
         password_file $TEST_NGINX_PASS_EOL;
     } # here
---- emerg: "$TEST_NGINX_PASS_EOL" is empty
+--- emerg: invalid "password_file": "$TEST_NGINX_PASS_EOL" is empty
 
 
 
@@ -1645,7 +1647,7 @@ qq{    ssl_session_backend fleet {
         server 127.0.0.1;
         password_file $TEST_NGINX_PASS_LONG;
     } # here
---- emerg: "$TEST_NGINX_PASS_LONG" is longer than 4096 bytes
+--- emerg: invalid "password_file": "$TEST_NGINX_PASS_LONG" is longer than 4096 bytes
 
 
 
@@ -2883,3 +2885,24 @@ fetch_timeout 10ms;
         keepalive on;
     } # here
 --- emerg: invalid "keepalive": it must be "off" or 1 to 32767 seconds in ssl_session_backend "fleet"
+
+
+
+=== TEST 297: password_file of two lines
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        password_file $TEST_NGINX_PASS_TWO;
+    } # here
+--- emerg: invalid "password_file": "$TEST_NGINX_PASS_TWO" has a line end or a null byte in it
+
+
+
+=== TEST 298: sentinel_password_file with a null byte
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        sentinel mymaster;
+        sentinel_password_file $TEST_NGINX_PASS_NULL;
+    } # here
+--- emerg: invalid "sentinel_password_file": "$TEST_NGINX_PASS_NULL" has a line end or a null byte in it

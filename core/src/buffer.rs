@@ -1,5 +1,6 @@
 //! Buffers of what may be secret.
 
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 use zeroize::{Zeroizing, optimization_barrier};
@@ -8,6 +9,9 @@ use crate::codec::OutOfMemory;
 
 /// A buffer that has grown beyond this is freed when it is empty, in bytes.
 pub const KEPT: usize = 64 * 1024;
+
+/// A secret that several use. It is wiped when nobody does any more.
+pub type Secret = Rc<Zeroizing<Vec<u8>>>;
 
 /// Overwrites bytes with zeros, which the compiler does not leave out. As fast as the processor can,
 /// where `Zeroize` of a slice writes byte by byte.

@@ -134,6 +134,8 @@ impl fmt::Display for DecodeError {
 pub enum Unfit {
     /// The server refused what was asked.
     Refused,
+    /// The server refused the password.
+    Password,
     /// The server refused the password, and repeats it.
     RefusedAloud,
     /// The answer is of a kind that the request cannot lead to.
@@ -154,17 +156,26 @@ pub trait Codec {
     /// The port of a server that is given without one.
     fn default_port(&self) -> u16;
 
-    /// Appends what a new connection begins with. Returns how many answers it leads to; each goes
-    /// to [`Codec::greeted`].
+    /// How many answers the greeting leads to, with which a new connection begins. Each goes to
+    /// [`Codec::greeted`].
     ///
     /// With `probe` there is at least one, so that the server shows that it works.
-    fn greet(&self, probe: bool, out: &mut Vec<u8>) -> Result<usize, OutOfMemory>;
+    fn greeting_steps(&self, probe: bool) -> usize;
+
+    /// Appends the greeting. `password`: the one to authenticate with, where that is a step of it.
+    fn greet(&self, probe: bool, password: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory>;
 
     /// Whether the answer to the `step`-th request of the greeting, counted from 0, lets the
-    /// connection be used.
+    /// connection be used. `password`: what was sent.
     ///
     /// The answer is one of [`Codec::decode`] for `buf`.
-    fn greeted(&self, step: usize, answer: &Answer, buf: &[u8]) -> Result<(), Unfit>;
+    fn greeted(
+        &self,
+        step: usize,
+        answer: &Answer,
+        buf: &[u8],
+        password: &[u8],
+    ) -> Result<(), Unfit>;
 
     /// Whether a refusal in these words is of the connection, whatever it answers: the server says
     /// it before it is asked, and closes the connection.

@@ -1,7 +1,7 @@
 //! The conversation over one connection to a server, without I/O.
 //!
 //! Bytes and a clock go in; bytes, the ends of requests and the next deadline come out. Who moves
-//! the bytes calls [`Conversation::connected`], writes what [`Conversation::unsent`] has, reads into
+//! the bytes calls [`Conversation::connected`], with the password as it is then, writes what [`Conversation::unsent`] has, reads into
 //! [`Conversation::input`], and hands what [`Conversation::take_ends`] gives to whoever waits. A
 //! connection that is lost, or of no more use, ends with [`Conversation::fail`]: nothing of it is
 //! left.
@@ -32,7 +32,7 @@ use core::mem;
 use core::ops::Range;
 use core::str;
 
-use crate::buffer;
+use crate::buffer::{self, Secret};
 use crate::codec::{
     Answer, Codec, DecodeError, Expected, Expiry, OutOfMemory, Place, Redirect, Unfit,
 };
@@ -227,6 +227,8 @@ pub enum Failure {
     Decode(DecodeError),
     /// The server did not accept the greeting, in its words.
     Greeting(Box<str>),
+    /// The server did not accept the password, in its words.
+    Password(Box<str>),
 }
 
 impl Failure {
@@ -251,7 +253,9 @@ impl fmt::Display for Failure {
             Failure::Unasked => f.write_str("too many messages that answer no request"),
             Failure::NotMaster => f.write_str("server is not the master"),
             Failure::Decode(error) => error.fmt(f),
-            Failure::Greeting(text) => write!(f, "server refused: \"{text}\""),
+            Failure::Greeting(text) | Failure::Password(text) => {
+                write!(f, "server refused: \"{text}\"")
+            }
         }
     }
 }
@@ -269,6 +273,8 @@ pub struct Conversation<W> {
     /// The greeting while it has to be written, in a buffer of its own, which does not grow and
     /// leave a password behind.
     greeting: Vec<u8>,
+    /// The password that is in it, until it is accepted.
+    password: Option<Secret>,
     /// How many steps of the greeting have no answer.
     steps: usize,
     /// Whether the greeting is a probe, and so shows that the server works.
@@ -417,8 +423,7 @@ impl<W: Copy> Conversation<W> {
     /// A conversation that begins with the codec's greeting. `probe`: nothing is asked of the
     /// server but whether it works.
     pub fn new(codec: Rc<dyn Codec>, limits: Limits, probe: bool) -> Result<Self, OutOfMemory> {
-        let mut greeting = Vec::new();
-        let steps = codec.greet(probe, &mut greeting)?;
+        let steps = codec.greeting_steps(probe);
         let mut inflight = InFlight::new();
         inflight.reserve(steps)?;
         for step in 0..steps {
@@ -431,7 +436,8 @@ impl<W: Copy> Conversation<W> {
             inflight,
             out: Vec::new(),
             sent: 0,
-            greeting,
+            greeting: Vec::new(),
+            password: None,
             steps,
             probe,
             input: Vec::new(),
@@ -530,14 +536,38 @@ impl<W: Copy> Conversation<W> {
         self.inflight.submitted(now);
     }
 
-    /// The connection can be written to.
-    pub fn connected(&mut self, now: u64) {
-        if self.stage == Stage::Opening {
-            let by = now.saturating_add(self.limits.greet_timeout);
-            self.heard = now;
-            self.stage =
-                if self.steps == 0 { Stage::Open } else { Stage::Greeting { since: now, by } };
+    /// The connection can be written to. It is greeted with this password, where one is wanted.
+    pub fn connected(&mut self, now: u64, password: &Secret) -> Result<(), OutOfMemory> {
+        if self.stage != Stage::Opening {
+            return Ok(());
         }
+        self.codec.greet(self.probe, password, &mut self.greeting)?;
+        self.password = Some(Rc::clone(password));
+        self.heard = now;
+        let by = now.saturating_add(self.limits.greet_timeout);
+        self.stage = if self.steps == 0 { Stage::Open } else { Stage::Greeting { since: now, by } };
+        Ok(())
+    }
+
+    /// The connection has ended with [`Failure::Password`], and there is another password: waits for
+    /// another connection, to be greeted with that. What waits to be asked goes on waiting; nothing
+    /// of it was written. `false`, and nothing is changed, if it is the password that was refused.
+    pub fn restart(&mut self, password: &[u8]) -> bool {
+        let refused = self.password.as_ref().is_some_and(|sent| sent.as_slice() == password);
+        let nothing_accepted = self.steps == self.codec.greeting_steps(self.probe);
+        if refused || !nothing_accepted || !matches!(self.stage, Stage::Greeting { .. }) {
+            return false;
+        }
+        self.stage = Stage::Opening;
+        self.password = None;
+        self.sent = 0;
+        self.decoded = 0;
+        self.place = Place::default();
+        self.aside = 0;
+        self.is_heard = false;
+        buffer::empty(&mut self.greeting);
+        buffer::empty(&mut self.input);
+        true
     }
 
     /// What is to be written at `now`; empty if there is nothing. Requests that are made since the
@@ -580,6 +610,7 @@ impl<W: Copy> Conversation<W> {
         let greeting = matches!(self.stage, Stage::Greeting { .. });
         if greeting && self.steps == 0 && self.greeting.is_empty() {
             self.stage = Stage::Open;
+            self.password = None;
         }
     }
 
@@ -667,8 +698,9 @@ impl<W: Copy> Conversation<W> {
             let mut skip = 0;
             let end = match (answer, request.kind) {
                 (answer, Kind::Greeting(step)) => {
+                    let password = self.password.as_ref().map_or(&b""[..], |it| it.as_slice());
                     self.codec
-                        .greeted(step, &answer, rest)
+                        .greeted(step, &answer, rest, password)
                         .map_err(|unfit| unaccepted(unfit, &answer, rest))?;
                     self.steps = self.steps.saturating_sub(1);
                     Ok(Answer::Done)
@@ -967,6 +999,10 @@ fn unaccepted(unfit: Unfit, answer: &Answer, buf: &[u8]) -> Failure {
         (Unfit::Refused, Answer::Refused(place)) => {
             let text = buf.get(place.clone()).unwrap_or_default();
             Failure::Greeting(Said(text).to_string().into())
+        }
+        (Unfit::Password, Answer::Refused(place)) => {
+            let text = buf.get(place.clone()).unwrap_or_default();
+            Failure::Password(Said(text).to_string().into())
         }
         (Unfit::RefusedAloud, _) => Failure::Greeting("(the password)".into()),
         (Unfit::NotMaster, _) => Failure::NotMaster,

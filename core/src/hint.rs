@@ -119,8 +119,7 @@ impl fmt::Display for Hint<'_> {
             Hint::Credentials { of } => {
                 return write!(
                     f,
-                    "check \"{of}username\" and \"{of}password_file\" by ACL GETUSER at the server, \
-                     then reload"
+                    "check \"{of}username\" and \"{of}password_file\" by ACL GETUSER at the server"
                 );
             }
             Hint::NoUsers { of } => {

@@ -86,15 +86,24 @@ impl Codec for Memcached {
         11211
     }
 
+    fn greeting_steps(&self, _probe: bool) -> usize {
+        2
+    }
+
     /// Asks for the version, and for a meta command that does nothing: a server older than
     /// [`OLDEST`] would take the value of an entry for commands, and so would a proxy that has a
     /// version of its own and no meta commands.
-    fn greet(&self, _probe: bool, out: &mut Vec<u8>) -> Result<usize, OutOfMemory> {
-        append(out, &[b"version\r\nmn\r\n"])?;
-        Ok(2)
+    fn greet(&self, _probe: bool, _: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
+        append(out, &[b"version\r\nmn\r\n"])
     }
 
-    fn greeted(&self, step: usize, answer: &Answer, buf: &[u8]) -> Result<(), Unfit> {
+    fn greeted(
+        &self,
+        step: usize,
+        answer: &Answer,
+        buf: &[u8],
+        _password: &[u8],
+    ) -> Result<(), Unfit> {
         let word: &[u8] = if step == 0 { b"VERSION" } else { b"MN" };
         match answer {
             Answer::Done if buf.starts_with(word) => Ok(()),
@@ -375,11 +384,12 @@ mod tests {
     #[test]
     fn a_connection_begins_with_the_version_and_a_meta_command() {
         let mut out = vec![];
-        assert_eq!(Memcached.greet(false, &mut out), Ok(2));
+        assert_eq!(Memcached.greet(false, b"", &mut out), Ok(()));
+        assert_eq!(Memcached.greeting_steps(false), 2);
         assert_eq!(out, b"version\r\nmn\r\n");
         let greeted = |step, buf: &[u8]| {
             let (answer, _) = decode(buf).unwrap().unwrap();
-            Memcached.greeted(step, &answer, buf)
+            Memcached.greeted(step, &answer, buf, b"")
         };
         assert_eq!(greeted(0, b"VERSION 1.6.18\r\n"), Ok(()));
         assert_eq!(greeted(1, b"MN\r\n"), Ok(()));

@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use session_core::buffer::KEPT;
+use session_core::buffer::{KEPT, Secret};
 use session_core::codec::{Codec, DecodeError, Expiry};
 use session_core::conversation::{
     Command, Conversation, Counts, Ended, Ends, Failure, IDLE, Limits, Refused, Reply, Request,
@@ -80,7 +80,11 @@ impl Script {
     }
 
     fn connect(&mut self) {
-        self.conversation.connected(self.now);
+        self.connect_with("secret");
+    }
+
+    fn connect_with(&mut self, password: &str) {
+        self.conversation.connected(self.now, &secret(password)).unwrap();
     }
 
     fn try_ask(
@@ -219,9 +223,13 @@ fn show(end: Ended<'_, u32>) -> String {
     format!("{who}: {what}{log}")
 }
 
+fn secret(password: &str) -> Secret {
+    Rc::new(Zeroizing::new(password.into()))
+}
+
 fn secured() -> Redis {
     Redis {
-        password: Some(Zeroizing::new(b"secret".to_vec())),
+        authenticates: true,
         client_name: Some(b"web1".to_vec()),
         master: true,
         ..Redis::default()
@@ -288,9 +296,93 @@ fn a_password_that_is_wrong_ends_the_connection_in_the_servers_words() {
     let mut script = Script::greeting();
     script.write();
     let failure = script.receive("-WRONGPASS invalid password\r\n").unwrap_err();
-    assert_eq!(failure, Failure::Greeting("WRONGPASS invalid password".into()));
+    assert_eq!(failure, Failure::Password("WRONGPASS invalid password".into()));
     assert_eq!(failure.to_string(), "server refused: \"WRONGPASS invalid password\"");
     assert_eq!(failure.outcome(), Outcome::Error);
+}
+
+#[test]
+fn a_connection_is_greeted_with_the_password_that_there_is_when_it_is_made() {
+    let mut script = Script::new(secured(), LIMITS, false);
+    script.get(1);
+    script.connect_with("newest");
+    assert_eq!(script.write(), [&AUTH.replace("secret", "newest"), SETNAME, ROLE].concat());
+    // Once.
+    script.connect_with("another");
+    assert_eq!(script.write(), "");
+    assert_eq!(
+        script.receive("-ERR what is newest?\r\n"),
+        Err(Failure::Greeting("(the password)".into()))
+    );
+}
+
+#[test]
+fn a_password_that_was_accepted_is_let_go() {
+    let password = secret("secret");
+    let mut script = Script::new(secured(), LIMITS, false);
+    script.conversation.connected(0, &password).unwrap();
+    script.write();
+    assert_eq!(Rc::strong_count(&password), 2);
+    script.read(["+OK\r\n+OK\r\n", MASTER].concat());
+    assert_eq!(Rc::strong_count(&password), 1);
+}
+
+#[test]
+fn what_waits_for_a_greeting_waits_for_another_one_where_there_is_another_password() {
+    for probe in [false, true] {
+        let mut script = Script::new(secured(), LIMITS, probe);
+        script.get(1);
+        script.at(5).connect();
+        script.write();
+        script.receive("-WRONGPASS no\r\n-NOAUTH no\r\n-NOAU").unwrap_err();
+        assert!(!script.conversation.restart(b"secret"), "the same one");
+        assert!(script.conversation.restart(b"newest"));
+        assert_eq!(script.write(), "", "there is no connection");
+        assert!(!script.conversation.restart(b"another"), "nor was anything refused");
+
+        script.at(7).connect_with("newest");
+        let ping = if probe { "*1\r\n$4\r\nPING\r\n" } else { "" };
+        let greeting = [&AUTH.replace("secret", "newest"), SETNAME, ROLE, ping].concat();
+        assert_eq!(script.write(), greeting);
+        assert_eq!(script.next(), Some(FETCH));
+        script.get(2);
+        let pong = if probe { "+PONG\r\n" } else { "" };
+        assert_eq!(script.read(["+OK\r\n+OK\r\n", MASTER, pong].concat()), NONE);
+        assert_eq!(script.write(), [get("1"), get("2")].concat());
+        assert_eq!(script.read([value("a"), value("b")].concat()), ["1: a", "2: b"]);
+        assert_eq!(script.conversation.take_accepted(), probe);
+    }
+}
+
+#[test]
+fn a_password_is_tried_once_and_nothing_is_begun_anew_that_was_accepted() {
+    let mut script = Script::greeting();
+    script.get(1);
+    script.write();
+    script.receive("-WRONGPASS no\r\n").unwrap_err();
+    assert!(script.conversation.restart(b"newest"));
+    script.connect_with("newest");
+    script.write();
+    assert_eq!(script.receive("-WRONGPASS no\r\n"), Err(Failure::Password("WRONGPASS no".into())));
+    assert!(!script.conversation.restart(b"newest"));
+    assert_eq!(script.fail(Outcome::Error).1, ["1: ERROR"]);
+
+    let mut script = Script::greeting();
+    script.write();
+    script.read("+OK\r\n");
+    assert!(!script.conversation.restart(b"newest"), "AUTH was accepted");
+}
+
+#[test]
+fn a_request_is_late_whatever_password_its_connection_waits_for() {
+    let mut script = Script::greeting();
+    script.get(1);
+    script.conversation.submit(0);
+    script.write();
+    script.at(FETCH - 1).receive("-WRONGPASS no\r\n").unwrap_err();
+    assert!(script.conversation.restart(b"newest"));
+    assert_eq!(script.next(), Some(FETCH));
+    assert_eq!(script.at(FETCH).tick(), ["1: TIMEOUT"]);
 }
 
 #[test]

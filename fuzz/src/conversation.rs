@@ -186,7 +186,7 @@ impl Run {
         let redis = match server % 3 {
             0 => Some(Redis::default()),
             1 => Some(Redis {
-                password: Some(Zeroizing::new(b"secret".to_vec())),
+                authenticates: true,
                 client_name: Some(b"web1".to_vec()),
                 master: true,
                 ..Redis::default()
@@ -210,7 +210,8 @@ impl Run {
         };
         let conversation = Conversation::new(Rc::clone(&codec), limits.clone(), probe).unwrap();
         let mut greeting = Vec::new();
-        let steps = codec.greet(probe, &mut greeting).unwrap();
+        codec.greet(probe, b"secret", &mut greeting).unwrap();
+        let steps = codec.greeting_steps(probe);
         let mut model = Model::new(greeting);
         for _ in 0..steps {
             let end = model.greeting.len();
@@ -371,7 +372,8 @@ impl Run {
     }
 
     fn connect(&mut self) {
-        self.conversation.connected(self.now);
+        let password = Rc::new(Zeroizing::new(b"secret".to_vec()));
+        self.conversation.connected(self.now, &password).unwrap();
         if self.model.connected.is_none() {
             self.model.connected = Some(self.now);
             self.model.heard = self.now;
@@ -483,10 +485,7 @@ impl Run {
     /// What the server says to the next step of the greeting.
     fn accepted(&self) -> Vec<u8> {
         let steps = self.model.asked.iter().filter(|asked| asked.what == What::Greeting).count();
-        let all = {
-            let mut greeting = Vec::new();
-            self.codec.greet(self.probe, &mut greeting).unwrap()
-        };
+        let all = self.codec.greeting_steps(self.probe);
         // Those before it are answered, or their answers are under way.
         let step = all - steps + self.model.answered;
         match (self.is_redis, self.codec.greeting_is_array(step)) {

@@ -20,7 +20,7 @@ pub fn run(data: &[u8]) {
 fn memcached(answer: &Answer, bytes: &[u8]) {
     assert!(!matches!(answer, Answer::Array(_) | Answer::Redirect(_) | Answer::Aside));
     for (step, word) in [&b"VERSION"[..], b"MN"].into_iter().enumerate() {
-        let greeted = Memcached.greeted(step, answer, bytes);
+        let greeted = Memcached.greeted(step, answer, bytes, b"");
         assert_eq!(greeted.is_ok(), *answer == Answer::Done && bytes.starts_with(word));
     }
     if let Answer::Refused(text) = answer {

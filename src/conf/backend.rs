@@ -24,10 +24,12 @@ use crate::ffi::conf::{
     BLOCK_CONF, Conf, Directive, Flag, Msec, Num, Refusal, ServerUrl, Slot, Str, Unresolved,
     directive, slot,
 };
+use crate::ffi::file::Watched;
 use crate::ffi::module::Commands;
 use crate::ffi::shared_value::SharedValue;
 use crate::handshake::MAX_ENTRY;
 use crate::net::backend::Backend as Servers;
+use crate::net::password::Password;
 use crate::net::peer::{Limits, Peer, Replies};
 use crate::net::route::{Cluster, Links, Member, Route, Sentinel, Servers as Choice, TlsSettings};
 
@@ -367,16 +369,19 @@ impl Backend {
     /// Makes of a block without problems what it says. Reads the files that it names.
     fn settings(self, cf: &mut Conf, name: &str) -> Result<Settings, Refusal> {
         let owned = |value: &Str| value.get().map(<[u8]>::to_vec);
-        let secret = |cf: &mut Conf, file: &Str| {
-            file.get().map(|file| cf.password_file(&String::from_utf8_lossy(file))).transpose()
+        let secret = |cf: &mut Conf, directive: &'static str, file: &Str| {
+            let Some(file) = file.get() else { return Ok(Password::none()) };
+            let (secret, file) = cf.password_file(directive, &String::from_utf8_lossy(file))?;
+            Ok(Password::new(secret, file))
         };
         let cluster = self.cluster.or(false);
         let sentinel = owned(&self.sentinel);
+        let password = secret(cf, "password_file", &self.password_file)?;
         let codec: Rc<dyn Codec> = match self.protocol.get() {
             Some(b"memcached") => Rc::new(Memcached),
             _ => Rc::new(Redis {
                 username: owned(&self.username),
-                password: secret(cf, &self.password_file)?,
+                authenticates: self.password_file.is_set(),
                 client_name: owned(&self.client_name),
                 database: u32::try_from(self.database.or(0)).unwrap_or(u32::MAX),
                 master: sentinel.is_some(),
@@ -403,18 +408,19 @@ impl Backend {
             Some(name) => {
                 let codec = Redis {
                     username: owned(&self.sentinel_username),
-                    password: secret(cf, &self.sentinel_password_file)?,
+                    authenticates: self.sentinel_password_file.is_set(),
                     sentinel: true,
                     ..Redis::default()
                 };
-                Finder::Sentinel(Rc::new(codec), name)
+                let password = secret(cf, "sentinel_password_file", &self.sentinel_password_file)?;
+                Finder::Sentinel { codec: Rc::new(codec), password, name }
             }
             None if cluster => Finder::Cluster,
             None => Finder::Key,
         };
         let breaker =
             self.servers.first().map(|server| server.parameters.breaker).unwrap_or_default();
-        let links = Links { codec, limits, tls, breaker, resolver: None };
+        let links = Links { codec, password, limits, tls, breaker, resolver: None };
         let servers = self.servers.into_iter().filter(|server| !server.parameters.down);
         let servers = servers.map(|server| server.with_port(port)).collect();
         Ok(Settings { links, finder, servers, prefix })
@@ -469,8 +475,15 @@ enum Finder {
     Key,
     /// A Redis Cluster.
     Cluster,
-    /// Redis Sentinels, with what they speak and their name for the master.
-    Sentinel(Rc<dyn Codec>, Vec<u8>),
+    /// Redis Sentinels.
+    Sentinel {
+        /// What they speak.
+        codec: Rc<dyn Codec>,
+        /// What they want to hear first.
+        password: Password,
+        /// Their name for the master.
+        name: Vec<u8>,
+    },
 }
 
 impl Settings {
@@ -480,11 +493,12 @@ impl Settings {
             encoded.map(|text| text.decode().map(Zeroizing::new)).transpose()
         };
         let no_memory = |_| Refusal::Said;
+        let password = decode(server.password).map_err(no_memory)?;
         let codec: Rc<dyn Codec> = match server.protocol {
             target::Protocol::Memcached => Rc::new(Memcached),
             target::Protocol::Redis => Rc::new(Redis {
                 username: decode(server.user).map_err(no_memory)?.map(|user| user.to_vec()),
-                password: decode(server.password).map_err(no_memory)?,
+                authenticates: password.is_some(),
                 database: server.database,
                 ..Redis::default()
             }),
@@ -504,9 +518,20 @@ impl Settings {
         };
         let breaker = line.parameters.breaker;
         let limits = Limits { boards: Some(boards(cf)?), ..default_limits() };
-        let links = Links { codec, limits, tls, breaker, resolver: None };
+        let password = password.map_or_else(Password::none, |it| Password::new(it, None));
+        let links = Links { codec, password, limits, tls, breaker, resolver: None };
         let prefix = KEY_PREFIX.to_vec();
         Ok(Settings { links, finder: Finder::Key, servers: Vec::from([line]), prefix })
+    }
+
+    /// The files that are read again when they have changed.
+    pub fn watched(&self) -> Vec<Rc<Watched>> {
+        let sentinels = match &self.finder {
+            Finder::Sentinel { password, .. } => password.file(),
+            Finder::Key | Finder::Cluster => None,
+        };
+        let tls = self.links.tls.iter().flat_map(|tls| tls.client.files());
+        self.links.password.file().into_iter().chain(sentinels).chain(tls).cloned().collect()
     }
 
     /// The names of its servers that did not resolve when they were read.
@@ -538,8 +563,8 @@ impl Settings {
                     let seeds = peers(&links, servers);
                     Route::Cluster(Cluster::new(links, seeds, replies.clone()))
                 }
-                Finder::Sentinel(codec, name) => {
-                    let asked = Links { codec, ..links.clone() };
+                Finder::Sentinel { codec, password, name } => {
+                    let asked = Links { codec, password, ..links.clone() };
                     let sentinels = peers(&asked, servers);
                     Route::Sentinel(Sentinel::new(links, name, sentinels, replies.clone()))
                 }

@@ -21,12 +21,14 @@ use crate::ffi::block::{Block, Server};
 use crate::ffi::conf::{Conf, DUPLICATE, Directive, Place, Refusal, Unresolved, directive};
 use crate::ffi::content;
 use crate::ffi::counters::Counters;
-use crate::ffi::log::Level;
+use crate::ffi::file::{self, Watched};
+use crate::ffi::log::{Level, Log};
 use crate::ffi::module::{self, Commands, Module};
 use crate::ffi::shared_value::SharedValue;
 use crate::ffi::tls::{self, Hooked};
 use crate::ffi::turn::Turn;
 use crate::handshake::{Policy, Rules, Watch};
+use crate::log_at;
 use crate::net::backend::{Answers, Backend as Servers};
 use crate::status::page::{Counted, Status};
 use crate::status::variables;
@@ -124,6 +126,8 @@ pub struct MainConf {
     tiers: Vec<(String, Rc<dyn Tier>)>,
     /// The servers of those tiers.
     servers: Vec<Rc<Servers>>,
+    /// Files that are read again when they have changed.
+    files: Vec<Rc<Watched>>,
     /// Whether anybody can ask for what is counted.
     counts: bool,
     counters: Option<Counters>,
@@ -436,6 +440,7 @@ impl MainConf {
 
     fn remote(&mut self, name: &str, settings: Settings) -> Rc<dyn Tier> {
         let name = self.scoped(name);
+        self.files.extend(settings.watched());
         let (servers, prefix) = settings.into_servers(&name);
         self.servers.push(Rc::clone(&servers));
         Rc::new(Remote::new(name, prefix, servers))
@@ -635,6 +640,18 @@ impl module::MainConf for MainConf {
         if let Some(policy) = &self.policy {
             policy.count();
             policy.begin();
+        }
+        for file in &self.files {
+            let Some(why) = file.begin().filter(|_| file::is_first_worker()) else { continue };
+            log_at!(
+                Log::cycle(),
+                Warn,
+                "\"{}\" of \"{}\" cannot be read by user \"{}\" ({why}): a change of it takes \
+                 effect with a reload only (hint: let that user, or its group, read the file)",
+                file.path(),
+                file.directive(),
+                file::worker_user()
+            );
         }
     }
 

@@ -9,7 +9,9 @@ use core::net::IpAddr;
 use core::ptr;
 use std::boxed::Box;
 use std::ffi::CString;
+use std::rc::Rc;
 use std::string::{String, ToString};
+use std::vec::Vec;
 
 use foreign_types::ForeignTypeRef;
 use nginx_sys::{
@@ -22,11 +24,14 @@ use nginx_sys::{
 use session_core::hint::Hint;
 
 use super::conf::{Conf, Flag, KeyVals, Num, Passwords, Protocols, Refusal, Str};
+use super::file::Watched;
 use super::openssl::{
-    Certificate, Cross, SSL_CTX_set_default_verify_paths, SSL_CTX_set_mode, SSL_CTX_set_options,
-    SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, SSL_MODE_ENABLE_PARTIAL_WRITE, SSL_OP_CLEANSE_PLAINTEXT,
-    SslRef, X509_V_OK, X509_verify_cert_error_string, clear_errors,
+    Certificate, Cross, CtxRef, SSL_CTX_set_default_verify_paths, SSL_CTX_set_mode,
+    SSL_CTX_set_options, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, SSL_MODE_ENABLE_PARTIAL_WRITE,
+    SSL_OP_CLEANSE_PLAINTEXT, SslRef, X509_V_OK, X509_verify_cert_error_string, clear_errors,
 };
+use super::proof::{News, Proof};
+use super::turn::Turn;
 
 /// Default of `ssl_protocols`.
 const PROTOCOLS: ngx_uint_t = (NGX_SSL_TLSv1_2 | NGX_SSL_TLSv1_3) as ngx_uint_t;
@@ -112,6 +117,7 @@ pub struct TlsClient {
     ssl: Box<UnsafeCell<ngx_ssl_t>>,
     verify: bool,
     session_reuse: bool,
+    proof: Proof,
 }
 
 impl TlsClient {
@@ -122,17 +128,22 @@ impl TlsClient {
         ssl.log = cf.raw().log;
         let ssl = Box::new(UnsafeCell::new(ssl));
         let protocols = conf.protocols.or(PROTOCOLS);
+        // Before nginx reads the files: what changes meanwhile is read again.
+        let proof = Proof::new(cf, conf)?;
         // SAFETY: the box outlives the SSL_CTX that is made here.
         checked(unsafe { ngx_ssl_create(ssl.get(), protocols, ptr::null_mut()) })?;
         // From here on dropping it cleans up.
-        let client = TlsClient {
+        let mut client = TlsClient {
             ssl,
             verify: conf.verify.or(true),
             session_reuse: conf.session_reuse.or(true),
+            proof,
         };
         client.configure(cf, conf)?;
         if client.verify {
             client.trust(cf, conf)?;
+        } else {
+            client.proof.verifies_nobody();
         }
         Ok(client)
     }
@@ -200,6 +211,27 @@ impl TlsClient {
 
     pub(super) fn as_ptr(&self) -> *mut ngx_ssl_t {
         self.ssl.get()
+    }
+
+    /// The files that are read again when they have changed, see [`TlsClient::refresh`].
+    pub fn files(&self) -> impl Iterator<Item = &Rc<Watched>> {
+        self.proof.files()
+    }
+
+    /// Reads again what has changed of certificates, keys and revocation lists, for new connections.
+    pub fn refresh(&self, turn: &Turn) -> Vec<News<'_>> {
+        // SAFETY: the SSL_CTX is there as long as this.
+        self.proof.refresh(turn, unsafe { CtxRef::from_ptr((*self.as_ptr()).ctx.cross()) })
+    }
+
+    /// Tells connections from others that were made with other certificates, or verified by others.
+    pub fn generation(&self) -> u64 {
+        self.proof.generation()
+    }
+
+    /// Gives a new connection what was read again. `false` if that failed.
+    pub(super) fn give_to(&self, ssl: &SslRef) -> bool {
+        self.proof.give_to(ssl)
     }
 
     /// Whether sessions are to be kept.

@@ -23,12 +23,14 @@ pub mod content;
 pub mod counters;
 pub mod crypto;
 pub mod event;
+pub mod file;
 pub mod http;
 pub mod link;
 pub mod log;
 pub mod module;
 mod openssl;
 mod pool;
+pub mod proof;
 mod quic;
 pub mod resolver;
 #[cfg(ngx_feature = "stream_ssl")]

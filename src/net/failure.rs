@@ -9,6 +9,7 @@ use session_core::hint::Hint;
 use session_core::outcome::Outcome;
 
 use crate::ffi::client::{self, TlsError};
+use crate::ffi::file::Errno;
 
 /// What a record begins with by which TLS ends a connection (RFC 8446, section 5.1).
 const TLS_ALERT: u8 = 21;
@@ -61,9 +62,9 @@ impl Failure {
         heard: bool,
     ) -> Option<Hint<'a>> {
         match self {
-            Failure::Conversation(conversation::Failure::Greeting(text)) => {
-                codec.hint(text.as_bytes(), step)
-            }
+            Failure::Conversation(
+                conversation::Failure::Greeting(text) | conversation::Failure::Password(text),
+            ) => codec.hint(text.as_bytes(), step),
             Failure::Conversation(conversation::Failure::Decode(DecodeError::UnexpectedType(
                 TLS_ALERT,
             ))) if !tls => Some(Hint::SpeaksTls),
@@ -113,17 +114,5 @@ impl fmt::Display for Failure {
             Failure::Shutdown => f.write_str("worker shuts down"),
             Failure::Conversation(failure) => failure.fmt(f),
         }
-    }
-}
-
-/// An errno in nginx's form, `number: text`.
-struct Errno(i32);
-
-impl fmt::Display for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let error = std::io::Error::from_raw_os_error(self.0);
-        let text = std::string::ToString::to_string(&error);
-        let text = text.split(" (os error").next().unwrap_or_default();
-        write!(f, "{}: {text}", self.0)
     }
 }

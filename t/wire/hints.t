@@ -83,7 +83,7 @@ hinted 'a password is not needed', at(redis()), password_file => $secret,
 
 hinted 'another password', at(redis(password => 's3cret-word')), password_file => $other,
     says => qr/$redis is down: server refused: "WRONGPASS .*"/,
-    hint => 'check "username" and "password_file" by ACL GETUSER at the server, then reload';
+    hint => 'check "username" and "password_file" by ACL GETUSER at the server';
 
 my %nginx = (username => 'nginx', password_file => $secret);
 hinted 'no right to one command', at(redis(users => { nginx => '>s3cret-word ~tls:* +get +set +del +ping' })), %nginx,
@@ -177,7 +177,7 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
         hint => 'set "sentinel_password_file", and "sentinel_username" if it is a user\'s';
     hinted 'a Sentinel has another password', at(redis(password => 's3cret-word')), sentinel => 'mymaster', sentinel_password_file => $other,
         says => qr/$redis is down: server refused: "WRONGPASS .*"/,
-        hint => 'check "sentinel_username" and "sentinel_password_file" by ACL GETUSER at the server, then reload';
+        hint => 'check "sentinel_username" and "sentinel_password_file" by ACL GETUSER at the server';
 }
 
 {

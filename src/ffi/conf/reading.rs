@@ -84,19 +84,14 @@ impl Conf {
 
     /// Writes a message with the place of the directive.
     pub fn say(&mut self, level: Level, text: fmt::Arguments<'_>) {
-        self.say_errno(level, 0, text);
-    }
-
-    /// As [`Conf::say`], with the text of `errno` after the message.
-    pub(super) fn say_errno(&mut self, level: Level, errno: i32, text: fmt::Arguments<'_>) {
         let text = text.to_string();
-        // By hand, since ngx_conf_log_error!() of ngx takes no errno.
+        // By hand, since ngx_conf_log_error!() of ngx takes a static text.
         // SAFETY: the format takes one length and one pointer.
         unsafe {
             ngx_conf_log_error(
                 level as ngx_uint_t,
                 &raw mut self.0,
-                errno as ngx_err_t,
+                0 as ngx_err_t,
                 c"%*s".as_ptr(),
                 text.len(),
                 text.as_ptr(),
@@ -138,7 +133,7 @@ impl Conf {
     }
 
     /// The full name of a file whose name may be relative to the configuration.
-    pub(super) fn full_name(&mut self, path: &str) -> Result<String, Refusal> {
+    pub(in crate::ffi) fn full_name(&mut self, path: &str) -> Result<String, Refusal> {
         // SAFETY: the name is copied to the pool, with the null byte that nginx wants behind it.
         unsafe {
             let terminated = [path.as_bytes(), b"\0"].concat();

@@ -1,33 +1,31 @@
 //! Files of passwords and keys.
 
 use std::boxed::Box;
-use std::fs::File;
-use std::io::{self, Read};
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::vec::Vec;
 
 use zeroize::Zeroizing;
 
 use super::reading::{Conf, Refusal};
+use crate::ffi::file::{self, Unusable, Watched};
 use crate::ffi::log::Level;
 
-/// The longest password in a file, in bytes.
-const MAX_PASSWORD: usize = 4096;
-
 impl Conf {
-    /// Reads a password from a file, whose name may be relative to the configuration. A line end
-    /// after the password is left out.
-    pub fn password_file(&mut self, path: &str) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+    /// Reads a password from the file that a directive names, whose name may be relative to the
+    /// configuration. A line end after the password is left out. With the file, if it can be read
+    /// again.
+    pub fn password_file(
+        &mut self,
+        directive: &'static str,
+        path: &str,
+    ) -> Result<(Zeroizing<Vec<u8>>, Option<Watched>), Refusal> {
         let path = self.full_name(path)?;
-        let mut secret = self.secret_file(&path, MAX_PASSWORD.saturating_add(b"\r\n".len()))?;
-        let end = secret.strip_suffix(b"\n").map(|rest| rest.strip_suffix(b"\r").unwrap_or(rest));
-        let len = end.map_or(secret.len(), <[u8]>::len);
-        secret.truncate(len);
-        match len {
-            0 => Err(self.refuse(format_args!("\"{path}\" is empty"))),
-            1..=MAX_PASSWORD => Ok(secret),
-            _ => Err(self.refuse(format_args!("\"{path}\" is longer than {MAX_PASSWORD} bytes"))),
-        }
+        let (mut secret, data) = self.secret_file(&path, file::PASSWORD_FILE)?;
+        file::password(&mut secret).map_err(|unusable| {
+            self.refuse(format_args!("invalid \"{directive}\": {}", unusable.of(&path)))
+        })?;
+        Ok((secret, Watched::new(directive, &path, &data)))
     }
 
     /// Reads a key from a file of exactly its length, whose name may be relative to the
@@ -37,7 +35,7 @@ impl Conf {
         path: &str,
     ) -> Result<Box<Zeroizing<[u8; N]>>, Refusal> {
         let path = self.full_name(path)?;
-        let read = self.secret_file(&path, N)?;
+        let (read, _) = self.secret_file(&path, N)?;
         let mut key = Box::new(Zeroizing::new([0; N]));
         if read.len() != N {
             return Err(self.refuse(format_args!("\"{path}\" must be {N} bytes")));
@@ -47,26 +45,18 @@ impl Conf {
     }
 
     /// Reads a secret from a file: all of it, or `max` bytes and one more.
-    fn secret_file(&mut self, path: &str, max: usize) -> Result<Zeroizing<Vec<u8>>, Refusal> {
-        let file = File::open(path).map_err(|error| self.failed("open()", path, &error))?;
-        match file.metadata() {
-            Ok(data) if data.mode() & libc::S_IROTH != 0 => {
-                self.say(Level::Warn, format_args!("\"{path}\" can be read by everybody"));
-            }
-            Ok(_) => {}
-            Err(error) => return Err(self.failed("fstat()", path, &error)),
+    fn secret_file(
+        &mut self,
+        path: &str,
+        max: usize,
+    ) -> Result<(Zeroizing<Vec<u8>>, Metadata), Refusal> {
+        let opened = File::open(path).map_err(|error| Unusable::failed("open()", &error));
+        let (secret, data) = opened
+            .and_then(|file| file::read(file, max))
+            .map_err(|unusable| self.refuse(format_args!("{}", unusable.of(path))))?;
+        if data.mode() & libc::S_IROTH != 0 {
+            self.say(Level::Warn, format_args!("\"{path}\" can be read by everybody"));
         }
-        // The buffer never fills: growing it would leave a copy of the secret behind.
-        let mut secret = Zeroizing::new(Vec::with_capacity(max.saturating_mul(2)));
-        file.take(max.saturating_add(1) as u64)
-            .read_to_end(&mut secret)
-            .map_err(|error| self.failed("read()", path, &error))?;
-        Ok(secret)
-    }
-
-    fn failed(&mut self, call: &str, path: &str, error: &io::Error) -> Refusal {
-        let errno = error.raw_os_error().unwrap_or(0);
-        self.say_errno(Level::Emerg, errno, format_args!("{call} \"{path}\" failed"));
-        Refusal::Said
+        Ok((secret, data))
     }
 }

@@ -1,10 +1,12 @@
 //! Values of directives that nginx itself parses and stores.
 
 use core::ptr;
+use std::vec::Vec;
 
 use nginx_sys::{
     NGX_CONF_UNSET, ngx_array_t, ngx_flag_t, ngx_int_t, ngx_msec_t, ngx_str_t, ngx_uint_t,
 };
+use zeroize::Zeroizing;
 
 /// A time, in milliseconds, once it is set.
 #[repr(transparent)]
@@ -130,5 +132,13 @@ impl Passwords {
     /// Null if there are none. Valid while the configuration is read.
     pub(in crate::ffi) fn as_ptr(&self) -> *mut ngx_array_t {
         self.0
+    }
+
+    /// Copies that outlive the configuration's reading.
+    pub(in crate::ffi) fn copied(&self) -> Vec<Zeroizing<Vec<u8>>> {
+        // SAFETY: ngx_ssl_read_password_file() has made an array of strings, whose pool goes when the
+        // configuration has been read.
+        let words = unsafe { self.0.as_ref().map_or(&[][..], |it| it.as_slice::<ngx_str_t>()) };
+        words.iter().map(|word| Zeroizing::new(word.as_bytes().to_vec())).collect()
     }
 }

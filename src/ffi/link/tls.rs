@@ -121,6 +121,9 @@ impl Link {
                 return false;
             }
             let ssl = (*c).ssl;
+            if !tls.give_to(SslRef::from_ptr((*ssl).connection.cross())) {
+                return false;
+            }
             if let Some(name) = name.sent() {
                 let ssl = (*ssl).connection.cross();
                 if SSL_set_tlsext_host_name(ssl, name.as_ptr().cast_mut()) == 0 {

@@ -48,6 +48,18 @@ foreign_type! {
         fn drop = X509_free;
     }
 
+    /// A private key. Counted.
+    pub unsafe type Key {
+        type CType = EVP_PKEY;
+        fn drop = EVP_PKEY_free;
+    }
+
+    /// What certificates are verified by. Counted.
+    pub unsafe type Store {
+        type CType = X509_STORE;
+        fn drop = X509_STORE_free;
+    }
+
     /// A moment.
     pub unsafe type Time {
         type CType = ASN1_TIME;
@@ -89,8 +101,6 @@ macro_rules! lent_types {
 lent_types! {
     /// A cipher suite. Those of OpenSSL are static.
     Suite: SSL_CIPHER;
-    /// What certificates are verified by.
-    StoreRef: X509_STORE;
     /// A certificate or a revocation list of a store.
     StoreObjectRef: X509_OBJECT;
     /// A revocation list.

@@ -16,8 +16,8 @@ pub use self::errors::{clear_errors, unheard};
 pub(in crate::ffi) use self::handles::ask;
 pub use self::handles::{
     Algorithm, AlgorithmRef, Answer, Bio, BioMethod, BioRef, Certificate, CertificateRef, Cipher,
-    CipherRef, Ctx, CtxRef, NameRef, Session, SessionRef, Ssl, SslRef, Stack, StoreRef, Suite,
-    Time, lent,
+    CipherRef, Ctx, CtxRef, Key, NameRef, Session, SessionRef, Ssl, SslRef, Stack, Store, StoreRef,
+    Suite, Time, lent,
 };
 pub use super::shim::*;
 

@@ -2,15 +2,18 @@
 
 use std::rc::Weak;
 
+use session_core::buffer::Secret;
+use session_core::codec::OutOfMemory;
 use session_core::stats::{Kind as Counted, server as stats};
 
 use super::line::{Line, Phase};
 use super::{Peer, Turn};
-use crate::debug;
 use crate::ffi::clock;
+use crate::ffi::file::Unusable;
 use crate::ffi::link::{ConnectError, Handshake, Link, Progress};
 use crate::ffi::log::Log;
 use crate::net::failure::Failure;
+use crate::{debug, log_at};
 
 impl Line {
     /// Opens the connection for which the conversation waits.
@@ -93,9 +96,12 @@ impl Line {
 
     /// The connection is there. With TLS the handshake begins.
     fn connected(&self, turn: &Turn, peer: &Peer) -> Result<(), Failure> {
-        if peer.tls.is_none() {
-            self.ready(turn, peer);
-            return Ok(());
+        let Some(tls) = &peer.tls else { return self.ready(turn, peer) };
+        for (file, read) in tls.client.refresh(turn) {
+            peer.say_of_file(file.path(), &read);
+        }
+        if let Some(mut wire) = self.wire.get(turn) {
+            wire.generation = tls.client.generation();
         }
         self.begin(turn, peer, None, |deadline| Phase::Handshaking { deadline });
         self.handshake(turn)
@@ -109,8 +115,10 @@ impl Line {
         let handshake = {
             let address = peer.address();
             let Some(kept) = peer.session.get(turn) else { return Ok(()) };
-            let earlier = kept.as_ref().filter(|(of, _)| Some(of) == address.as_ref());
-            link.handshake(turn, &tls.client, &tls.name, earlier.map(|(_, session)| session))
+            let earlier = kept.as_ref().filter(|kept| {
+                Some(&kept.address) == address.as_ref() && kept.generation == wire.generation
+            });
+            link.handshake(turn, &tls.client, &tls.name, earlier.map(|kept| &kept.session))
         };
         match handshake {
             Handshake::Done => {
@@ -118,10 +126,9 @@ impl Line {
                 peer.count.add(if reused { stats::TLS_REUSED } else { stats::TLS_NEW }, 1);
                 let resumed = if reused { ", session reused" } else { "" };
                 debug!(Log::cycle(), "SSL session backend {peer}: SSL handshake done{resumed}");
-                peer.keep_session(turn, link);
+                peer.keep_session(turn, link, wire.generation);
                 drop(wire);
-                self.ready(turn, &peer);
-                Ok(())
+                self.ready(turn, &peer)
             }
             Handshake::Again => Ok(()),
             Handshake::Failed(error) => Err(Failure::Handshake(error)),
@@ -129,9 +136,9 @@ impl Line {
     }
 
     /// The connection can be written to.
-    fn ready(&self, turn: &Turn, peer: &Peer) {
+    fn ready(&self, turn: &Turn, peer: &Peer) -> Result<(), Failure> {
         peer.count.add(stats::CONNECTIONS, 1);
-        let Some(mut wire) = self.wire.get(turn) else { return };
+        let Some(mut wire) = self.wire.get(turn) else { return Ok(()) };
         wire.phase = Phase::Open;
         if let (Some(link), Some(seconds)) = (&wire.link, peer.limits.keepalive) {
             link.keep_alive(seconds);
@@ -140,8 +147,52 @@ impl Line {
             // The next read or write says why.
             debug!(Log::cycle(), "SSL session backend {peer}: event registration failed");
         }
-        self.with(|conversation| conversation.connected(clock::now_ms()));
+        drop(wire);
+        let password = peer.password(turn, false);
+        let greeted = self.with(|it| it.connected(clock::now_ms(), &password));
+        greeted.unwrap_or(Ok(())).map_err(|OutOfMemory| Failure::OutOfMemory)?;
         self.arm();
         self.work.post();
+        Ok(())
+    }
+}
+
+impl Peer {
+    /// The password to greet with. Its file is read where it has changed, or where the server has
+    /// refused what was read before: that goes on being used if the file is of no use.
+    pub(super) fn password(&self, turn: &Turn, refused: bool) -> Secret {
+        let read = self.password.refresh(turn, refused);
+        if let Some(file) = self.password.file() {
+            self.say_of_file(file.path(), &read);
+        }
+        self.password.current()
+    }
+
+    /// Says what became of a file that was to be read again.
+    fn say_of_file(&self, path: &str, read: &Result<bool, Unusable>) {
+        match read {
+            Ok(false) => {}
+            Ok(true) => {
+                let doing = self.doing(None);
+                log_at!(
+                    Log::cycle(),
+                    Notice,
+                    "{self}: \"{path}\" has changed, new connections use it{doing}"
+                );
+            }
+            Err(unusable) => {
+                let times = self.state.try_borrow_mut().ok();
+                let times = times.and_then(|mut state| state.unusable.pass(clock::now_ms()));
+                if let Some(times) = times {
+                    log_at!(
+                        Log::cycle(),
+                        Error,
+                        "{self}: {}, what was read before is used ({times} times){}",
+                        unusable.of(path),
+                        self.doing(None)
+                    );
+                }
+            }
+        }
     }
 }

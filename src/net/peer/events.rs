@@ -12,7 +12,7 @@ use session_core::stats::server as stats;
 
 use super::line::{Lane, Line, Phase, Tick, Wire, Work};
 use super::verdict::Facts;
-use super::{Peer, RequestToken};
+use super::{Kept, Peer, RequestToken};
 use crate::ffi::clock;
 use crate::ffi::event::Handle;
 use crate::ffi::link::{Io, Link, LinkOwner};
@@ -20,10 +20,10 @@ use crate::ffi::log::Log;
 use crate::ffi::resolver::{ResolveError, Resolved, ResolverOwner};
 use crate::ffi::tls;
 use crate::ffi::turn::Turn;
-use crate::log_at;
 use crate::net::address_book::Resolution;
 use crate::net::failure::Failure;
 use crate::net::wording;
+use crate::{debug, log_at};
 
 /// How much is read at once, in bytes.
 const READ_CHUNK: usize = 16 * 1024;
@@ -120,7 +120,7 @@ impl Line {
             result?;
             Ok(Took::Some { more })
         });
-        peer.keep_session(turn, link);
+        peer.keep_session(turn, link, wire.generation);
         drop(wire);
         if self.with(|it| !it.is_silent()).unwrap_or(false) {
             self.doubted.set(false);
@@ -187,9 +187,30 @@ impl Line {
         peer.telling.replace(Weak::new());
     }
 
+    /// The server has refused the password: where there is another one by now the connection is made
+    /// anew, and is greeted with that. The requests that wait for it wait on; the server has failed in
+    /// nothing.
+    fn greets_anew(&self, turn: &Turn, peer: &Peer, failure: &Failure) -> bool {
+        if !matches!(failure, Failure::Conversation(conversation::Failure::Password(_))) {
+            return false;
+        }
+        let password = peer.password(turn, true);
+        if !self.with(|conversation| conversation.restart(&password)).unwrap_or(false) {
+            return false;
+        }
+        debug!(Log::cycle(), "SSL session backend {peer}: greeted anew with another password");
+        self.shut(turn);
+        self.arm();
+        self.work.post();
+        true
+    }
+
     /// Ends the connection, which has failed. What has ended with it has still to be told.
     fn give_up(&self, turn: &Turn, peer: &Peer, failure: &Failure) -> Option<Ends<RequestToken>> {
         peer.judge(self);
+        if self.greets_anew(turn, peer, failure) {
+            return self.with(Conversation::take_ends).flatten();
+        }
         let conversation = self.talk(|talk| talk.conversation.take()).flatten()?;
         let action = match self.phase(turn) {
             Phase::Idle | Phase::Connecting { .. } => Some("connecting to backend"),
@@ -449,10 +470,10 @@ impl Peer {
     }
 
     /// Keeps the session that the server has given a connection, for the next one.
-    pub(super) fn keep_session(&self, turn: &Turn, link: &Link) {
+    pub(super) fn keep_session(&self, turn: &Turn, link: &Link, generation: u64) {
         let Some(session) = link.take_session() else { return };
         if let Some(mut kept) = self.session.get(turn) {
-            *kept = self.address().map(|address| (address, session));
+            *kept = self.address().map(|address| Kept { address, generation, session });
         }
     }
 }
@@ -488,6 +509,7 @@ impl ResolverOwner for Peer {
         let successor = Peer::with_book(
             book,
             self.tls.clone(),
+            self.password.clone(),
             self.breaker,
             Rc::clone(&self.codec),
             self.limits.clone(),

@@ -57,6 +57,8 @@ pub(super) struct Wire {
     pub(super) phase: Phase,
     /// How many addresses are left to try.
     pub(super) untried: usize,
+    /// [`TlsClient::generation`](crate::ffi::client::TlsClient::generation) of the connection.
+    pub(super) generation: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,7 +86,7 @@ impl Line {
             peer: peer.this.clone(),
             lane,
             talk: RefCell::new(talk),
-            wire: Outside::new(Wire { link: None, phase: Phase::Idle, untried: 0 }),
+            wire: Outside::new(Wire { link: None, phase: Phase::Idle, untried: 0, generation: 0 }),
             leaves: Cell::new(false),
             demoted: Cell::new(false),
             doubted: Cell::new(false),

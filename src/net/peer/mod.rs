@@ -25,6 +25,7 @@ use session_core::throttle::Throttle;
 pub use session_core::conversation::{Command, Node, Reply, Request};
 
 use super::address_book::AddressBook;
+use super::password::Password;
 use super::wording::{self, Context};
 use crate::ffi::address::Address;
 use crate::ffi::client::{TlsClient, TlsName};
@@ -89,6 +90,8 @@ pub struct Server {
     pub name: Option<(Box<str>, u16)>,
     /// How to secure connections.
     pub tls: Option<Tls>,
+    /// What it wants to hear first.
+    pub password: Password,
     /// When it counts as down.
     pub breaker: breaker::Config,
 }
@@ -172,13 +175,14 @@ pub struct Peer {
     this: Weak<Peer>,
     codec: Rc<dyn Codec>,
     tls: Option<Tls>,
+    password: Password,
     breaker: breaker::Config,
     limits: Limits,
     replies: Weak<dyn Replies>,
     book: RefCell<AddressBook>,
     state: RefCell<State>,
-    /// The TLS session of the last connection, and the address it belongs to.
-    session: Outside<Option<(Address, Session)>>,
+    /// The TLS session of the last connection.
+    session: Outside<Option<Kept>>,
     /// The connection whose ends are being told.
     telling: RefCell<Weak<Line>>,
     /// The addresses are to be asked for.
@@ -191,6 +195,14 @@ pub struct Peer {
 }
 
 struct Work;
+
+/// A TLS session, and what a connection has to have in common with the one that it is of.
+struct Kept {
+    address: Address,
+    /// [`TlsClient::generation`]
+    generation: u64,
+    session: Session,
+}
 
 /// What requests are made of: memory.
 struct State {
@@ -216,6 +228,7 @@ struct State {
     full: Throttle,
     refused: Throttle,
     closed: Throttle,
+    unusable: Throttle,
 }
 
 impl Peer {
@@ -227,12 +240,13 @@ impl Peer {
         replies: Weak<dyn Replies>,
     ) -> Rc<Self> {
         let book = AddressBook::new(server.addresses, server.name);
-        Self::with_book(book, server.tls, server.breaker, codec, limits, replies)
+        Self::with_book(book, server.tls, server.password, server.breaker, codec, limits, replies)
     }
 
     fn with_book(
         book: AddressBook,
         tls: Option<Tls>,
+        password: Password,
         breaker: breaker::Config,
         codec: Rc<dyn Codec>,
         limits: Limits,
@@ -242,6 +256,7 @@ impl Peer {
             this: this.clone(),
             codec,
             tls,
+            password,
             breaker,
             limits,
             replies,
@@ -261,6 +276,7 @@ impl Peer {
                 full: Throttle::new(),
                 refused: Throttle::new(),
                 closed: Throttle::new(),
+                unusable: Throttle::new(),
             }),
             session: Outside::new(None),
             telling: RefCell::new(Weak::new()),

@@ -11,6 +11,7 @@ use session_core::breaker;
 use session_core::codec::Codec;
 use session_core::topology::{self, SlotMap};
 
+use super::password::Password;
 use super::peer::{Limits, Node, Peer, Replies, Reply, Server, Tls};
 use crate::ffi::address::Address;
 use crate::ffi::client::{TlsClient, TlsName};
@@ -222,6 +223,8 @@ impl Retired {
 pub struct Links {
     /// What they speak.
     pub codec: Rc<dyn Codec>,
+    /// What they want to hear first.
+    pub password: Password,
     /// Limits of each.
     pub limits: Limits,
     /// How connections are secured.
@@ -257,7 +260,8 @@ impl Links {
             client: Rc::clone(&tls.client),
             name: TlsName::new(tls.name.as_deref().unwrap_or(host), tls.sni),
         });
-        let server = Server { addresses, name, tls, breaker };
+        let password = self.password.clone();
+        let server = Server { addresses, name, tls, password, breaker };
         let codec = Rc::clone(&self.codec);
         let peer = Peer::new(server, codec, self.limits.clone(), Weak::clone(replies));
         if let Some(resolver) = &self.resolver {

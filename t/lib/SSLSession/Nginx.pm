@@ -18,6 +18,7 @@ my @all;
 # main     what stands outside of it; events: what stands in events{}
 # stream   what stands in stream{}, where has_stream(); stream_last: its module is loaded after ours
 # workers  1
+# user     of the workers; by default whoever runs the test
 # method   'epoll', 'poll' or 'select'
 # module   0: the module is not loaded
 # key      0: there is no "ssl_session_key"; otherwise session_key(), unless conf has one
@@ -51,7 +52,7 @@ sub write_conf {
     my $dir  = $self->{dir};
     my $load = $self->{module} && !$ENV{TEST_NGINX_STATIC} ? 'load_module ' . module_path() . ';' : '';
     # Workers of root would be nobody's, who may not read the test's files.
-    my $user = $> == 0 ? 'user root;' : '';
+    my $user = $> == 0 ? 'user ' . ($self->{user} // 'root') . ';' : '';
     my $use  = $self->{method} ? "use $self->{method};" : '';
     my $temp = join "\n    ", map { "${_}_temp_path $dir/$_;" } qw(client_body proxy);
     my $nginx_v = version_text();
