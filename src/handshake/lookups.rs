@@ -6,10 +6,12 @@ use std::vec::Vec;
 
 use session_core::hello::{SessionId, WantedIds};
 use session_core::outcome::Outcome;
+use session_core::ticket_keys::KeyName;
 
 use super::lookup::{Lookup, Status};
 use super::policy::Policy;
 use super::reject::Reject;
+use super::tickets::OfferedTicket;
 use crate::debug;
 use crate::ffi::log::Log;
 use crate::ffi::tls::HandshakeToken;
@@ -17,10 +19,14 @@ use crate::net::backend::{Answered, Waiter};
 
 /// In place of the number of a lookup: the question about the epoch.
 const EPOCH: usize = usize::MAX;
+/// And the one for the key of a ticket.
+const TICKET_KEY: usize = usize::MAX - 1;
 
 /// The lookups of the session IDs that a client has offered.
 pub struct Lookups {
     lookups: Vec<Lookup>,
+    /// The name of a ticket's key that was asked for.
+    ticket_key: Option<KeyName>,
     /// How many answers have not come yet.
     waiting: usize,
     started: Option<Instant>,
@@ -29,7 +35,7 @@ pub struct Lookups {
 impl Lookups {
     /// No lookup yet.
     pub fn new() -> Self {
-        Lookups { lookups: Vec::new(), waiting: 0, started: None }
+        Lookups { lookups: Vec::new(), ticket_key: None, waiting: 0, started: None }
     }
 
     /// Makes room for so many lookups. Whether there is memory for them.
@@ -39,14 +45,14 @@ impl Lookups {
 
     /// Begins to look up the session IDs, for which there is room, and asks for the epoch. Those that
     /// are forged are left out: OpenSSL may not even ask for them.
-    /// That a ticket is going to be read is a reason to ask for the epoch, too.
+    /// A ticket is a reason to ask for the epoch, too, and for its key if that is not known.
     pub fn begin(
         &mut self,
         policy: &Policy,
         log: &Log,
         token: HandshakeToken,
         ids: &WantedIds,
-        reads_ticket: bool,
+        ticket: OfferedTicket,
     ) {
         self.started = Some(Instant::now());
         self.waiting = 0;
@@ -67,9 +73,15 @@ impl Lookups {
             }
         }
         // First, so that the server which has the session may have told of the epoch before.
-        let resumes = reads_ticket || !self.lookups.is_empty();
+        let resumes = !matches!(ticket, OfferedTicket::None) || !self.lookups.is_empty();
         if let Some(epoch) = policy.rules.epoch.as_ref().filter(|_| resumes) {
             self.waiting = epoch.ask(Waiter::Handshake { token, index: EPOCH }).into();
+        }
+        if let (OfferedTicket::Unknown(name), Some(tickets)) = (ticket, &policy.rules.tickets) {
+            if tickets.keeper.ask_now(&name, Waiter::Handshake { token, index: TICKET_KEY }) {
+                self.ticket_key = Some(name);
+                self.waiting = self.waiting.saturating_add(1);
+            }
         }
         for (index, lookup) in self.lookups.iter_mut().enumerate() {
             let waiter = Waiter::Handshake { token, index };
@@ -90,6 +102,12 @@ impl Lookups {
         if index == EPOCH {
             if let Some(epoch) = policy.rules.epoch.as_ref().filter(|_| answer.first) {
                 epoch.answered(answer.outcome, answer.value);
+            }
+            return self.lookup_ended();
+        }
+        if index == TICKET_KEY {
+            if let (Some(name), Some(tickets)) = (self.ticket_key.take(), &policy.rules.tickets) {
+                tickets.keeper.heard(&name, answer.outcome, answer.value);
             }
             return self.lookup_ended();
         }

@@ -21,7 +21,7 @@ use super::lookups::Lookups;
 use super::messages::FETCHING;
 use super::policy::Policy;
 use super::report::{Report, Reports};
-use super::tickets::TicketState;
+use super::tickets::{OfferedTicket, TicketState};
 use crate::ffi::tls::{
     Attached, Connection, Hello, HelloRef, Read, Sink, Socket, SocketRead, Waits,
 };
@@ -374,12 +374,12 @@ impl Handshake {
             // OpenSSL would resume none of them.
             ids.tickets = SessionIds::default();
         }
-        let reads_ticket = policy.reads_ticket(&connection, hello);
-        if reads_ticket {
+        let ticket = policy.offered_ticket(&connection, hello);
+        if matches!(ticket, OfferedTicket::Read) && !connection.has_tickets() {
             // It comes first, so that OpenSSL asks for no other; one that is taken would be lost.
             ids.tickets = SessionIds::default();
         }
-        self.look_up(policy, attached, &ids, reads_ticket);
+        self.look_up(policy, attached, &ids, ticket);
     }
 
     /// Looks the session IDs up, and suspends the handshake if that takes time.
@@ -388,15 +388,16 @@ impl Handshake {
         policy: &Policy,
         attached: &Attached<Policy>,
         ids: &WantedIds,
-        reads_ticket: bool,
+        ticket: OfferedTicket,
     ) {
         self.phase = Phase::Replay;
         debug!(attached.log(), "SSL session fetch: {} session IDs to look up", ids.len());
-        if (ids.is_empty() && !reads_ticket) || !self.lookups.reserve(ids.len()) {
+        let nothing = ids.is_empty() && matches!(ticket, OfferedTicket::None);
+        if nothing || !self.lookups.reserve(ids.len()) {
             return;
         }
         let Ok(token) = attached.token() else { return };
-        self.lookups.begin(policy, attached.log(), token, ids, reads_ticket);
+        self.lookups.begin(policy, attached.log(), token, ids, ticket);
         if self.lookups.are_waiting() {
             self.phase = Phase::AwaitAnswers;
             debug!(attached.log(), "SSL session fetch: handshake suspended");

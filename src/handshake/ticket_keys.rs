@@ -130,11 +130,47 @@ impl Keeper {
 
     /// Whether the key of that name is known. One that is ours and not known is asked for.
     pub fn knows(&self, name: &KeyName) -> bool {
-        let known = self.zone.get().is_some_and(|keys| keys.knows(name, clock::now_ms()));
+        let known = self.is_known(name);
         if !known {
             self.want(name);
         }
         known
+    }
+
+    /// Whether the key of that name is known.
+    pub fn is_known(&self, name: &KeyName) -> bool {
+        self.zone.get().is_some_and(|keys| keys.knows(name, clock::now_ms()))
+    }
+
+    /// Asks for a key that is ours and not known, on behalf of a handshake. Whether that waits for
+    /// [`Keeper::heard`].
+    pub fn ask_now(&self, name: &KeyName, waiter: Waiter) -> bool {
+        let Some(entry) = self.ring.ticket_entry(name).filter(|_| !self.tier.is_local()) else {
+            return false;
+        };
+        !self.is_missed(name) && self.tier.fetch(entry.name(), waiter).is_ok()
+    }
+
+    /// The tier has answered a question for a key.
+    pub fn heard(&self, name: &KeyName, outcome: Outcome, value: &[u8]) {
+        match outcome {
+            Outcome::Hit => self.key_found(name, value),
+            Outcome::Miss => {
+                if let Ok(mut missed) = self.missed.try_borrow_mut() {
+                    if missed.len() < MAX_KEYS && missed.try_reserve(1).is_ok() {
+                        missed.push((*name, clock::now_ms().saturating_add(FORGOTTEN)));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the tier did not have a key when it was asked last.
+    fn is_missed(&self, name: &KeyName) -> bool {
+        let now = clock::now_ms();
+        let is = |(other, until): &(KeyName, u64)| other == name && *until > now;
+        self.missed.try_borrow().is_ok_and(|missed| missed.iter().any(is))
     }
 
     fn want(&self, name: &KeyName) {
@@ -221,17 +257,7 @@ impl Keeper {
             asked.get_mut(index).and_then(Option::take)
         });
         let Some(name) = name else { return };
-        match outcome {
-            Outcome::Hit => self.key_found(&name, value),
-            Outcome::Miss => {
-                if let Ok(mut missed) = self.missed.try_borrow_mut() {
-                    if missed.len() < MAX_KEYS && missed.try_reserve(1).is_ok() {
-                        missed.push((name, clock::now_ms().saturating_add(FORGOTTEN)));
-                    }
-                }
-            }
-            _ => {}
-        }
+        self.heard(&name, outcome, value);
     }
 
     fn head_found(&self, value: &[u8]) {
@@ -254,10 +280,7 @@ impl Keeper {
             self.put(key, *left);
         }
         for earlier in &missing {
-            let is_missed = self.missed.try_borrow().is_ok_and(|missed| {
-                missed.iter().any(|(name, until)| *name == earlier.name && *until > now)
-            });
-            if !is_missed {
+            if !self.is_missed(&earlier.name) {
                 self.ask_for_key(&earlier.name);
             }
         }

@@ -43,6 +43,17 @@ pub struct TicketState {
     resumed: Cell<Option<i64>>,
 }
 
+/// What a client offers by way of a stateless ticket.
+#[derive(Clone, Copy)]
+pub enum OfferedTicket {
+    /// Nothing that is of interest here.
+    None,
+    /// One that OpenSSL will read.
+    Read,
+    /// One with a key that is not known.
+    Unknown(KeyName),
+}
+
 impl TicketState {
     /// When the full handshake took place whose session was resumed, in seconds since the epoch; nothing
     /// if none of a ticket of ours was.
@@ -60,15 +71,21 @@ impl Tickets {
 }
 
 impl Policy {
-    /// Whether a client offers a ticket that will be read, of whatever version of TLS.
-    pub(super) fn reads_ticket(&self, connection: &Connection, hello: &ClientHello) -> bool {
+    /// What a client offers by way of a stateless ticket.
+    pub(super) fn offered_ticket(
+        &self,
+        connection: &Connection,
+        hello: &ClientHello,
+    ) -> OfferedTicket {
         let tls13 = hello.offers_tls13 && connection.allows_tls13();
-        if connection.has_tickets() {
-            let name = if tls13 { hello.identity_key } else { hello.ticket_key };
-            return name.is_some();
+        let name = if tls13 { hello.identity_key } else { hello.ticket_key };
+        let Some(name) = name else { return OfferedTicket::None };
+        match &self.rules.tickets {
+            Some(tickets) if tickets.keeper.is_known(&name) => OfferedTicket::Read,
+            Some(_) => OfferedTicket::Unknown(name),
+            None if connection.has_tickets() => OfferedTicket::Read,
+            None => OfferedTicket::None,
         }
-        let tickets = self.rules.tickets.as_ref();
-        tickets.is_some_and(|tickets| tickets.offered(hello, tls13).is_some())
     }
 
     /// OpenSSL has read a ClientHello, and is about to look for a session.

@@ -142,6 +142,28 @@ subtest 'sessions are stored, and tickets made while the store is away' => sub {
     is_deeply [ $nginx{$_}->errors(warn => 1, except => qr/is down: |is not available/) ], [], "$_: nothing in the log" for qw(A B);
 };
 
+for my $waits (1, 0) {
+    subtest 'a key that is not known is asked for' . ($waits ? ', and waited for' : '') => sub {
+        my $redis = redis();
+        my %port  = map { $_ => free_port() } qw(A B);
+        my %arg   = $waits ? (sessions => [qw(fetch store)]) : ();
+        my $one   = nginx(conf => conf($port{A}, $redis, %arg));
+        ready($one);
+        $redis->cmd('FLUSHALL');
+        my $other = nginx(conf => conf($port{B}, $redis, %arg));
+        ready($other);
+        for my $protocol (@protocols) {
+            # Both make keys, and each looks for the head once a minute.
+            my $made = visit($port{B}, protocol => $protocol);
+            my $seen = visit($port{A}, protocol => $protocol, session => $made->{session});
+            is $seen->{reused}, 0, "$protocol: not known at first" if !$waits && $protocol eq $protocols[0];
+            wait_until { $seen = visit($port{A}, protocol => $protocol, session => $made->{session}); $seen->{reused} } 5, 'the key' if !$waits;
+            is_deeply [ @$seen{qw(status reused)} ], [ 'TICKET', 1 ], "$protocol: resumed";
+        }
+        is_deeply [ $_->errors(warn => 1) ], [], 'nothing in the log' for $one, $other;
+    };
+}
+
 subtest 'clients of TLS 1.2 that know tickets only' => sub {
     my $redis = redis();
     my %port  = map { $_ => free_port() } qw(A B);
