@@ -20,6 +20,7 @@ use session_core::ticket_keys::{KeyName, TicketKey};
 use super::policy::{Policy, only_openssl_resumes};
 use super::ticket_keys::Keeper;
 use crate::debug;
+use crate::ffi::clock;
 use crate::ffi::tls::{Connection, HelloRef, ReadTicket, SessionRef, TicketVerdict, Waits};
 
 /// What is done with stateless tickets.
@@ -204,6 +205,11 @@ impl Policy {
 
     /// Whether a session may be resumed that a stateless ticket has in it.
     fn allows_stateless(&self, connection: &Connection, session: &SessionRef) -> bool {
+        // OpenSSL would find that out, and resume nothing.
+        let now = clock::unix_time();
+        if session.expires(now) < now {
+            return false;
+        }
         if let Some(epoch) = &self.rules.epoch {
             if epoch.standing(full_handshake(session)) != Standing::Good {
                 debug!(connection.log(), "SSL session of a ticket: is withdrawn, or may be");
