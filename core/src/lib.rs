@@ -20,6 +20,7 @@ pub mod crypto;
 mod der;
 pub mod envelope;
 pub mod epoch;
+pub mod hedge;
 pub mod hello;
 pub mod hint;
 pub mod inflight;
