@@ -56,9 +56,7 @@ fn written(parameters: &Parameters) -> String {
     let backup = if parameters.backup { "backup" } else { "" };
     let down = if parameters.down { "down" } else { "" };
     let replica = if parameters.replica { "replica" } else { "" };
-    format!(
-        "{weight} max_fails={max_fails} fail_timeout={fail_timeout}s {backup} {down} {replica}"
-    )
+    format!("{weight} max_fails={max_fails} fail_timeout={fail_timeout}s {backup} {down} {replica}")
 }
 
 /// In place of nginx's reader of times, which may answer with any number.

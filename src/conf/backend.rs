@@ -27,7 +27,7 @@ use crate::ffi::conf::{
 use crate::ffi::module::Commands;
 use crate::ffi::shared_value::SharedValue;
 use crate::handshake::MAX_ENTRY;
-use crate::net::backend::Backend as Servers;
+use crate::net::backend::{Backend as Servers, Ways};
 use crate::net::peer::{Limits, Peer, Replies};
 use crate::net::route::{Cluster, Links, Member, Route, Sentinel, Servers as Choice, TlsSettings};
 
@@ -51,7 +51,7 @@ const BOARDS: &str = "SSL session servers";
 const SENTINEL_PORT: u16 = 26379;
 
 /// The directives of the block.
-pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 31]> = Commands::new([
+pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 32]> = Commands::new([
     directive::<Server>(BLOCK_CONF | NGX_CONF_1MORE),
     value(c"protocol", Slot::Str, mem::offset_of!(Backend, protocol)),
     flag(c"cluster", mem::offset_of!(Backend, cluster)),
@@ -67,6 +67,7 @@ pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 31]> = Commands::new([
     value(c"fetch_timeout", Slot::Msec, mem::offset_of!(Backend, fetch_timeout)),
     value(c"store_timeout", Slot::Msec, mem::offset_of!(Backend, store_timeout)),
     value(c"keepalive", Slot::Str, mem::offset_of!(Backend, keepalive)),
+    value(c"hedge", Slot::Str, mem::offset_of!(Backend, hedge)),
     value(c"queue", Slot::Num, mem::offset_of!(Backend, queue)),
     flag(c"ssl", mem::offset_of!(Backend, ssl)),
     value(c"ssl_name", Slot::Str, mem::offset_of!(Backend, ssl_name)),
@@ -120,12 +121,15 @@ pub struct Backend {
     fetch_timeout: Msec,
     store_timeout: Msec,
     keepalive: Str,
+    hedge: Str,
     queue: Num,
     ssl: Flag,
     ssl_name: Str,
     tls: TlsConf,
     /// What `keepalive` says.
     keepalive_seconds: Option<u32>,
+    /// What `hedge` says.
+    hedge_ms: Option<u64>,
     servers: Vec<ServerLine>,
 }
 
@@ -175,11 +179,13 @@ impl Backend {
             fetch_timeout: Msec::UNSET,
             store_timeout: Msec::UNSET,
             keepalive: Str::UNSET,
+            hedge: Str::UNSET,
             queue: Num::UNSET,
             ssl: Flag::UNSET,
             ssl_name: Str::UNSET,
             tls: TlsConf::UNSET,
             keepalive_seconds: None,
+            hedge_ms: None,
             servers: Vec::new(),
         };
         cf.block(crate::backend_module(), &mut backend)?;
@@ -197,6 +203,18 @@ impl Backend {
                 };
                 Some(seconds)
             }
+        };
+        backend.hedge_ms = match backend.hedge.get() {
+            Some(b"off") | None => None,
+            Some(text) => match cf.milliseconds(&String::from_utf8_lossy(text)) {
+                Some(ms) => Some(ms),
+                None => {
+                    return Err(cf.refuse(format_args!(
+                        "invalid \"hedge\": it must be \"off\" or a time in \
+                         ssl_session_backend \"{name}\""
+                    )));
+                }
+            },
         };
         if let Some(problem) = backend.problem() {
             return Err(cf.refuse(format_args!("{problem} in ssl_session_backend \"{name}\"")));
@@ -293,9 +311,13 @@ impl Backend {
             ("fetch_timeout", limits.fetch_timeout),
             ("store_timeout", limits.store_timeout),
             ("queue", limits.queue as u64),
+            ("hedge", self.hedge_ms.unwrap_or(1)),
         ];
         if let Some((directive, _)) = zero.iter().find(|(_, value)| *value == 0) {
             return Some(std::format!("\"{directive}\" must not be 0"));
+        }
+        if self.hedge_ms.is_some_and(|hedge| hedge >= limits.fetch_timeout) {
+            return Some("\"hedge\" must be shorter than \"fetch_timeout\"".into());
         }
         if u32::try_from(self.database.or(0)).is_err() {
             return Some("\"database\" is too large".into());
@@ -327,6 +349,15 @@ impl Backend {
                     "\"weight\" and \"backup\" of a \"server\" have no meaning with \"{finder}\""
                 ));
             }
+            let mut parameters = self.servers.iter().map(|server| &server.parameters);
+            if parameters.any(|server| server.replica) {
+                return Some(std::format!(
+                    "\"replica\" of a \"server\" has no meaning with \"{finder}\""
+                ));
+            }
+        }
+        if let Some(problem) = self.replicas_problem() {
+            return Some(problem);
         }
         let port = self.default_port();
         let names: Vec<String> =
@@ -334,6 +365,34 @@ impl Backend {
         let twice =
             names.iter().enumerate().find(|(n, name)| names.iter().take(*n).any(|n| n == *name));
         twice.map(|(_, name)| std::format!("duplicate \"server\" \"{name}\""))
+    }
+
+    /// What is wrong with servers that have the same entries as another one.
+    fn replicas_problem(&self) -> Option<String> {
+        let used = self.servers.iter().map(|server| &server.parameters).filter(|it| !it.down);
+        let (replicas, others): (Vec<&Parameters>, Vec<_>) = used.partition(|it| it.replica);
+        if replicas.is_empty() {
+            return self.hedge_ms.map(|_| {
+                "\"hedge\" needs a second place with the same entries: a \"server\" that is a \
+                 \"replica\""
+                    .into()
+            });
+        }
+        if self.protocol.get() == Some(b"memcached") {
+            return Some(
+                "\"replica\" of a \"server\" is not supported by \"protocol memcached\"".into(),
+            );
+        }
+        if replicas.iter().any(|server| server.backup) {
+            return Some("\"replica\" and \"backup\" of a \"server\" exclude each other".into());
+        }
+        if others.len() != 1 {
+            return Some("a \"replica\" needs one other \"server\", and no more".into());
+        }
+        if self.hedge_ms.is_none() {
+            return Some("a \"server\" that is a \"replica\" without \"hedge\"".into());
+        }
+        None
     }
 
     /// The port of a server that is given without one.
@@ -397,6 +456,7 @@ impl Backend {
             false => None,
         };
         let limits = Limits { redirects: cluster, boards: Some(boards(cf)?), ..self.limits() };
+        let hedge = self.hedge_ms;
         let prefix = self.prefix().to_vec();
         let port = self.default_port();
         let finder = match sentinel {
@@ -417,7 +477,7 @@ impl Backend {
         let links = Links { codec, limits, tls, breaker, resolver: None };
         let servers = self.servers.into_iter().filter(|server| !server.parameters.down);
         let servers = servers.map(|server| server.with_port(port)).collect();
-        Ok(Settings { links, finder, servers, prefix })
+        Ok(Settings { links, finder, servers, prefix, hedge })
     }
 }
 
@@ -461,6 +521,7 @@ pub struct Settings {
     finder: Finder,
     servers: Vec<ServerLine>,
     prefix: Vec<u8>,
+    hedge: Option<u64>,
 }
 
 /// Who knows which server has an entry.
@@ -506,7 +567,7 @@ impl Settings {
         let limits = Limits { boards: Some(boards(cf)?), ..default_limits() };
         let links = Links { codec, limits, tls, breaker, resolver: None };
         let prefix = KEY_PREFIX.to_vec();
-        Ok(Settings { links, finder: Finder::Key, servers: Vec::from([line]), prefix })
+        Ok(Settings { links, finder: Finder::Key, servers: Vec::from([line]), prefix, hedge: None })
     }
 
     /// The names of its servers that did not resolve when they were read.
@@ -516,10 +577,14 @@ impl Settings {
 
     /// The servers, and what cache keys begin with.
     pub fn into_servers(self, name: &str) -> (Rc<Servers>, Vec<u8>) {
-        let Settings { mut links, finder, servers, prefix } = self;
+        let Settings { mut links, finder, servers, prefix, hedge } = self;
         links.limits.backend = name.into();
-        let moves = !matches!(finder, Finder::Key);
-        let backend = Servers::new(moves, |replies| {
+        let ways = Ways {
+            moves: !matches!(finder, Finder::Key),
+            hedge,
+            fetch_timeout: links.limits.fetch_timeout,
+        };
+        let backend = Servers::new(ways, |replies| {
             let peers = |links: &Links, servers: Vec<ServerLine>| {
                 let peer = |server: ServerLine| server.peer(links, &replies);
                 servers.into_iter().map(peer).collect()
@@ -530,6 +595,7 @@ impl Settings {
                         name: server.hashed_name(0),
                         weight: server.parameters.weight.unwrap_or(1),
                         backup: server.parameters.backup,
+                        replica: server.parameters.replica,
                         peer: server.peer(&links, &replies),
                     };
                     Route::Servers(Choice::new(servers.into_iter().map(member).collect()))

@@ -31,6 +31,9 @@ use crate::ffi::resolver::Resolver;
 use crate::ffi::tls::HandshakeToken;
 use crate::ffi::turn::Turn;
 use crate::log_at;
+use hedge::Hedging;
+
+mod hedge;
 
 /// How often one lookup is sent on. A cluster that is being changed needs two.
 const MAX_REDIRECTS: u8 = 4;
@@ -58,6 +61,32 @@ pub struct Answered<'a> {
     /// Whether nobody else was there to hear it, of those who wait for the same answer: this one does
     /// what there is to do about the entry.
     pub first: bool,
+    /// Who has given the entry of a hit.
+    pub giver: &'a Giver,
+}
+
+/// Who may answer a lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Whoever has the entry, also one that may not have heard of the last change.
+    Any,
+    /// The server that the entry belongs to, and no other.
+    Owner,
+}
+
+/// The server that has given an entry, where the entry does not belong to it.
+#[derive(Clone, Default)]
+pub struct Giver(Option<Rc<Peer>>);
+
+/// How a backend looks entries up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ways {
+    /// Whether entries may move between servers.
+    pub moves: bool,
+    /// How long a lookup may have no answer before it is made at a second server, in milliseconds.
+    pub hedge: Option<u64>,
+    /// The most that a lookup takes, in milliseconds.
+    pub fetch_timeout: u64,
 }
 
 /// Takes the answers to lookups. Called in events of our own only, never while a lookup is begun.
@@ -75,6 +104,8 @@ pub struct Backend {
     state: RefCell<State>,
     /// It is time to ask about the servers.
     refresh: Event<Backend, Refresh>,
+    /// It is time to make lookups at a second server.
+    second: Event<Backend, Hedging>,
 }
 
 struct Refresh;
@@ -84,6 +115,8 @@ struct State {
     pending: Slots<Requests, Pending>,
     /// Lookups that others may join, by the hash of their keys.
     lookups: HashMap<u64, RequestToken, BuildHasherDefault<Hashed>>,
+    /// Lookups that are made at a second server when they have had no answer for some time.
+    hedging: Option<Hedging>,
     /// Whether a question about the servers is under way.
     asking: bool,
     /// When the next one may be asked.
@@ -125,8 +158,17 @@ struct Pending {
     joined: Vec<Waiter>,
 }
 
+impl Pending {
+    /// A request of which nobody waits for the end.
+    fn new(key: CacheKey, what: What) -> Self {
+        Pending { key, hash: 0, what, redirects: 0, again: false, waiter: None, joined: Vec::new() }
+    }
+}
+
 enum What {
-    Get,
+    Get(Get),
+    /// The lookup of that request at a second server.
+    Hedge(RequestToken),
     Take,
     /// The second half of a take, with the entry.
     Claim(Zeroizing<Vec<u8>>),
@@ -134,10 +176,19 @@ enum What {
     Delete,
 }
 
+/// How a lookup that changes nothing goes on.
+#[derive(Default)]
+struct Get {
+    /// It was made at a second server, where it has not ended.
+    hedge: Option<RequestToken>,
+    /// How it has ended at the first one, while it goes on at the second.
+    ended: Option<Outcome>,
+}
+
 impl What {
     fn command(&self) -> Command<'_> {
         match self {
-            What::Get => Command::Get,
+            What::Get(_) | What::Hedge(_) => Command::Get,
             // What a claim was for has moved: it is taken there.
             What::Take | What::Claim(_) => Command::Take,
             What::Set(value, expiry) => Command::Set { value, expiry: *expiry },
@@ -146,27 +197,32 @@ impl What {
     }
 
     fn is_lookup(&self) -> bool {
-        matches!(self, What::Get | What::Take | What::Claim(_))
+        self.changes_nothing() || matches!(self, What::Take | What::Claim(_))
+    }
+
+    fn changes_nothing(&self) -> bool {
+        matches!(self, What::Get(_) | What::Hedge(_))
     }
 }
 
 impl Backend {
-    /// A backend whose servers `route` makes and chooses. `moves`: its entries may move between
-    /// servers.
-    pub fn new(moves: bool, route: impl FnOnce(Weak<dyn Replies>) -> Route) -> Rc<Self> {
+    /// A backend whose servers `route` makes and chooses.
+    pub fn new(ways: Ways, route: impl FnOnce(Weak<dyn Replies>) -> Route) -> Rc<Self> {
         Rc::new_cyclic(|this: &Weak<Backend>| Backend {
             answers: OnceCell::new(),
-            moves,
+            moves: ways.moves,
             hasher: RandomState::new(),
             state: RefCell::new(State {
                 route: route(this.clone()),
                 pending: Slots::new(),
                 lookups: HashMap::default(),
+                hedging: ways.hedge.map(|delay| Hedging::new(delay, ways.fetch_timeout)),
                 asking: false,
                 next_query: 0,
                 misdirected: Throttle::new(),
             }),
             refresh: Event::new(this.clone()),
+            second: Event::new(this.clone()),
         })
     }
 
@@ -185,7 +241,7 @@ impl Backend {
 
     /// Looks an entry up; [`Answers::answered`] tells the end. Whether it waits for the answer to
     /// an earlier lookup.
-    pub fn fetch(&self, key: &CacheKey, waiter: Waiter) -> Result<bool, Refused> {
+    pub fn fetch(&self, key: &CacheKey, waiter: Waiter, source: Source) -> Result<bool, Refused> {
         let hash = self.hash(key);
         let mut state = self.state.try_borrow_mut().map_err(|_| Refused::Down)?;
         let state = &mut *state;
@@ -198,8 +254,11 @@ impl Backend {
             }
         }
         state.lookups.try_reserve(1).map_err(|_| Refused::OutOfMemory)?;
-        let token = self.begin(state, key, hash, What::Get, Some(waiter))?;
+        let token = self.begin(state, key, hash, What::Get(Get::default()), Some(waiter))?;
         state.lookups.insert(hash, token);
+        if source == Source::Any {
+            self.may_hedge(state, token);
+        }
         Ok(false)
     }
 
@@ -228,19 +287,18 @@ impl Backend {
         self.begin(&mut state, key, 0, What::Delete, None).map(|_| ())
     }
 
-    /// The server of this entry has given another one.
-    pub fn suspect(&self, key: &CacheKey) {
+    /// Another entry was given than the one that was asked for.
+    pub fn suspect(&self, key: &CacheKey, giver: &Giver) {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
-        if let Choice::Peer(peer) = state.route.find(key.as_bytes()) {
+        if let Some(peer) = state.giver(key, giver) {
             peer.suspect();
         }
     }
 
-    /// The server of this entry has given the one that was asked for. Whether any server is still
-    /// doubtful.
-    pub fn trust(&self, key: &CacheKey) -> bool {
+    /// The entry was given that was asked for. Whether any server is still doubtful.
+    pub fn trust(&self, key: &CacheKey, giver: &Giver) -> bool {
         let Ok(mut state) = self.state.try_borrow_mut() else { return true };
-        if let Choice::Peer(peer) = state.route.find(key.as_bytes()) {
+        if let Some(peer) = state.giver(key, giver) {
             peer.trust();
         }
         state.route.peers().any(|peer| peer.is_doubtful())
@@ -253,10 +311,14 @@ impl Backend {
             peer.close(turn);
         }
         self.refresh.cancel();
+        self.second.cancel();
     }
 
-    /// The server of an entry, for a log.
-    pub fn server(&self, key: &CacheKey) -> Option<String> {
+    /// The server that has given an entry, for a log.
+    pub fn server(&self, key: &CacheKey, giver: &Giver) -> Option<String> {
+        if let Giver(Some(peer)) = giver {
+            return Some(peer.to_string());
+        }
         match self.state.try_borrow_mut().ok()?.route.find(key.as_bytes()) {
             Choice::Peer(peer) | Choice::Guess(peer) => Some(peer.to_string()),
             Choice::Nobody => None,
@@ -281,15 +343,7 @@ impl Backend {
         what: What,
         waiter: Option<Waiter>,
     ) -> Result<RequestToken, Refused> {
-        let pending = Pending {
-            key: key.clone(),
-            hash,
-            what,
-            redirects: 0,
-            again: false,
-            waiter,
-            joined: Vec::new(),
-        };
+        let pending = Pending { hash, waiter, ..Pending::new(key.clone(), what) };
         let token = state.pending.insert(pending).map_err(|OutOfMemory| Refused::OutOfMemory)?;
         let peer = self.find(state, key);
         let sent = match (peer, state.pending.get(token)) {
@@ -344,20 +398,41 @@ impl Backend {
     }
 
     /// Tells those who wait, with nothing borrowed.
-    fn tell(&self, turn: &Turn, pending: Pending, outcome: Outcome, value: &[u8]) {
+    fn tell(&self, turn: &Turn, pending: Pending, ended: &Ended<'_>) {
         let Some(answers) = self.answers.get().and_then(Weak::upgrade) else { return };
-        let mut first = true;
+        let Ended { outcome, value, giver } = ended;
+        let (outcome, mut first) = (*outcome, true);
         for waiter in pending.waiter.into_iter().chain(pending.joined) {
-            first &= !answers.answered(turn, Answered { waiter, outcome, value, first });
+            first &= !answers.answered(turn, Answered { waiter, outcome, value, first, giver });
         }
     }
 
-    /// Ends a request with an outcome.
-    fn finish(&self, turn: &Turn, token: RequestToken, outcome: Outcome, value: &[u8]) {
-        let Ok(mut state) = self.state.try_borrow_mut() else { return };
-        let Some(pending) = self.end(&mut state, token) else { return };
-        drop(state);
-        self.tell(turn, pending, outcome, value);
+    /// A request has ended at `peer`: ends it, unless it goes on at another server.
+    fn finish(
+        &self,
+        turn: &Turn,
+        peer: &Peer,
+        token: RequestToken,
+        deadline: u64,
+        (outcome, value): (Outcome, &[u8]),
+    ) {
+        let Ok(mut guard) = self.state.try_borrow_mut() else { return };
+        let state = &mut *guard;
+        let ended = Ended { outcome, value, giver: Giver::default() };
+        let (token, ended) = match state.pending.get_mut(token).map(|pending| &mut pending.what) {
+            Some(What::Hedge(_)) => match state.hedge_ended(peer, token, ended) {
+                Some(ended) => ended,
+                None => return,
+            },
+            Some(What::Get(get)) => match get.waits_for_hedge(outcome, deadline) {
+                true => return,
+                false => (token, ended),
+            },
+            _ => (token, ended),
+        };
+        let Some(pending) = self.end(state, token) else { return };
+        drop(guard);
+        self.tell(turn, pending, &ended);
     }
 
     /// Takes the second step of a take. `Err` is the outcome of the lookup.
@@ -386,7 +461,7 @@ impl Backend {
         let Some(pending) = state.pending.get_mut(token) else { return false };
         let first = !mem::replace(&mut pending.again, true);
         // What changes something, and was not refused, may have been carried out.
-        let harmless = refused || matches!(pending.what, What::Get);
+        let harmless = refused || pending.what.changes_nothing();
         let deadline = pending.what.is_lookup().then_some(deadline);
         if !first || !harmless || deadline.is_some_and(|deadline| deadline <= clock::now_ms()) {
             return false;
@@ -458,6 +533,24 @@ impl Backend {
     }
 }
 
+/// How a request has ended.
+struct Ended<'a> {
+    outcome: Outcome,
+    value: &'a [u8],
+    giver: Giver,
+}
+
+impl State {
+    /// The server that has given an entry.
+    fn giver(&mut self, key: &CacheKey, giver: &Giver) -> Option<Rc<Peer>> {
+        match (giver, self.route.find(key.as_bytes())) {
+            (Giver(Some(peer)), _) => Some(Rc::clone(peer)),
+            (_, Choice::Peer(peer)) => Some(peer),
+            _ => None,
+        }
+    }
+}
+
 impl Replies for Backend {
     fn replied(
         &self,
@@ -468,12 +561,12 @@ impl Replies for Backend {
         reply: Reply<'_>,
     ) {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
-        let Some(pending) = state.pending.get_mut(waiter) else { return };
         // The entry of a take that is now certain.
-        let claimed = match (&mut pending.what, &reply) {
-            (What::Claim(value), Reply::Done) => Some(mem::take(value)),
+        let claimed = match (state.pending.get_mut(waiter).map(|it| &mut it.what), &reply) {
+            (Some(What::Claim(value)), Reply::Done) => Some(mem::take(value)),
             _ => None,
         };
+        // Also of a lookup that has ended with the answer of another server.
         let asks = match &reply {
             Reply::Failed(_) => true,
             Reply::Refused(text) => state.route.is_news(peer, text),
@@ -483,8 +576,9 @@ impl Replies for Backend {
             self.ask_soon(&mut state);
         }
         drop(state);
+        let finish = |ended| self.finish(turn, peer, waiter, deadline, ended);
         let outcome = match reply {
-            Reply::Value(value) => return self.finish(turn, waiter, Outcome::Hit, value),
+            Reply::Value(value) => return finish((Outcome::Hit, value)),
             Reply::Claim(value, claim) => match self.claim(peer, waiter, deadline, value, claim) {
                 Ok(()) => return,
                 Err(outcome) => outcome,
@@ -494,7 +588,7 @@ impl Replies for Backend {
                 Err(outcome) => outcome,
             },
             Reply::Done => match claimed {
-                Some(value) => return self.finish(turn, waiter, Outcome::Hit, &value),
+                Some(value) => return finish((Outcome::Hit, &value)),
                 None => Outcome::Miss,
             },
             Reply::Missing => Outcome::Miss,
@@ -511,7 +605,7 @@ impl Replies for Backend {
                 false => outcome,
             },
         };
-        self.finish(turn, waiter, outcome, &[]);
+        finish((outcome, &[]));
     }
 
     fn learned(&self, turn: &Turn, peer: &Peer, reply: Reply<'_>) {

@@ -19,7 +19,7 @@ use session_core::codec::{Codec, OutOfMemory};
 use session_core::conversation;
 use session_core::inflight::Kind;
 use session_core::slots::Token;
-use session_core::stats::server as stats;
+use session_core::stats::{Kind as Counted, server as stats};
 use session_core::throttle::Throttle;
 
 pub use session_core::conversation::{Command, Node, Reply, Request};
@@ -303,6 +303,33 @@ impl Peer {
     pub fn is_usable(&self) -> bool {
         let Ok(mut state) = self.state.try_borrow_mut() else { return false };
         self.admit(&mut state, clock::now_ms()).is_ok()
+    }
+
+    /// The peer itself, to be kept.
+    pub fn this(&self) -> Option<Rc<Peer>> {
+        self.this.upgrade()
+    }
+
+    /// Whether it is another server than `other`, by their addresses.
+    pub fn is_elsewhere(&self, other: &Peer) -> bool {
+        self.address().is_some_and(|address| other.address().as_ref() != Some(&address))
+    }
+
+    /// A lookup was made here as well, as another server had not answered.
+    pub fn hedged(&self) {
+        // It may be the first request.
+        self.begin_count();
+        self.count.add(stats::HEDGED, 1);
+    }
+
+    /// It is counted from now on what becomes of the server.
+    fn begin_count(&self) {
+        self.count.begin(Counted::Server, &[&self.limits.backend, &std::format!("{self}")]);
+    }
+
+    /// The answer to such a lookup was the first.
+    pub fn hedge_won(&self) {
+        self.count.add(stats::HEDGES_WON, 1);
     }
 
     /// Makes a request; [`Replies::replied`] tells the waiter how it ends. A `deadline` holds in place

@@ -18,10 +18,12 @@ use crate::ffi::resolver::Resolver;
 use crate::ffi::turn::Turn;
 
 mod cluster;
+mod replicas;
 mod sentinel;
 mod servers;
 
 pub use cluster::Cluster;
+pub use replicas::Replicas;
 pub use sentinel::Sentinel;
 pub use servers::{Member, Servers};
 
@@ -52,6 +54,14 @@ impl Route {
             Route::Servers(servers) => servers.find(key),
             Route::Cluster(cluster) => cluster.find(key),
             Route::Sentinel(sentinel) => sentinel.find(),
+        }
+    }
+
+    /// A server that has the entries of the one that [`Route::find`] names.
+    pub fn replica(&self, key: &[u8]) -> Option<Rc<Peer>> {
+        match self {
+            Route::Servers(servers) => servers.replicas.find(key),
+            Route::Cluster(_) | Route::Sentinel(_) => None,
         }
     }
 
@@ -107,8 +117,8 @@ impl Route {
     pub fn replace(&mut self, turn: &Turn, old: &Peer, new: Rc<Peer>) {
         let nobody: &mut [Rc<Peer>] = &mut [];
         let (retired, places, stays) = match self {
-            Route::Servers(Servers { peers, backups, retired, .. }) => {
-                (retired, [peers, backups.as_mut_slice(), nobody], false)
+            Route::Servers(Servers { peers, backups, replicas, retired, .. }) => {
+                (retired, [peers, backups.as_mut_slice(), &mut replicas.peers], false)
             }
             Route::Cluster(Cluster { seeds, nodes, guests, retired, map, .. }) => {
                 // A node that was announced by its address stays there, and so does one that was
@@ -169,8 +179,8 @@ impl Route {
     pub fn peers(&self) -> impl Iterator<Item = &Rc<Peer>> {
         let none: &[Rc<Peer>] = &[];
         let (known, found, guests, retired) = match self {
-            Route::Servers(Servers { peers, backups, retired, .. }) => {
-                (peers, backups.as_slice(), none, retired.0.as_slice())
+            Route::Servers(Servers { peers, backups, replicas, retired, .. }) => {
+                (peers, backups.as_slice(), replicas.peers.as_slice(), retired.0.as_slice())
             }
             Route::Cluster(Cluster { seeds, nodes, guests, retired, .. }) => {
                 (seeds, nodes.as_slice(), guests.as_slice(), retired.0.as_slice())
