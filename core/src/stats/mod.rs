@@ -189,12 +189,14 @@ pub mod server {
     pub const HEDGED: usize = 14;
     /// Those of them of which its answer was the first.
     pub const HEDGES_WON: usize = 15;
+    /// Lookups that ended here without an entry and were made where the entry belongs.
+    pub const REPLICA_MISSES: usize = 16;
     /// Requests without an answer.
-    pub const IN_FLIGHT: usize = 16;
+    pub const IN_FLIGHT: usize = 17;
     /// Workers that take it for available.
-    pub const AVAILABLE: usize = 17;
+    pub const AVAILABLE: usize = 18;
     /// Workers that take it for down.
-    pub const IS_DOWN: usize = 18;
+    pub const IS_DOWN: usize = 19;
 }
 
 const LISTEN: &[Family] = &[
@@ -257,6 +259,10 @@ const SERVER: &[Family] = &[
     counter(
         "server_hedges_won_total",
         "Hedged lookups that ended with the answer of this server, the other being slower.",
+    ),
+    counter(
+        "server_replica_misses_total",
+        "Lookups that a replica had no session for, or refused, and that its master was asked for.",
     ),
     gauge("server_in_flight", "Requests to a server that have no answer yet."),
     gauge("server_available_workers", "Workers for which a server is available."),
