@@ -51,7 +51,7 @@ const BOARDS: &str = "SSL session servers";
 const SENTINEL_PORT: u16 = 26379;
 
 /// The directives of the block.
-pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 32]> = Commands::new([
+pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 33]> = Commands::new([
     directive::<Server>(BLOCK_CONF | NGX_CONF_1MORE),
     value(c"protocol", Slot::Str, mem::offset_of!(Backend, protocol)),
     flag(c"cluster", mem::offset_of!(Backend, cluster)),
@@ -68,6 +68,7 @@ pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 32]> = Commands::new([
     value(c"store_timeout", Slot::Msec, mem::offset_of!(Backend, store_timeout)),
     value(c"keepalive", Slot::Str, mem::offset_of!(Backend, keepalive)),
     value(c"hedge", Slot::Str, mem::offset_of!(Backend, hedge)),
+    flag(c"replica_reads", mem::offset_of!(Backend, replica_reads)),
     value(c"queue", Slot::Num, mem::offset_of!(Backend, queue)),
     flag(c"ssl", mem::offset_of!(Backend, ssl)),
     value(c"ssl_name", Slot::Str, mem::offset_of!(Backend, ssl_name)),
@@ -122,6 +123,7 @@ pub struct Backend {
     store_timeout: Msec,
     keepalive: Str,
     hedge: Str,
+    replica_reads: Flag,
     queue: Num,
     ssl: Flag,
     ssl_name: Str,
@@ -180,6 +182,7 @@ impl Backend {
             store_timeout: Msec::UNSET,
             keepalive: Str::UNSET,
             hedge: Str::UNSET,
+            replica_reads: Flag::UNSET,
             queue: Num::UNSET,
             ssl: Flag::UNSET,
             ssl_name: Str::UNSET,
@@ -369,13 +372,20 @@ impl Backend {
 
     /// What is wrong with servers that have the same entries as another one.
     fn replicas_problem(&self) -> Option<String> {
+        let asked = match (self.hedge_ms, self.replica_reads.or(false)) {
+            (Some(_), _) => Some("hedge"),
+            (None, true) => Some("replica_reads"),
+            (None, false) => None,
+        };
         let used = self.servers.iter().map(|server| &server.parameters).filter(|it| !it.down);
         let (replicas, others): (Vec<&Parameters>, Vec<_>) = used.partition(|it| it.replica);
         if replicas.is_empty() {
-            return self.hedge_ms.map(|_| {
-                "\"hedge\" needs a second place with the same entries: a \"server\" that is a \
-                 \"replica\""
-                    .into()
+            let found = self.cluster.or(false) || self.sentinel.is_set();
+            return asked.filter(|_| !found).map(|directive| {
+                std::format!(
+                    "\"{directive}\" needs a second place with the same entries: \"cluster\", \
+                     \"sentinel\", or a \"server\" that is a \"replica\""
+                )
             });
         }
         if self.protocol.get() == Some(b"memcached") {
@@ -389,8 +399,10 @@ impl Backend {
         if others.len() != 1 {
             return Some("a \"replica\" needs one other \"server\", and no more".into());
         }
-        if self.hedge_ms.is_none() {
-            return Some("a \"server\" that is a \"replica\" without \"hedge\"".into());
+        if asked.is_none() {
+            return Some(
+                "a \"server\" that is a \"replica\" without \"hedge\" or \"replica_reads\"".into(),
+            );
         }
         None
     }
@@ -431,17 +443,24 @@ impl Backend {
         };
         let cluster = self.cluster.or(false);
         let sentinel = owned(&self.sentinel);
-        let codec: Rc<dyn Codec> = match self.protocol.get() {
-            Some(b"memcached") => Rc::new(Memcached),
-            _ => Rc::new(Redis {
-                username: owned(&self.username),
-                password: secret(cf, &self.password_file)?,
-                client_name: owned(&self.client_name),
-                database: u32::try_from(self.database.or(0)).unwrap_or(u32::MAX),
-                master: sentinel.is_some(),
-                sentinel: false,
-            }),
-        };
+        let (hedge, replica_reads) = (self.hedge_ms, self.replica_reads.or(false));
+        let (codec, replica_codec): (Rc<dyn Codec>, Option<Rc<dyn Codec>>) =
+            match self.protocol.get() {
+                Some(b"memcached") => (Rc::new(Memcached), None),
+                _ => {
+                    let redis = Redis {
+                        username: owned(&self.username),
+                        password: secret(cf, &self.password_file)?,
+                        client_name: owned(&self.client_name),
+                        database: u32::try_from(self.database.or(0)).unwrap_or(u32::MAX),
+                        ..Redis::default()
+                    };
+                    let replica = (hedge.is_some() || replica_reads).then(|| -> Rc<dyn Codec> {
+                        Rc::new(Redis { replica: true, read_only: cluster, ..redis.clone() })
+                    });
+                    (Rc::new(Redis { master: sentinel.is_some(), ..redis }), replica)
+                }
+            };
         let tls = match self.ssl.or(false) {
             true => Some(TlsSettings {
                 // nginx has said why, but not where.
@@ -456,7 +475,6 @@ impl Backend {
             false => None,
         };
         let limits = Limits { redirects: cluster, boards: Some(boards(cf)?), ..self.limits() };
-        let hedge = self.hedge_ms;
         let prefix = self.prefix().to_vec();
         let port = self.default_port();
         let finder = match sentinel {
@@ -474,10 +492,10 @@ impl Backend {
         };
         let breaker =
             self.servers.first().map(|server| server.parameters.breaker).unwrap_or_default();
-        let links = Links { codec, limits, tls, breaker, resolver: None };
+        let links = Links { codec, replica_codec, limits, tls, breaker, resolver: None };
         let servers = self.servers.into_iter().filter(|server| !server.parameters.down);
         let servers = servers.map(|server| server.with_port(port)).collect();
-        Ok(Settings { links, finder, servers, prefix, hedge })
+        Ok(Settings { links, finder, servers, prefix, hedge, replica_reads })
     }
 }
 
@@ -522,6 +540,7 @@ pub struct Settings {
     servers: Vec<ServerLine>,
     prefix: Vec<u8>,
     hedge: Option<u64>,
+    replica_reads: bool,
 }
 
 /// Who knows which server has an entry.
@@ -565,9 +584,16 @@ impl Settings {
         };
         let breaker = line.parameters.breaker;
         let limits = Limits { boards: Some(boards(cf)?), ..default_limits() };
-        let links = Links { codec, limits, tls, breaker, resolver: None };
+        let links = Links { codec, replica_codec: None, limits, tls, breaker, resolver: None };
         let prefix = KEY_PREFIX.to_vec();
-        Ok(Settings { links, finder: Finder::Key, servers: Vec::from([line]), prefix, hedge: None })
+        Ok(Settings {
+            links,
+            finder: Finder::Key,
+            servers: Vec::from([line]),
+            prefix,
+            hedge: None,
+            replica_reads: false,
+        })
     }
 
     /// The names of its servers that did not resolve when they were read.
@@ -577,11 +603,12 @@ impl Settings {
 
     /// The servers, and what cache keys begin with.
     pub fn into_servers(self, name: &str) -> (Rc<Servers>, Vec<u8>) {
-        let Settings { mut links, finder, servers, prefix, hedge } = self;
+        let Settings { mut links, finder, servers, prefix, hedge, replica_reads } = self;
         links.limits.backend = name.into();
         let ways = Ways {
             moves: !matches!(finder, Finder::Key),
             hedge,
+            replica_reads,
             fetch_timeout: links.limits.fetch_timeout,
         };
         let backend = Servers::new(ways, |replies| {
@@ -591,12 +618,20 @@ impl Settings {
             };
             match finder {
                 Finder::Key => {
+                    let of_replicas = links.of_replicas();
+                    let links = |replica| match &of_replicas {
+                        Some(of_replicas) if replica => of_replicas,
+                        _ => &links,
+                    };
                     let member = |server: ServerLine| Member {
                         name: server.hashed_name(0),
                         weight: server.parameters.weight.unwrap_or(1),
                         backup: server.parameters.backup,
                         replica: server.parameters.replica,
-                        peer: server.peer(&links, &replies),
+                        peer: {
+                            let links = links(server.parameters.replica);
+                            server.peer(links, &replies)
+                        },
                     };
                     Route::Servers(Choice::new(servers.into_iter().map(member).collect()))
                 }
@@ -605,7 +640,7 @@ impl Settings {
                     Route::Cluster(Cluster::new(links, seeds, replies.clone()))
                 }
                 Finder::Sentinel(codec, name) => {
-                    let asked = Links { codec, ..links.clone() };
+                    let asked = Links { codec, replica_codec: None, ..links.clone() };
                     let sentinels = peers(&asked, servers);
                     Route::Sentinel(Sentinel::new(links, name, sentinels, replies.clone()))
                 }

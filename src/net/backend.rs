@@ -85,6 +85,8 @@ pub struct Ways {
     pub moves: bool,
     /// How long a lookup may have no answer before it is made at a second server, in milliseconds.
     pub hedge: Option<u64>,
+    /// Whether replicas are asked first.
+    pub replica_reads: bool,
     /// The most that a lookup takes, in milliseconds.
     pub fetch_timeout: u64,
 }
@@ -100,6 +102,8 @@ pub struct Backend {
     answers: OnceCell<Weak<dyn Answers>>,
     /// Whether what is stored and removed may have to be sent on.
     moves: bool,
+    /// Whether lookups go to replicas first.
+    replica_reads: bool,
     hasher: RandomState,
     state: RefCell<State>,
     /// It is time to ask about the servers.
@@ -167,8 +171,12 @@ impl Pending {
 
 enum What {
     Get(Get),
-    /// The lookup of that request at a second server.
-    Hedge(RequestToken),
+    /// The lookup of that request at a second server, which is a replica or the one that the entry
+    /// belongs to.
+    Hedge {
+        of: RequestToken,
+        replica: bool,
+    },
     Take,
     /// The second half of a take, with the entry.
     Claim(Zeroizing<Vec<u8>>),
@@ -179,16 +187,29 @@ enum What {
 /// How a lookup that changes nothing goes on.
 #[derive(Default)]
 struct Get {
+    at: At,
     /// It was made at a second server, where it has not ended.
     hedge: Option<RequestToken>,
     /// How it has ended at the first one, while it goes on at the second.
     ended: Option<Outcome>,
 }
 
+/// Who is asked for an entry.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum At {
+    /// The server that it belongs to.
+    #[default]
+    Owner,
+    /// A replica of that one.
+    Replica,
+    /// The server that it belongs to, as a replica has not had it.
+    OwnerAtLast,
+}
+
 impl What {
     fn command(&self) -> Command<'_> {
         match self {
-            What::Get(_) | What::Hedge(_) => Command::Get,
+            What::Get(_) | What::Hedge { .. } => Command::Get,
             // What a claim was for has moved: it is taken there.
             What::Take | What::Claim(_) => Command::Take,
             What::Set(value, expiry) => Command::Set { value, expiry: *expiry },
@@ -201,7 +222,7 @@ impl What {
     }
 
     fn changes_nothing(&self) -> bool {
-        matches!(self, What::Get(_) | What::Hedge(_))
+        matches!(self, What::Get(_) | What::Hedge { .. })
     }
 }
 
@@ -211,6 +232,7 @@ impl Backend {
         Rc::new_cyclic(|this: &Weak<Backend>| Backend {
             answers: OnceCell::new(),
             moves: ways.moves,
+            replica_reads: ways.replica_reads,
             hasher: RandomState::new(),
             state: RefCell::new(State {
                 route: route(this.clone()),
@@ -254,7 +276,17 @@ impl Backend {
             }
         }
         state.lookups.try_reserve(1).map_err(|_| Refused::OutOfMemory)?;
-        let token = self.begin(state, key, hash, What::Get(Get::default()), Some(waiter))?;
+        let near = match self.replica_reads && source == Source::Any {
+            true => {
+                // Whether the servers have to be asked for is seen where the entry belongs.
+                self.find(state, key);
+                state.route.replica(key.as_bytes())
+            }
+            false => None,
+        };
+        let at = if near.is_some() { At::Replica } else { At::Owner };
+        let what = What::Get(Get { at, ..Get::default() });
+        let token = self.begin(state, key, hash, what, Some(waiter), near)?;
         state.lookups.insert(hash, token);
         if source == Source::Any {
             self.may_hedge(state, token);
@@ -265,7 +297,7 @@ impl Backend {
     /// Looks an entry up and removes it, so that nobody else gets it.
     pub fn take(&self, key: &CacheKey, waiter: Waiter) -> Result<(), Refused> {
         let mut state = self.state.try_borrow_mut().map_err(|_| Refused::Down)?;
-        self.begin(&mut state, key, 0, What::Take, Some(waiter)).map(|_| ())
+        self.begin(&mut state, key, 0, What::Take, Some(waiter), None).map(|_| ())
     }
 
     /// Stores an entry.
@@ -275,7 +307,7 @@ impl Backend {
             return self.send(&mut state, key, Command::Set { value, expiry });
         }
         let kept = buffer::copy(value).map_err(|OutOfMemory| Refused::OutOfMemory)?;
-        self.begin(&mut state, key, 0, What::Set(kept, expiry), None).map(|_| ())
+        self.begin(&mut state, key, 0, What::Set(kept, expiry), None, None).map(|_| ())
     }
 
     /// Removes an entry.
@@ -284,7 +316,7 @@ impl Backend {
         if !self.moves {
             return self.send(&mut state, key, Command::Delete);
         }
-        self.begin(&mut state, key, 0, What::Delete, None).map(|_| ())
+        self.begin(&mut state, key, 0, What::Delete, None, None).map(|_| ())
     }
 
     /// Another entry was given than the one that was asked for.
@@ -334,7 +366,7 @@ impl Backend {
         self.hasher.hash_one(key.as_bytes())
     }
 
-    /// Sends a request, of which the outcome is of interest.
+    /// Sends a request, of which the outcome is of interest: to `near`, if that takes it.
     fn begin(
         &self,
         state: &mut State,
@@ -342,18 +374,20 @@ impl Backend {
         hash: u64,
         what: What,
         waiter: Option<Waiter>,
+        near: Option<Rc<Peer>>,
     ) -> Result<RequestToken, Refused> {
         let pending = Pending { hash, waiter, ..Pending::new(key.clone(), what) };
         let token = state.pending.insert(pending).map_err(|OutOfMemory| Refused::OutOfMemory)?;
-        let peer = self.find(state, key);
-        let sent = match (peer, state.pending.get(token)) {
-            (Some(peer), Some(Pending { what, .. })) => {
-                let command = what.command();
-                let request = Request { key: key.as_bytes(), command, asking: false };
-                peer.send(&request, Some(token), None)
+        if let Some(near) = near {
+            if state.ask(&near, token, None).is_ok() {
+                return Ok(token);
             }
-            _ => Err(Refused::Down),
-        };
+            if let Some(Pending { what: What::Get(get), .. }) = state.pending.get_mut(token) {
+                get.at = At::OwnerAtLast;
+            }
+        }
+        let peer = self.find(state, key);
+        let sent = peer.map_or(Err(Refused::Down), |peer| state.ask(&peer, token, None));
         if sent.is_err() {
             state.pending.remove(token);
         }
@@ -418,21 +452,49 @@ impl Backend {
     ) {
         let Ok(mut guard) = self.state.try_borrow_mut() else { return };
         let state = &mut *guard;
-        let ended = Ended { outcome, value, giver: Giver::default() };
-        let (token, ended) = match state.pending.get_mut(token).map(|pending| &mut pending.what) {
-            Some(What::Hedge(_)) => match state.hedge_ended(peer, token, ended) {
-                Some(ended) => ended,
+        let mut ended = Ended { outcome, value, giver: Giver::default() };
+        let mut token = token;
+        match state.pending.get_mut(token).map(|pending| &mut pending.what) {
+            Some(What::Hedge { .. }) => match state.hedge_ended(peer, token, ended) {
+                Some((first, how)) => (token, ended) = (first, how),
                 None => return,
             },
-            Some(What::Get(get)) => match get.waits_for_hedge(outcome, deadline) {
-                true => return,
-                false => (token, ended),
-            },
-            _ => (token, ended),
-        };
+            Some(What::Get(get)) if get.at == At::Replica && outcome == Outcome::Hit => {
+                ended.giver = Giver(peer.this());
+            }
+            Some(What::Get(get)) if get.goes_on(outcome, deadline) => {
+                if get.at != At::Replica || get.hedge.is_some() {
+                    get.ended = Some(outcome);
+                    return;
+                }
+                match self.ask_owner(state, peer, token, deadline) {
+                    Ok(()) => return,
+                    Err(_) => ended.outcome = Outcome::Down,
+                }
+            }
+            _ => {}
+        }
         let Some(pending) = self.end(state, token) else { return };
         drop(guard);
         self.tell(turn, pending, &ended);
+    }
+
+    /// A replica has ended a lookup without an entry: makes it at the server that the entry belongs to.
+    fn ask_owner(
+        &self,
+        state: &mut State,
+        replica: &Peer,
+        token: RequestToken,
+        deadline: u64,
+    ) -> Result<(), Refused> {
+        replica.passed_on();
+        let Some(Pending { key, what: What::Get(get), .. }) = state.pending.get_mut(token) else {
+            return Err(Refused::Down);
+        };
+        get.at = At::OwnerAtLast;
+        let key = key.clone();
+        let owner = self.find(state, &key).ok_or(Refused::Down)?;
+        state.ask(&owner, token, Some(deadline))
     }
 
     /// Takes the second step of a take. `Err` is the outcome of the lookup.
@@ -466,10 +528,7 @@ impl Backend {
         if !first || !harmless || deadline.is_some_and(|deadline| deadline <= clock::now_ms()) {
             return false;
         }
-        let key = pending.key.clone();
-        let command = pending.what.command();
-        let request = Request { key: key.as_bytes(), command, asking: false };
-        peer.send(&request, Some(token), deadline).is_ok()
+        state.ask(peer, token, deadline).is_ok()
     }
 
     /// Sends a request on to another node. `Err` is the outcome of the lookup.
@@ -489,6 +548,16 @@ impl Backend {
         pending.redirects = pending.redirects.saturating_add(1);
         let redirects = pending.redirects;
         let is_lookup = pending.what.is_lookup();
+        if let What::Get(get) = &mut pending.what {
+            if get.at == At::Replica {
+                from.passed_on();
+                get.at = At::OwnerAtLast;
+            }
+        }
+        // The one that it would be sent to is asked already.
+        if matches!(pending.what, What::Hedge { replica: true, .. }) {
+            return Err(Outcome::Error);
+        }
         if is_lookup && deadline <= clock::now_ms() {
             return Err(Outcome::Timeout);
         }
@@ -541,6 +610,15 @@ struct Ended<'a> {
 }
 
 impl State {
+    /// Makes a request that is under way at a server.
+    fn ask(&self, peer: &Peer, token: RequestToken, deadline: Option<u64>) -> Result<(), Refused> {
+        let Some(Pending { key, what, .. }) = self.pending.get(token) else {
+            return Err(Refused::Down);
+        };
+        let request = Request { key: key.as_bytes(), command: what.command(), asking: false };
+        peer.send(&request, Some(token), deadline)
+    }
+
     /// The server that has given an entry.
     fn giver(&mut self, key: &CacheKey, giver: &Giver) -> Option<Rc<Peer>> {
         match (giver, self.route.find(key.as_bytes())) {

@@ -1,21 +1,23 @@
 //! Lookups that are made at a second server, as the first one has not answered.
 //!
-//! The first *hit* of the two ends a lookup, whoever has it. A miss ends it only where the entry
-//! belongs to: a replica may not have heard of it. What comes later of the other answer is discarded
+//! One of the two is the server that the entry belongs to, the other a replica of it. The first *hit*
+//! ends a lookup, whoever has it. A miss ends it only where the entry belongs: a replica may not have
+//! heard of it yet. What comes later of the other answer is discarded
 //! in its turn, as a late answer is.
 
 use core::ptr;
 use std::rc::Rc;
 use std::vec::Vec;
 
+use session_core::cache_key::CacheKey;
 use session_core::hedge::Hedges;
 use session_core::outcome::Outcome;
 
-use super::{Backend, Choice, Ended, Get, Giver, Pending, State, What};
+use super::{At, Backend, Choice, Ended, Get, Giver, Pending, State, What};
 use crate::ffi::clock;
 use crate::ffi::event::Handle;
 use crate::ffi::turn::Turn;
-use crate::net::peer::{Peer, Request, RequestToken};
+use crate::net::peer::{Peer, RequestToken};
 
 /// The lookups of a backend that may be made at a second server. Times in milliseconds.
 pub(super) struct Hedging {
@@ -61,10 +63,8 @@ impl Backend {
         let Ok(mut state) = self.state.try_borrow_mut() else { return peers };
         let state = &mut *state;
         for &(token, _) in overdue {
-            let Some(key) = state.pending.get(token).map(|pending| pending.key.clone()) else {
-                continue;
-            };
-            let Some(peer) = state.owner(key.as_bytes()) else { continue };
+            let Some((at, key)) = state.plain_lookup(token) else { continue };
+            let Some(peer) = state.place(at, key.as_bytes()) else { continue };
             if !peers.iter().any(|known| ptr::eq(&**known, &*peer)) && peers.try_reserve(1).is_ok()
             {
                 peers.push(peer);
@@ -79,21 +79,25 @@ impl Backend {
         let state = &mut *state;
         let Some(hedging) = &mut state.hedging else { return };
         let deadline = since.saturating_add(hedging.fetch_timeout);
-        let Some(pending) = state.pending.get(token) else { return };
-        let key = pending.key.clone();
-        let Some(second) = state.route.replica(key.as_bytes()) else { return };
-        let first = state.owner(key.as_bytes());
+        let Some((at, key)) = state.plain_lookup(token) else { return };
+        let replica = match at {
+            At::Owner => true,
+            At::Replica => false,
+            // Both have been asked.
+            At::OwnerAtLast => return,
+        };
+        let other = if replica { At::Replica } else { At::Owner };
+        let Some(second) = state.place(other, key.as_bytes()) else { return };
+        let first = state.place(at, key.as_bytes());
         if first.is_some_and(|first| !second.is_elsewhere(&first)) || deadline <= clock::now_ms() {
             return;
         }
         if !state.hedging.as_mut().is_some_and(|hedging| hedging.hedges.spend()) {
             return;
         }
-        let pending = Pending::new(key.clone(), What::Hedge(token));
+        let pending = Pending::new(key, What::Hedge { of: token, replica });
         let Ok(hedge) = state.pending.insert(pending) else { return };
-        let what = What::Hedge(token);
-        let request = Request { key: key.as_bytes(), command: what.command(), asking: false };
-        if second.send(&request, Some(hedge), Some(deadline)).is_err() {
+        if state.ask(&second, hedge, Some(deadline)).is_err() {
             state.pending.remove(hedge);
             return;
         }
@@ -125,8 +129,19 @@ impl Handle<Hedging> for Backend {
 }
 
 impl State {
-    /// The server that an entry belongs to.
-    fn owner(&mut self, key: &[u8]) -> Option<Rc<Peer>> {
+    /// Who is asked in a lookup that changes nothing, and the key.
+    fn plain_lookup(&self, token: RequestToken) -> Option<(At, CacheKey)> {
+        match self.pending.get(token)? {
+            Pending { what: What::Get(get), key, .. } => Some((get.at, key.clone())),
+            _ => None,
+        }
+    }
+
+    /// The server that an entry belongs to, or a replica of it.
+    fn place(&mut self, at: At, key: &[u8]) -> Option<Rc<Peer>> {
+        if at == At::Replica {
+            return self.route.replica(key);
+        }
         match self.route.find(key) {
             Choice::Peer(peer) | Choice::Guess(peer) => Some(peer),
             Choice::Nobody => None,
@@ -140,29 +155,39 @@ impl State {
         hedge: RequestToken,
         ended: Ended<'a>,
     ) -> Option<(RequestToken, Ended<'a>)> {
-        let Some(Pending { what: What::Hedge(first), .. }) = self.pending.remove(hedge) else {
+        let Pending { what: What::Hedge { of: first, replica }, .. } =
+            self.pending.remove(hedge)?
+        else {
             return None;
         };
         let What::Get(get) = &mut self.pending.get_mut(first)?.what else { return None };
         get.hedge = None;
-        if ended.outcome == Outcome::Hit {
-            peer.hedge_won();
-            return Some((first, Ended { giver: Giver(peer.this()), ..ended }));
+        let earlier = get.ended.take();
+        match ended.outcome {
+            Outcome::Hit => {
+                peer.hedge_won();
+                let giver = if replica { Giver(peer.this()) } else { Giver::default() };
+                Some((first, Ended { giver, ..ended }))
+            }
+            // The replica need not have what the first one may have.
+            _ if replica => {
+                Some((first, Ended { outcome: earlier?, value: &[], giver: Giver::default() }))
+            }
+            Outcome::Timeout | Outcome::Error | Outcome::Down if earlier.is_none() => None,
+            _ => Some((first, ended)),
         }
-        // The replica need not have what the first one may have.
-        let outcome = get.ended.take()?;
-        Some((first, Ended { outcome, value: &[], giver: Giver::default() }))
     }
 }
 
 impl Get {
-    /// The lookup has ended at the first server. Whether it goes on at the second.
-    pub(super) fn waits_for_hedge(&mut self, outcome: Outcome, deadline: u64) -> bool {
-        let unanswered = matches!(outcome, Outcome::Timeout | Outcome::Error | Outcome::Down);
-        if !unanswered || self.hedge.is_none() || deadline <= clock::now_ms() {
-            return false;
-        }
-        self.ended = Some(outcome);
-        true
+    /// The lookup has ended at the first server. Whether it may go on at another one.
+    pub(super) fn goes_on(&self, outcome: Outcome, deadline: u64) -> bool {
+        let there_is_another = self.at == At::Replica || self.hedge.is_some();
+        let may_be_there = match outcome {
+            Outcome::Timeout | Outcome::Error | Outcome::Down => true,
+            Outcome::Miss => self.at == At::Replica,
+            _ => false,
+        };
+        there_is_another && may_be_there && deadline > clock::now_ms()
     }
 }

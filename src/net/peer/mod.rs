@@ -288,6 +288,14 @@ impl Peer {
         self.book.try_borrow().is_ok_and(|book| book.place() == Some((name, port)))
     }
 
+    /// Whether it is the server that was announced with this address or name.
+    pub fn is_announced_as(&self, host: &str, port: u16) -> bool {
+        match host.parse() {
+            Ok(ip) => self.address() == Some(Address::from_ip(ip, port)),
+            Err(_) => self.is_called(host, port),
+        }
+    }
+
     /// Has the server's name resolved, if that is due, at the end of this turn. Whether there is an
     /// address by now.
     pub fn resolve_soon(&self) -> bool {
@@ -330,6 +338,11 @@ impl Peer {
     /// The answer to such a lookup was the first.
     pub fn hedge_won(&self) {
         self.count.add(stats::HEDGES_WON, 1);
+    }
+
+    /// A lookup ended here without an entry, and is made where the entry belongs.
+    pub fn passed_on(&self) {
+        self.count.add(stats::REPLICA_MISSES, 1);
     }
 
     /// Makes a request; [`Replies::replied`] tells the waiter how it ends. A `deadline` holds in place
