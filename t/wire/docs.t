@@ -92,6 +92,8 @@ subtest 'every default is what the code has' => sub {
         keepalive   => $one->($conf, qr/^const KEEPALIVE: u32 = (\d+);/m) . 's',
         database    => $each->($conf, qr/self\.database\.or\((\d)\)/),
         cluster     => $flag->($each->($conf, qr/self\.cluster\.or\((\w+)\)/)),
+        hedge       => $one->($conf, qr/Some\(b"(\w+)"\) \| None => None/),
+        replica_reads => $flag->($each->($conf, qr/self\.replica_reads\.or\((\w+)\)/)),
         ssl         => $flag->($one->($conf, qr/match self\.ssl\.or\((\w+)\)/)),
         ssl_verify  => $flag->($one->($client, qr/verify: conf\.verify\.or\((\w+)\)/)),
         ssl_session_reuse => $flag->($one->($client, qr/conf\.session_reuse\.or\((\w+)\)/)),
