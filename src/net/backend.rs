@@ -30,7 +30,7 @@ use crate::ffi::log::Log;
 use crate::ffi::resolver::Resolver;
 use crate::ffi::tls::HandshakeToken;
 use crate::ffi::turn::Turn;
-use crate::log_at;
+use crate::{debug, log_at};
 use hedge::Hedging;
 
 mod hedge;
@@ -488,12 +488,16 @@ impl Backend {
         deadline: u64,
     ) -> Result<(), Refused> {
         replica.passed_on();
-        let Some(Pending { key, what: What::Get(get), .. }) = state.pending.get_mut(token) else {
+        let Some(Pending { key, what: What::Get(get), again, .. }) = state.pending.get_mut(token)
+        else {
             return Err(Refused::Down);
         };
         get.at = At::OwnerAtLast;
+        // That was a connection to the replica.
+        *again = false;
         let key = key.clone();
         let owner = self.find(state, &key).ok_or(Refused::Down)?;
+        debug!(Log::cycle(), "SSL session backend {replica}: has no answer, {owner} is asked");
         state.ask(&owner, token, Some(deadline))
     }
 

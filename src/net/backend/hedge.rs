@@ -14,8 +14,10 @@ use session_core::hedge::Hedges;
 use session_core::outcome::Outcome;
 
 use super::{At, Backend, Choice, Ended, Get, Giver, Pending, State, What};
+use crate::debug;
 use crate::ffi::clock;
 use crate::ffi::event::Handle;
+use crate::ffi::log::Log;
 use crate::ffi::turn::Turn;
 use crate::net::peer::{Peer, RequestToken};
 
@@ -102,6 +104,8 @@ impl Backend {
             return;
         }
         second.hedged();
+        let ms = clock::now_ms().saturating_sub(since);
+        debug!(Log::cycle(), "SSL session backend {second}: asked as well after {ms} ms");
         if let Some(Pending { what: What::Get(get), .. }) = state.pending.get_mut(token) {
             get.hedge = Some(hedge);
         }
