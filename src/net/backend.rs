@@ -31,7 +31,7 @@ use crate::ffi::resolver::Resolver;
 use crate::ffi::tls::HandshakeToken;
 use crate::ffi::turn::Turn;
 use crate::{debug, log_at};
-use hedge::Hedging;
+use hedge::{Hedging, Next};
 
 mod hedge;
 
@@ -202,8 +202,8 @@ enum At {
     Owner,
     /// A replica of that one.
     Replica,
-    /// The server that it belongs to, as a replica has not had it.
-    OwnerAtLast,
+    /// The server that it belongs to, and nobody else: a replica has not had it, or may not be asked.
+    OwnerAlone,
 }
 
 impl What {
@@ -284,9 +284,20 @@ impl Backend {
             }
             false => None,
         };
-        let at = if near.is_some() { At::Replica } else { At::Owner };
-        let what = What::Get(Get { at, ..Get::default() });
-        let token = self.begin(state, key, hash, what, Some(waiter), near)?;
+        let at = match (source, &near) {
+            (Source::Owner, _) => At::OwnerAlone,
+            (Source::Any, None) => At::Owner,
+            (Source::Any, Some(_)) => At::Replica,
+        };
+        let begun = self.begin_get(state, key, hash, waiter, at, near);
+        let token = match (begun, source) {
+            (Err(refused), Source::Any) if state.hedging.is_some() => {
+                // A server that is down is not waited for, and costs no share.
+                let replica = state.route.replica(key.as_bytes()).ok_or(refused)?;
+                self.begin_get(state, key, hash, waiter, At::Replica, Some(replica))?
+            }
+            (begun, _) => begun?,
+        };
         state.lookups.insert(hash, token);
         if source == Source::Any {
             self.may_hedge(state, token);
@@ -366,6 +377,20 @@ impl Backend {
         self.hasher.hash_one(key.as_bytes())
     }
 
+    /// Begins a lookup that changes nothing: at `near`, or where the entry belongs.
+    fn begin_get(
+        &self,
+        state: &mut State,
+        key: &CacheKey,
+        hash: u64,
+        waiter: Waiter,
+        at: At,
+        near: Option<Rc<Peer>>,
+    ) -> Result<RequestToken, Refused> {
+        let what = What::Get(Get { at, ..Get::default() });
+        self.begin(state, key, hash, what, Some(waiter), near)
+    }
+
     /// Sends a request, of which the outcome is of interest: to `near`, if that takes it.
     fn begin(
         &self,
@@ -383,7 +408,7 @@ impl Backend {
                 return Ok(token);
             }
             if let Some(Pending { what: What::Get(get), .. }) = state.pending.get_mut(token) {
-                get.at = At::OwnerAtLast;
+                get.at = At::OwnerAlone;
             }
         }
         let peer = self.find(state, key);
@@ -454,6 +479,7 @@ impl Backend {
         let state = &mut *guard;
         let mut ended = Ended { outcome, value, giver: Giver::default() };
         let mut token = token;
+        let hedges = state.hedging.is_some();
         match state.pending.get_mut(token).map(|pending| &mut pending.what) {
             Some(What::Hedge { .. }) => match state.hedge_ended(peer, token, ended) {
                 Some((first, how)) => (token, ended) = (first, how),
@@ -462,14 +488,23 @@ impl Backend {
             Some(What::Get(get)) if get.at == At::Replica && outcome == Outcome::Hit => {
                 ended.giver = Giver(peer.this());
             }
-            Some(What::Get(get)) if get.goes_on(outcome, deadline) => {
-                if get.at != At::Replica || get.hedge.is_some() {
+            Some(What::Get(get)) => {
+                let next = get.next(outcome, deadline > clock::now_ms(), hedges);
+                let waits = match next {
+                    Next::End => false,
+                    Next::Wait => true,
+                    Next::AskReplica => state.goes_on_elsewhere(token, deadline),
+                    Next::AskOwner => match self.ask_owner(state, peer, token, deadline) {
+                        Ok(()) => return,
+                        Err(_) => {
+                            ended.outcome = Outcome::Down;
+                            false
+                        }
+                    },
+                };
+                if let (true, Some(get)) = (waits, state.get(token)) {
                     get.ended = Some(outcome);
                     return;
-                }
-                match self.ask_owner(state, peer, token, deadline) {
-                    Ok(()) => return,
-                    Err(_) => ended.outcome = Outcome::Down,
                 }
             }
             _ => {}
@@ -492,7 +527,7 @@ impl Backend {
         else {
             return Err(Refused::Down);
         };
-        get.at = At::OwnerAtLast;
+        get.at = At::OwnerAlone;
         // That was a connection to the replica.
         *again = false;
         let key = key.clone();
@@ -555,7 +590,7 @@ impl Backend {
         if let What::Get(get) = &mut pending.what {
             if get.at == At::Replica {
                 from.passed_on();
-                get.at = At::OwnerAtLast;
+                get.at = At::OwnerAlone;
             }
         }
         // The one that it would be sent to is asked already.
@@ -621,6 +656,14 @@ impl State {
         };
         let request = Request { key: key.as_bytes(), command: what.command(), asking: false };
         peer.send(&request, Some(token), deadline)
+    }
+
+    /// A lookup that changes nothing.
+    fn get(&mut self, token: RequestToken) -> Option<&mut Get> {
+        match &mut self.pending.get_mut(token)?.what {
+            What::Get(get) => Some(get),
+            _ => None,
+        }
     }
 
     /// The server that has given an entry.

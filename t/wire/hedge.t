@@ -105,6 +105,22 @@ subtest 'the link to the master ends before the replica answers' => sub {
     is answer($client), 'ERROR', 'a miss of the replica says nothing';
 };
 
+subtest 'a master that is down is not waited for' => sub {
+    my ($master, $replica, $edge) = pair();
+    my @some = $edge->sessions(30, 'TLSv1.2', 2, $master, $replica);
+    $master->kill;
+    is_deeply $edge->statuses(@some), { HIT => 30 }, 'the replica answers';
+    is $edge->said(qr/ redis \Q${\ $master->address }\E is down: /), 1, 'while the master is down';
+    my ($status, $ms) = $edge->timed($some[0]);
+    cmp_ok $ms, '<', $hedge, sprintf 'at once: after %d ms', $ms;
+    cmp_ok $edge->metric('hedged_lookups'), '<=', 5, 'which is no hedge';
+    $replica->cmd(qw(REPLICAOF NO ONE));
+    $replica->cmd('FLUSHALL');
+    is $edge->status($some[0]), 'DOWN', 'what it lacks is not known';
+    $master->start;
+    wait_until { $edge->status($some[0]) eq 'MISS' } 10, 'the master is asked again';
+};
+
 subtest 'both are silent' => sub {
     my ($master, $replica) = (redis(), redis());
     my $edge = edge("server ${\ $master->address }; server ${\ $replica->address } replica;", fetch_timeout => 4 * $hedge);

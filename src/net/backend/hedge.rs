@@ -75,40 +75,12 @@ impl Backend {
         peers
     }
 
-    /// Makes a lookup at a second server, if there is one and it still has no answer.
+    /// Makes a lookup at a second server, if it still has no answer and there is one.
     fn hedge(&self, token: RequestToken, since: u64) {
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
-        let state = &mut *state;
-        let Some(hedging) = &mut state.hedging else { return };
+        let Some(hedging) = &state.hedging else { return };
         let deadline = since.saturating_add(hedging.fetch_timeout);
-        let Some((at, key)) = state.plain_lookup(token) else { return };
-        let replica = match at {
-            At::Owner => true,
-            At::Replica => false,
-            // Both have been asked.
-            At::OwnerAtLast => return,
-        };
-        let other = if replica { At::Replica } else { At::Owner };
-        let Some(second) = state.place(other, key.as_bytes()) else { return };
-        let first = state.place(at, key.as_bytes());
-        if first.is_some_and(|first| !second.is_elsewhere(&first)) || deadline <= clock::now_ms() {
-            return;
-        }
-        if !state.hedging.as_mut().is_some_and(|hedging| hedging.hedges.spend()) {
-            return;
-        }
-        let pending = Pending::new(key, What::Hedge { of: token, replica });
-        let Ok(hedge) = state.pending.insert(pending) else { return };
-        if state.ask(&second, hedge, Some(deadline)).is_err() {
-            state.pending.remove(hedge);
-            return;
-        }
-        second.hedged();
-        let ms = clock::now_ms().saturating_sub(since);
-        debug!(Log::cycle(), "SSL session backend {second}: asked as well after {ms} ms");
-        if let Some(Pending { what: What::Get(get), .. }) = state.pending.get_mut(token) {
-            get.hedge = Some(hedge);
-        }
+        state.hedge(token, deadline, |hedging| hedging.hedges.spend());
     }
 }
 
@@ -133,10 +105,53 @@ impl Handle<Hedging> for Backend {
 }
 
 impl State {
-    /// Who is asked in a lookup that changes nothing, and the key.
+    /// Makes a lookup at a second server, if there is one that has not been asked and `may` says so.
+    /// Whether it goes on there.
+    fn hedge(
+        &mut self,
+        token: RequestToken,
+        deadline: u64,
+        may: impl FnOnce(&mut Hedging) -> bool,
+    ) -> bool {
+        let Some((at, key)) = self.plain_lookup(token) else { return false };
+        let replica = match at {
+            At::Owner => true,
+            At::Replica => false,
+            At::OwnerAlone => return false,
+        };
+        let other = if replica { At::Replica } else { At::Owner };
+        let Some(second) = self.place(other, key.as_bytes()) else { return false };
+        let first = self.place(at, key.as_bytes());
+        let same = first.is_some_and(|first| !second.is_elsewhere(&first));
+        if same || deadline <= clock::now_ms() || !self.hedging.as_mut().is_some_and(may) {
+            return false;
+        }
+        let pending = Pending::new(key, What::Hedge { of: token, replica });
+        let Ok(hedge) = self.pending.insert(pending) else { return false };
+        if self.ask(&second, hedge, Some(deadline)).is_err() {
+            self.pending.remove(hedge);
+            return false;
+        }
+        second.hedged();
+        debug!(Log::cycle(), "SSL session backend {second}: is asked as well");
+        if let Some(Pending { what: What::Get(get), .. }) = self.pending.get_mut(token) {
+            get.hedge = Some(hedge);
+        }
+        true
+    }
+
+    /// A lookup has ended at the first server, without an answer. Whether it goes on at a second one,
+    /// which costs no share: the first one is not asked any more.
+    pub(super) fn goes_on_elsewhere(&mut self, token: RequestToken, deadline: u64) -> bool {
+        self.hedge(token, deadline, |_| true)
+    }
+
+    /// Who is asked in a lookup that changes nothing and goes on at one server, and the key.
     fn plain_lookup(&self, token: RequestToken) -> Option<(At, CacheKey)> {
         match self.pending.get(token)? {
-            Pending { what: What::Get(get), key, .. } => Some((get.at, key.clone())),
+            Pending { what: What::Get(Get { at, hedge: None, .. }), key, .. } => {
+                Some((*at, key.clone()))
+            }
             _ => None,
         }
     }
@@ -166,6 +181,9 @@ impl State {
         };
         let What::Get(get) = &mut self.pending.get_mut(first)?.what else { return None };
         get.hedge = None;
+        if replica {
+            get.at = At::OwnerAlone;
+        }
         let earlier = get.ended.take();
         match ended.outcome {
             Outcome::Hit => {
@@ -184,14 +202,29 @@ impl State {
 }
 
 impl Get {
-    /// The lookup has ended at the first server. Whether it may go on at another one.
-    pub(super) fn goes_on(&self, outcome: Outcome, deadline: u64) -> bool {
-        let there_is_another = self.at == At::Replica || self.hedge.is_some();
-        let may_be_there = match outcome {
-            Outcome::Timeout | Outcome::Error | Outcome::Down => true,
-            Outcome::Miss => self.at == At::Replica,
-            _ => false,
-        };
-        there_is_another && may_be_there && deadline > clock::now_ms()
+    /// What a lookup does that has ended at the first server, `in_time` for another one. `hedges`: whether
+    /// lookups may be made at a second one.
+    pub(super) fn next(&self, outcome: Outcome, in_time: bool, hedges: bool) -> Next {
+        let unanswered = matches!(outcome, Outcome::Timeout | Outcome::Error | Outcome::Down);
+        let may_be_there = unanswered || self.at == At::Replica && outcome == Outcome::Miss;
+        match (self.hedge, self.at) {
+            _ if !may_be_there || !in_time => Next::End,
+            (Some(_), _) => Next::Wait,
+            (None, At::Replica) => Next::AskOwner,
+            (None, At::Owner) if hedges => Next::AskReplica,
+            (None, At::Owner | At::OwnerAlone) => Next::End,
+        }
     }
+}
+
+/// What a lookup does that has ended at one server.
+pub(super) enum Next {
+    /// It ends.
+    End,
+    /// It waits for the other server.
+    Wait,
+    /// It asks where the entry belongs.
+    AskOwner,
+    /// It asks a replica.
+    AskReplica,
 }
