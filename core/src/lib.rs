@@ -27,6 +27,7 @@ pub mod inflight;
 pub mod key_ring;
 mod line;
 pub mod memcached;
+pub mod nearness;
 pub mod origin;
 pub mod outcome;
 pub mod parameter;

@@ -157,6 +157,8 @@ struct Pending {
     redirects: u8,
     /// Whether it was made a second time.
     again: bool,
+    /// When it was made at a replica, in microseconds, if its time tells how near that is.
+    since: Option<u64>,
     waiter: Option<Waiter>,
     /// Others that have joined.
     joined: Vec<Waiter>,
@@ -165,7 +167,16 @@ struct Pending {
 impl Pending {
     /// A request of which nobody waits for the end.
     fn new(key: CacheKey, what: What) -> Self {
-        Pending { key, hash: 0, what, redirects: 0, again: false, waiter: None, joined: Vec::new() }
+        Pending {
+            key,
+            hash: 0,
+            what,
+            redirects: 0,
+            again: false,
+            since: None,
+            waiter: None,
+            joined: Vec::new(),
+        }
     }
 }
 
@@ -219,6 +230,10 @@ impl What {
 
     fn is_lookup(&self) -> bool {
         self.changes_nothing() || matches!(self, What::Take | What::Claim(_))
+    }
+
+    fn is_at_replica(&self) -> bool {
+        matches!(self, What::Get(Get { at: At::Replica, .. }) | What::Hedge { replica: true, .. })
     }
 
     fn changes_nothing(&self) -> bool {
@@ -404,7 +419,7 @@ impl Backend {
         let pending = Pending { hash, waiter, ..Pending::new(key.clone(), what) };
         let token = state.pending.insert(pending).map_err(|OutOfMemory| Refused::OutOfMemory)?;
         if let Some(near) = near {
-            if state.ask(&near, token, None).is_ok() {
+            if state.ask_replica(&near, token, None).is_ok() {
                 return Ok(token);
             }
             if let Some(Pending { what: What::Get(get), .. }) = state.pending.get_mut(token) {
@@ -479,6 +494,9 @@ impl Backend {
         let state = &mut *guard;
         let mut ended = Ended { outcome, value, giver: Giver::default() };
         let mut token = token;
+        if let Some(pending) = state.pending.get(token).filter(|it| it.what.is_at_replica()) {
+            peer.measured(pending.since, outcome);
+        }
         let hedges = state.hedging.is_some();
         match state.pending.get_mut(token).map(|pending| &mut pending.what) {
             Some(What::Hedge { .. }) => match state.hedge_ended(peer, token, ended) {
@@ -656,6 +674,19 @@ impl State {
         };
         let request = Request { key: key.as_bytes(), command: what.command(), asking: false };
         peer.send(&request, Some(token), deadline)
+    }
+
+    /// The same of a lookup at a replica.
+    fn ask_replica(
+        &mut self,
+        peer: &Peer,
+        token: RequestToken,
+        deadline: Option<u64>,
+    ) -> Result<(), Refused> {
+        if let Some(pending) = self.pending.get_mut(token) {
+            pending.since = peer.measure();
+        }
+        self.ask(peer, token, deadline)
     }
 
     /// A lookup that changes nothing.

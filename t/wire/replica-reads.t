@@ -143,6 +143,22 @@ subtest 'a replica that dies, and a master that does' => sub {
     is $edge->status($some[0]), 'DOWN', 'what the replica lacks the master cannot tell';
 };
 
+subtest 'the near one of two replicas' => sub {
+    my $master = redis();
+    my ($near, $far) = map { redis(replicaof => $master)->wait_replica } 1 .. 2;
+    my $relay = relay(upstream => $far->address, delay => 60 * patience());
+    my $edge  = edge("server ${\ $master->address }; server 127.0.0.1:${\ $relay->port } replica; server ${\ $near->address } replica;");
+    my @some = $edge->sessions(40, 'TLSv1.2', 3, $master, $near, $far);
+    is_deeply $edge->statuses(@some), { HIT => 40 }, 'hits';
+    my $tried = $relay->requests('GET');
+    cmp_ok $tried, '>=', 1, 'the far one is tried';
+    cmp_ok $tried, '<=', 3, "and hardly used: $tried of 40";
+    cmp_ok $near->calls('get'), '>=', 37, 'as the near one is';
+    $near->kill;
+    is_deeply $edge->statuses(@some), { HIT => 40 }, 'and is there when the near one is not';
+    cmp_ok $relay->requests('GET'), '>=', 35, 'for all';
+};
+
 subtest 'an entry of no use is said of the replica' => sub {
     my ($master, $replica, $edge) = pair();
     cut_off($replica);

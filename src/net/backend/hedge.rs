@@ -128,7 +128,11 @@ impl State {
         }
         let pending = Pending::new(key, What::Hedge { of: token, replica });
         let Ok(hedge) = self.pending.insert(pending) else { return false };
-        if self.ask(&second, hedge, Some(deadline)).is_err() {
+        let asked = match replica {
+            true => self.ask_replica(&second, hedge, Some(deadline)),
+            false => self.ask(&second, hedge, Some(deadline)),
+        };
+        if asked.is_err() {
             self.pending.remove(hedge);
             return false;
         }

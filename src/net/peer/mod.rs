@@ -6,7 +6,7 @@
 //! `events.rs`. A request posts such an event. What follows from the end of a connection is in
 //! `verdict.rs`.
 
-use core::cell::{OnceCell, RefCell};
+use core::cell::{Cell, OnceCell, RefCell};
 use core::fmt;
 use core::hash::{Hash, Hasher};
 use std::boxed::Box;
@@ -18,6 +18,8 @@ use session_core::breaker::{self, Board, Boards, Breaker, News, Verdict};
 use session_core::codec::{Codec, OutOfMemory};
 use session_core::conversation;
 use session_core::inflight::Kind;
+use session_core::nearness::Nearness;
+use session_core::outcome::Outcome;
 use session_core::slots::Token;
 use session_core::stats::{Kind as Counted, server as stats};
 use session_core::throttle::Throttle;
@@ -188,6 +190,8 @@ pub struct Peer {
     count: Count,
     /// The place of its board, if there is one.
     place: OnceCell<Option<usize>>,
+    /// How near it is, as lookups have shown that might go elsewhere as well.
+    nearness: Cell<Nearness>,
 }
 
 struct Work;
@@ -268,6 +272,7 @@ impl Peer {
             verdict: Event::new(this.clone()),
             count: Count::default(),
             place: OnceCell::new(),
+            nearness: Cell::new(Nearness::default()),
         })
     }
 
@@ -338,6 +343,35 @@ impl Peer {
     /// The answer to such a lookup was the first.
     pub fn hedge_won(&self) {
         self.count.add(stats::HEDGES_WON, 1);
+    }
+
+    /// How near it is.
+    pub fn nearness(&self) -> Nearness {
+        self.nearness.get()
+    }
+
+    /// A lookup is about to be made of which the time will tell how near the server is. When that is,
+    /// in microseconds; `None` if it has to wait for the connection, and tells nothing.
+    pub fn measure(&self) -> Option<u64> {
+        let us = clock::now_us();
+        let mut nearness = self.nearness.get();
+        nearness.asked(us / 1000);
+        self.nearness.set(nearness);
+        let line = self.lookups()?;
+        line.with(|conversation| conversation.is_open())?.then_some(us)
+    }
+
+    /// Such a lookup has ended.
+    pub fn measured(&self, since: Option<u64>, outcome: Outcome) {
+        let mut nearness = self.nearness.get();
+        match (outcome, since) {
+            (Outcome::Timeout, _) => nearness.took(self.limits.fetch_timeout.saturating_mul(1000)),
+            (Outcome::Hit | Outcome::Miss, Some(since)) => {
+                nearness.took(clock::now_us().saturating_sub(since));
+            }
+            _ => nearness.unknown(),
+        }
+        self.nearness.set(nearness);
     }
 
     /// A lookup ended here without an entry, and is made where the entry belongs.

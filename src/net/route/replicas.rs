@@ -10,10 +10,11 @@ use std::vec::Vec;
 use session_core::rendezvous::Rendezvous;
 
 use super::Links;
+use crate::ffi::clock;
 use crate::net::peer::{Peer, Replies};
 
-/// The replicas of one server. The key chooses one, so that they share the lookups evenly, and the
-/// lookups of one that is down go to all others.
+/// The replicas of one server. Of those that are near the key chooses one, so that they share the
+/// lookups evenly, and the lookups of one that is down go to all others.
 pub struct Replicas {
     choice: Rendezvous,
     pub(super) peers: Vec<Rc<Peer>>,
@@ -58,7 +59,15 @@ impl Replicas {
 
     /// The one to be asked for a key.
     pub fn find(&self, key: &[u8]) -> Option<Rc<Peer>> {
-        let usable = |n| self.peers.get(n).is_some_and(|peer: &Rc<Peer>| peer.is_usable());
-        self.peers.get(self.choice.pick(key, usable)?).map(Rc::clone)
+        if let [only] = self.peers.as_slice() {
+            return only.is_usable().then(|| Rc::clone(only));
+        }
+        let usable = |n| self.peers.get(n).filter(|peer: &&Rc<Peer>| peer.is_usable());
+        let nearest = (0..self.peers.len()).filter_map(|n| usable(n)?.nearness().time()).min();
+        let now = clock::now_ms();
+        let wanted = |n| usable(n).is_some_and(|peer| peer.nearness().is_wanted(now, nearest));
+        let near = self.choice.pick(key, wanted);
+        let place = near.or_else(|| self.choice.pick(key, |n| usable(n).is_some()))?;
+        self.peers.get(place).map(Rc::clone)
     }
 }
