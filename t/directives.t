@@ -2906,3 +2906,199 @@ fetch_timeout 10ms;
         sentinel_password_file $TEST_NGINX_PASS_NULL;
     } # here
 --- emerg: invalid "sentinel_password_file": "$TEST_NGINX_PASS_NULL" has a line end or a null byte in it
+
+
+
+=== TEST 299: hedge that is no time
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica;
+        hedge on;
+    } # here
+--- emerg: invalid "hedge": it must be "off" or a time in ssl_session_backend "fleet"
+
+
+
+=== TEST 300: hedge of no time
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica;
+        hedge 0;
+    } # here
+--- emerg: "hedge" must not be 0 in ssl_session_backend "fleet"
+
+
+
+=== TEST 301: hedge as long as a lookup takes at most
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica;
+        hedge 50ms;
+    } # here
+--- emerg: "hedge" must be shorter than "fetch_timeout" in ssl_session_backend "fleet"
+
+
+
+=== TEST 302: hedge without a second place
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        hedge 5ms;
+    } # here
+--- emerg: "hedge" needs a second place with the same entries: "cluster", "sentinel", or a "server" that is a "replica" in ssl_session_backend "fleet"
+
+
+
+=== TEST 303: hedge with servers that share the keys
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1:7000;
+        server 127.0.0.1:7001;
+        server 127.0.0.1:7002 backup;
+        hedge 5ms;
+    } # here
+--- emerg: "hedge" needs a second place with the same entries: "cluster", "sentinel", or a "server" that is a "replica" in ssl_session_backend "fleet"
+
+
+
+=== TEST 304: hedge with a replica that is down
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica down;
+        hedge 5ms;
+    } # here
+--- emerg: "hedge" needs a second place with the same entries: "cluster", "sentinel", or a "server" that is a "replica" in ssl_session_backend "fleet"
+
+
+
+=== TEST 305: hedge with memcached
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        protocol memcached;
+        hedge 5ms;
+    } # here
+--- emerg: "hedge" needs a second place with the same entries: "cluster", "sentinel", or a "server" that is a "replica" in ssl_session_backend "fleet"
+
+
+
+=== TEST 306: replica_reads without a replica
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        replica_reads on;
+    } # here
+--- emerg: "replica_reads" needs a second place with the same entries: "cluster", "sentinel", or a "server" that is a "replica" in ssl_session_backend "fleet"
+
+
+
+=== TEST 307: a replica that nobody reads
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica;
+        hedge off;
+    } # here
+--- emerg: a "server" that is a "replica" without "hedge" or "replica_reads" in ssl_session_backend "fleet"
+
+
+
+=== TEST 308: a replica of two servers
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2;
+        server 127.0.0.3 replica;
+        hedge 5ms;
+    } # here
+--- emerg: a "replica" needs one other "server", and no more in ssl_session_backend "fleet"
+
+
+
+=== TEST 309: a replica of nobody
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 replica;
+        hedge 5ms;
+    } # here
+--- emerg: a "replica" needs one other "server", and no more in ssl_session_backend "fleet"
+
+
+
+=== TEST 310: a replica that is a backup
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica backup;
+        hedge 5ms;
+    } # here
+--- emerg: "replica" and "backup" of a "server" exclude each other in ssl_session_backend "fleet"
+
+
+
+=== TEST 311: a replica with memcached
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica;
+        protocol memcached;
+        hedge 5ms;
+    } # here
+--- emerg: "replica" of a "server" is not supported by "protocol memcached" in ssl_session_backend "fleet"
+
+
+
+=== TEST 312: a replica in a cluster
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica;
+        cluster on;
+    } # here
+--- emerg: "replica" of a "server" has no meaning with "cluster" in ssl_session_backend "fleet"
+
+
+
+=== TEST 313: hedge and replica_reads
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica;
+        server 127.0.0.3 replica weight=2;
+        hedge 49ms;
+        replica_reads on;
+    }
+
+
+
+=== TEST 314: hedge in a cluster
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        cluster on;
+        hedge 5ms;
+    }
+
+
+
+=== TEST 315: replica_reads with Sentinels
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        sentinel fleet;
+        replica_reads on;
+    }
+
+
+
+=== TEST 316: both are off
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        hedge off;
+        replica_reads off;
+    }

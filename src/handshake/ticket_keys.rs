@@ -148,7 +148,7 @@ impl Keeper {
         let Some(entry) = self.ring.ticket_entry(name).filter(|_| !self.tier.is_local()) else {
             return false;
         };
-        !self.is_missed(name) && self.tier.fetch(entry.name(), waiter).is_ok()
+        !self.is_missed(name) && self.tier.fetch_there(entry.name(), waiter).is_ok()
     }
 
     /// The tier has answered a question for a key.
@@ -211,7 +211,7 @@ impl Keeper {
         let mut value = Zeroizing::new(Vec::new());
         let outcome = match self.tier.fetch_now(entry.name(), &mut value) {
             Some(outcome) => outcome,
-            None => match self.tier.fetch(entry.name(), Waiter::TicketKeys { index }) {
+            None => match self.tier.fetch_there(entry.name(), Waiter::TicketKeys { index }) {
                 Ok(()) => return,
                 Err(outcome) => outcome,
             },
