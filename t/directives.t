@@ -2886,9 +2886,9 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 297: keys of tickets in a target of their own, and nothing else
+=== TEST 297: keys of tickets, and nothing else
 --- http_config
-    ssl_session_ticket_keys redis://127.0.0.1;
+    ssl_session_ticket_keys shared:tickets:1m;
 
 
 
@@ -2898,42 +2898,35 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 299: keys of tickets with the longest times, where the sessions are
+=== TEST 299: keys of tickets with the longest times, beside sessions
 --- http_config
     ssl_session_backend fleet { server 127.0.0.1; }
     ssl_session_fetch fleet;
-    ssl_session_ticket_keys fleet period=7d keep=60;
+    ssl_session_ticket_keys shared:tickets:1m period=7d keep=60;
 
 
 
-=== TEST 300: keys of tickets in a backend that comes later
---- http_config
-    ssl_session_ticket_keys fleet;
-    ssl_session_backend fleet { server 127.0.0.1; }
-
-
-
-=== TEST 301: tickets and a store, without a warning
+=== TEST 300: tickets and a store, without a warning
 --- http_config
     ssl_session_store redis://127.0.0.1;
-    ssl_session_ticket_keys redis://127.0.0.1;
+    ssl_session_ticket_keys shared:tickets:1m;
     ssl_certificate     $TEST_NGINX_CRT;
     ssl_certificate_key $TEST_NGINX_KEY;
     server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; }
 
 
 
-=== TEST 302: all that depends on keys of tickets
+=== TEST 301: all that depends on keys of tickets
 --- http_config
     ssl_session_fallback         tickets;
     ssl_session_fallback_timeout 7d;
     ssl_session_tickets_tls12    on;
     ssl_session_store            shared:tls:1m redis://127.0.0.1;
-    ssl_session_ticket_keys redis://127.0.0.1;
+    ssl_session_ticket_keys shared:tickets:1m;
 
 
 
-=== TEST 303: what depends on keys of tickets is off, and there are none
+=== TEST 302: what depends on keys of tickets is off, and there are none
 --- http_config
     ssl_session_fallback      off;
     ssl_session_tickets_tls12 off;
@@ -2941,140 +2934,140 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 304: keys of tickets with period=0
+=== TEST 303: keys of tickets with period=0
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1 period=0; # here
 --- emerg: invalid time "0" for "period" in "ssl_session_ticket_keys": it must be 1 second to 7 days
 
 
 
-=== TEST 305: keys of tickets with period=
+=== TEST 304: keys of tickets with period=
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1 period=; # here
 --- emerg: invalid time "" for "period" in "ssl_session_ticket_keys": it must be 1 second to 7 days
 
 
 
-=== TEST 306: keys of tickets with period=1500ms
+=== TEST 305: keys of tickets with period=1500ms
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1 period=1500ms; # here
 --- emerg: invalid time "1500ms" for "period" in "ssl_session_ticket_keys": it must be 1 second to 7 days
 
 
 
-=== TEST 307: keys of tickets with period=8d
+=== TEST 306: keys of tickets with period=8d
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1 period=8d; # here
 --- emerg: invalid time "8d" for "period" in "ssl_session_ticket_keys": it must be 1 second to 7 days
 
 
 
-=== TEST 308: keys of tickets with period=x
+=== TEST 307: keys of tickets with period=x
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1 period=x; # here
 --- emerg: invalid time "x" for "period" in "ssl_session_ticket_keys": it must be 1 second to 7 days
 
 
 
-=== TEST 309: keys of tickets with keep=0
+=== TEST 308: keys of tickets with keep=0
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1 keep=0; # here
 --- emerg: invalid number "0" for "keep" in "ssl_session_ticket_keys": it must be 1 to 60
 
 
 
-=== TEST 310: keys of tickets with keep=61
+=== TEST 309: keys of tickets with keep=61
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1 keep=61; # here
 --- emerg: invalid number "61" for "keep" in "ssl_session_ticket_keys": it must be 1 to 60
 
 
 
-=== TEST 311: keys of tickets with keep=1.5
+=== TEST 310: keys of tickets with keep=1.5
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1 keep=1.5; # here
 --- emerg: invalid number "1.5" for "keep" in "ssl_session_ticket_keys": it must be 1 to 60
 
 
 
-=== TEST 312: keys of tickets with keep=-1
+=== TEST 311: keys of tickets with keep=-1
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1 keep=-1; # here
 --- emerg: invalid number "-1" for "keep" in "ssl_session_ticket_keys": it must be 1 to 60
 
 
 
-=== TEST 313: keys of tickets with keep=
+=== TEST 312: keys of tickets with keep=
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1 keep=; # here
 --- emerg: invalid number "" for "keep" in "ssl_session_ticket_keys": it must be 1 to 60
 
 
 
-=== TEST 314: keys of tickets with an unknown parameter
+=== TEST 313: keys of tickets with an unknown parameter
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1 renew=1h; # here
 --- emerg: invalid parameter "renew=1h" in "ssl_session_ticket_keys"
 
 
 
-=== TEST 315: keys of tickets in two targets
+=== TEST 314: keys of tickets in two targets
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1 shared:tickets:1m; # here
 --- emerg: invalid parameter "shared:tickets:1m" in "ssl_session_ticket_keys"
 
 
 
-=== TEST 316: keys of tickets with a parameter twice
+=== TEST 315: keys of tickets with a parameter twice
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1 period=1h period=1h; # here
 --- emerg: duplicate parameter "period=1h" in "ssl_session_ticket_keys"
 
 
 
-=== TEST 317: keys of tickets with too many parameters
+=== TEST 316: keys of tickets with too many parameters
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1 period=1h keep=2 keep=3; # here
 --- emerg: invalid number of arguments in "ssl_session_ticket_keys" directive
 
 
 
-=== TEST 318: keys of tickets nowhere
+=== TEST 317: keys of tickets nowhere
 --- http_config
     ssl_session_ticket_keys; # here
 --- emerg: invalid number of arguments in "ssl_session_ticket_keys" directive
 
 
 
-=== TEST 319: keys of tickets off
+=== TEST 318: keys of tickets off
 --- http_config
     ssl_session_ticket_keys off; # here
 --- emerg: invalid target "off" in "ssl_session_ticket_keys": leave the directive out
 
 
 
-=== TEST 320: keys of tickets in a parameter
+=== TEST 319: keys of tickets in a parameter
 --- http_config
     ssl_session_ticket_keys single_use; # here
 --- emerg: invalid target "single_use" in "ssl_session_ticket_keys"
 
 
 
-=== TEST 321: keys of tickets in a target that is none
+=== TEST 320: keys of tickets in a target that is none
 --- http_config
     ssl_session_ticket_keys http://127.0.0.1; # here
 --- emerg: invalid target "http://127.0.0.1" in "ssl_session_ticket_keys": unsupported scheme
 
 
 
-=== TEST 322: keys of tickets in a backend that nobody knows
+=== TEST 321: keys of tickets in a backend that nobody knows
 --- http_config
     ssl_session_ticket_keys nowhere; # here
 --- emerg: unknown SSL session backend "nowhere" in "ssl_session_ticket_keys"
 
 
 
-=== TEST 323: keys of tickets twice
+=== TEST 322: keys of tickets twice
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1;
     ssl_session_ticket_keys redis://127.0.0.1; # here
@@ -3082,7 +3075,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 324: keys of tickets in server{}
+=== TEST 323: keys of tickets in server{}
 --- http_config
     server {
         ssl_session_ticket_keys redis://127.0.0.1; # here
@@ -3091,7 +3084,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 325: keys of tickets without a key
+=== TEST 324: keys of tickets without a key
 --- keyless
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1; # here
@@ -3099,7 +3092,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 326: keys of tickets with the key off
+=== TEST 325: keys of tickets with the key off
 --- keyless
 --- http_config
     ssl_session_key off;
@@ -3108,7 +3101,7 @@ fetch_timeout 10ms;
 
 
 
-=== TEST 327: keys of tickets beside those of a file
+=== TEST 326: keys of tickets beside those of a file
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1; # here
     ssl_certificate     $TEST_NGINX_CRT;
@@ -3125,7 +3118,7 @@ server {
 
 
 
-=== TEST 328: a ssl_session_timeout of more periods than there are keys
+=== TEST 327: a ssl_session_timeout of more periods than there are keys
 --- http_config
     ssl_session_ticket_keys redis://127.0.0.1 period=1m; # here
     ssl_certificate     $TEST_NGINX_CRT;
@@ -3136,23 +3129,23 @@ server {
 
 
 
-=== TEST 329: a ssl_session_timeout of as many periods as there are keys
+=== TEST 328: a ssl_session_timeout of as many periods as there are keys
 --- http_config
-    ssl_session_ticket_keys redis://127.0.0.1 period=1m;
+    ssl_session_ticket_keys shared:tickets:1m period=1m;
     ssl_certificate     $TEST_NGINX_CRT;
     ssl_certificate_key $TEST_NGINX_KEY;
     server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; ssl_session_timeout 1h; }
 
 
 
-=== TEST 330: a fallback of another kind
+=== TEST 329: a fallback of another kind
 --- http_config
     ssl_session_fallback on; # here
 --- emerg: invalid value "on" in "ssl_session_fallback": it must be "tickets" or "off"
 
 
 
-=== TEST 331: a fallback twice
+=== TEST 330: a fallback twice
 --- http_config
     ssl_session_fallback off;
     ssl_session_fallback tickets; # here
@@ -3160,14 +3153,14 @@ server {
 
 
 
-=== TEST 332: a fallback of two words
+=== TEST 331: a fallback of two words
 --- http_config
     ssl_session_fallback tickets off; # here
 --- emerg: invalid number of arguments in "ssl_session_fallback" directive
 
 
 
-=== TEST 333: a fallback in server{}
+=== TEST 332: a fallback in server{}
 --- http_config
     server {
         ssl_session_fallback tickets; # here
@@ -3176,7 +3169,7 @@ server {
 
 
 
-=== TEST 334: a fallback without keys of tickets
+=== TEST 333: a fallback without keys of tickets
 --- http_config
     ssl_session_store redis://127.0.0.1;
     ssl_session_fallback tickets; # here
@@ -3184,7 +3177,7 @@ server {
 
 
 
-=== TEST 335: a fallback without a store
+=== TEST 334: a fallback without a store
 --- http_config
     ssl_session_fallback tickets; # here
     ssl_session_fetch redis://127.0.0.1;
@@ -3193,7 +3186,7 @@ server {
 
 
 
-=== TEST 336: a fallback with a store of this machine
+=== TEST 335: a fallback with a store of this machine
 --- http_config
     ssl_session_fallback tickets; # here
     ssl_session_store shared:tls:1m;
@@ -3202,35 +3195,35 @@ server {
 
 
 
-=== TEST 337: a ssl_session_fallback_timeout of 0
+=== TEST 336: a ssl_session_fallback_timeout of 0
 --- http_config
     ssl_session_fallback_timeout 0; # here
 --- emerg: invalid time "0" in "ssl_session_fallback_timeout": it must be 1 second to 7 days
 
 
 
-=== TEST 338: a ssl_session_fallback_timeout of 8d
+=== TEST 337: a ssl_session_fallback_timeout of 8d
 --- http_config
     ssl_session_fallback_timeout 8d; # here
 --- emerg: invalid time "8d" in "ssl_session_fallback_timeout": it must be 1 second to 7 days
 
 
 
-=== TEST 339: a ssl_session_fallback_timeout of 1500ms
+=== TEST 338: a ssl_session_fallback_timeout of 1500ms
 --- http_config
     ssl_session_fallback_timeout 1500ms; # here
 --- emerg: invalid time "1500ms" in "ssl_session_fallback_timeout": it must be 1 second to 7 days
 
 
 
-=== TEST 340: a ssl_session_fallback_timeout of soon
+=== TEST 339: a ssl_session_fallback_timeout of soon
 --- http_config
     ssl_session_fallback_timeout soon; # here
 --- emerg: invalid time "soon" in "ssl_session_fallback_timeout": it must be 1 second to 7 days
 
 
 
-=== TEST 341: a ssl_session_fallback_timeout twice
+=== TEST 340: a ssl_session_fallback_timeout twice
 --- http_config
     ssl_session_fallback_timeout 1h;
     ssl_session_fallback_timeout 1h; # here
@@ -3238,7 +3231,7 @@ server {
 
 
 
-=== TEST 342: a ssl_session_fallback_timeout in server{}
+=== TEST 341: a ssl_session_fallback_timeout in server{}
 --- http_config
     server {
         ssl_session_fallback_timeout 1h; # here
@@ -3247,7 +3240,7 @@ server {
 
 
 
-=== TEST 343: a ssl_session_fallback_timeout without keys of tickets
+=== TEST 342: a ssl_session_fallback_timeout without keys of tickets
 --- http_config
     ssl_session_store redis://127.0.0.1;
     ssl_session_fallback_timeout 1h; # here
@@ -3255,14 +3248,14 @@ server {
 
 
 
-=== TEST 344: ssl_session_tickets_tls12 of another word
+=== TEST 343: ssl_session_tickets_tls12 of another word
 --- http_config
     ssl_session_tickets_tls12 yes; # here
 --- emerg: invalid value "yes" in "ssl_session_tickets_tls12": it must be "on" or "off"
 
 
 
-=== TEST 345: ssl_session_tickets_tls12 twice
+=== TEST 344: ssl_session_tickets_tls12 twice
 --- http_config
     ssl_session_tickets_tls12 off;
     ssl_session_tickets_tls12 on; # here
@@ -3270,7 +3263,7 @@ server {
 
 
 
-=== TEST 346: ssl_session_tickets_tls12 in server{}
+=== TEST 345: ssl_session_tickets_tls12 in server{}
 --- http_config
     server {
         ssl_session_tickets_tls12 on; # here
@@ -3279,7 +3272,7 @@ server {
 
 
 
-=== TEST 347: ssl_session_tickets_tls12 without keys of tickets
+=== TEST 346: ssl_session_tickets_tls12 without keys of tickets
 --- http_config
     ssl_session_store redis://127.0.0.1;
     ssl_session_tickets_tls12 on; # here
