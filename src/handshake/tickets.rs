@@ -205,12 +205,12 @@ impl Policy {
         let is_fallback = connection.has_tickets() && !by_server;
         let usual = connection.session_timeout();
         let timeout = match tickets.fallback {
-            Some(most) if is_fallback => usual.min(most),
+            Some(most) if is_fallback && (is_tls13 || !tickets.tls12) => usual.min(most),
             _ => usual,
         };
         // What was resumed from a ticket of a fallback has its time.
         let is_ours = is_fallback || connection.is_resumed();
-        if is_tls13 && is_ours && session.timeout() != timeout {
+        if is_ours && session.timeout() != timeout {
             session.set_timeout(timeout);
         }
         if is_fallback {
