@@ -238,9 +238,13 @@ impl Slot {
 
     /// Whether it has the key of that name.
     fn is(&self, name: &KeyName) -> bool {
-        let mut own = [0; NAME_LEN];
-        load(&self.name, &mut own);
-        own == name.0 && self.ends() != FREE
+        self.name() == *name && self.ends() != FREE
+    }
+
+    fn name(&self) -> KeyName {
+        let mut name = [0; NAME_LEN];
+        load(&self.name, &mut name);
+        KeyName(name)
     }
 
     fn ends(&self) -> u64 {
@@ -340,7 +344,7 @@ impl TicketKeys {
 
     /// For how long the next key has been the next one at `now`. `None` if none is known.
     pub fn age(&self, now: u64) -> Option<u64> {
-        self.slot(&self.next)?;
+        self.slot(&self.next).filter(|slot| slot.ends() != FREE)?;
         Some(now.saturating_sub(self.since.load(Ordering::Relaxed)))
     }
 
@@ -425,12 +429,30 @@ impl TicketKeys {
 
     /// Wipes what has ended. Under the mutex, or where nobody writes.
     pub fn wipe(&self, now: u64) {
-        for slot in &self.slots {
+        self.wipe_if(|slot| {
             // Whoever has left it odd has died in the middle.
             let is_torn = slot.sequence.load(Ordering::Relaxed) & 1 != 0;
-            if is_torn || (slot.ends() != FREE && slot.ends() <= now) {
-                slot.wipe();
+            is_torn || (slot.ends() != FREE && slot.ends() <= now)
+        });
+    }
+
+    /// Wipes the keys whose names are none of `ours`, also those that encrypt. Under the mutex.
+    pub fn retain(&self, ours: impl Fn(&KeyName) -> bool) {
+        self.wipe_if(|slot| slot.ends() != FREE && !ours(&slot.name()));
+    }
+
+    fn wipe_if(&self, ends: impl Fn(&Slot) -> bool) {
+        for (place, slot) in self.slots.iter().enumerate() {
+            if !ends(slot) {
+                continue;
             }
+            // The next key in this place is none of these.
+            for role in [&self.next, &self.current] {
+                if role.load(Ordering::Relaxed) == place as u64 {
+                    role.store(MAX_KEYS as u64, Ordering::Relaxed);
+                }
+            }
+            slot.wipe();
         }
     }
 
@@ -628,6 +650,24 @@ mod tests {
         assert_eq!(current(&keys), Some(0));
         keys.learn(&key(8), 3000, 1100, &TIMES);
         assert_eq!(current(&keys), Some(8));
+    }
+
+    #[test]
+    fn keys_of_others_are_forgotten_even_those_that_encrypt() {
+        let keys = TicketKeys::default();
+        keys.learn(&key(0), 3000, 0, &TIMES);
+        keys.learn(&key(5), 3000, 0, &TIMES);
+        keys.adopt(&head(1, &[0]), 0, &TIMES);
+        keys.retain(|_| true);
+        assert_eq!((current(&keys), keys.len()), (Some(0), 3));
+        keys.retain(|name| name.0[0] == 5);
+        assert_eq!((current(&keys), keys.len(), keys.age(10)), (None, 1, None));
+        assert!(knows(&keys, 5, 10));
+        keys.learn(&key(6), 3000, 10, &TIMES);
+        assert_eq!(current(&keys), None, "a place that is free has no role");
+        let given = keys.successor(10, &TIMES, || Ok(key(9))).unwrap();
+        assert!(given.is_new);
+        assert!(given.keys.iter().all(|(key, _)| ![0, 1].contains(&key.name.0[0])));
     }
 
     #[test]

@@ -163,4 +163,63 @@ subtest 'clients of TLS 1.2 that know tickets only' => sub {
     is_deeply [ $nginx{$_}->errors(warn => 1) ], [], "$_: nothing in the log" for qw(A B);
 };
 
+subtest 'a key that is taken away takes its ticket keys with it' => sub {
+    my $redis = redis();
+    my ($old, $new) = (new_session_key(), new_session_key());
+    my %port  = map { $_ => free_port() } qw(A B);
+    my $write = sub { my ($who, @rings) = @_; conf($port{$who}, $redis, keys => 'period=8s', more => join '', map { "ssl_session_key $_;" } @rings) };
+    my %nginx = map { $_ => nginx(log => 'info', conf => $write->($_, $old)) } sort keys %port;
+    ready(values %nginx);
+    my $resumes = sub {
+        my ($who, $protocol, $session) = @_;
+        return visit($port{$who}, protocol => $protocol, session => $session)->{reused};
+    };
+    my %made = map { $_ => visit($port{A}, protocol => $_)->{session} } @protocols;
+    for my $rings ([$old, $new], [$new, $old]) {
+        for my $who (sort keys %port) {
+            $nginx{$who}->reload($write->($who, @$rings));
+            is $resumes->($who, $_, $made{$_}), 1, "$_: resumed at $who with both keys" for @protocols;
+        }
+    }
+    # What the old key has named is in the head of the new one, too.
+    for my $who (sort keys %port) {
+        wait_until { $redis->keys >= 4 } 5, 'two heads and their keys';
+        $nginx{$who}->reload($write->($who, $new));
+        is $resumes->($who, $_, $made{$_}), 0, "$_: not resumed at $who without the old one" for @protocols;
+    }
+    for my $protocol (@protocols) {
+        my $session;
+        wait_until {
+            $session = visit($port{A}, protocol => $protocol)->{session};
+            $resumes->('B', $protocol, $session);
+        } 5, "$protocol: there are other keys at once";
+        is $resumes->('A', $protocol, $session), 1, 'on both';
+    }
+    is_deeply [ $nginx{$_}->errors(warn => 1) ], [], "$_: nothing in the log" for qw(A B);
+};
+
+# How long a session of a ticket is good, as the client is told.
+sub lifetime {
+    my $file = spew(tmpdir() . '/session.der', $_[0]);
+    my ($hint) = `openssl sess_id -inform DER -in $file -noout -text` =~ /lifetime hint: (\d+)/;
+    return $hint;
+}
+
+subtest 'a ticket of a fallback has its own time' => sub {
+    my $redis = redis();
+    my $port  = free_port();
+    my $fallback = 'ssl_session_fallback tickets; ssl_session_fallback_timeout 7s;';
+    my $times = sub { my ($expected, $what) = @_; is lifetime(visit($port, protocol => $_)->{session}), $expected->{$_}, "$_: $what" for @protocols };
+    my $nginx = nginx(conf => conf($port, $redis, sessions => [qw(fetch store)], tickets => 'off', more => $fallback));
+    ready($nginx);
+    $times->({ 'TLSv1.3' => 50 }, 'what is stored has the usual one');
+    $redis->kill;
+    wait_until { visit($port, protocol => 'TLSv1.3')->{stored} eq 'TICKET' } 5, 'a ticket';
+    $times->({ map { $_ => 7 } @protocols }, 'a ticket in its place');
+    $redis->start;
+    wait_until { visit($port, protocol => 'TLSv1.3')->{stored} eq 'STORED' } 10, 'the store is back';
+    $nginx->reload(conf($port, $redis, sessions => [qw(fetch store)], tickets => 'off', more => "$fallback ssl_session_tickets_tls12 on;"));
+    $times->({ map { $_ => 50 } @protocols }, 'and one for a client that knows nothing else, the usual one');
+};
+
 done_testing;
