@@ -198,6 +198,59 @@ subtest 'a key that is taken away takes its ticket keys with it' => sub {
     is_deeply [ $nginx{$_}->errors(warn => 1) ], [], "$_: nothing in the log" for qw(A B);
 };
 
+subtest 'a machine that starts without the store has no keys, and does without' => sub {
+    my $redis = redis();
+    my $port  = free_port();
+    $redis->kill;
+    my $zone  = join '', map { "ssl_session_$_ shared:tls:1m;" } qw(fetch store);
+    my $nginx = nginx(log => 'info', conf => conf($port, $redis, more => $zone));
+    my %made  = map { $_ => visit($port, protocol => $_) } @protocols;
+    for my $protocol (@protocols) {
+        is $made{$protocol}{stored}, 'STORED', "$protocol: no stateless ticket";
+        my $seen = visit($port, protocol => $protocol, session => $made{$protocol}{session});
+        # At a server with tickets OpenSSL asks for no session of TLS 1.3.
+        next if $protocol eq 'TLSv1.3';
+        is_deeply [ @$seen{qw(status reused)} ], [ 'HIT', 1 ], 'but a session, which is resumed';
+    }
+    $redis->start;
+    ready($nginx);
+    for my $protocol (@protocols) {
+        my $made = visit($port, protocol => $protocol);
+        is $made->{stored}, '', "$protocol: a stateless ticket when the store is there";
+        my $seen = visit($port, protocol => $protocol, session => $made->{session});
+        is_deeply [ @$seen{qw(status reused)} ], [ 'TICKET', 1 ], 'which is resumed';
+    }
+    is_deeply [ $nginx->errors(warn => 1, except => qr/is down: /) ], [], 'nothing else in the log';
+};
+
+subtest 'a key that cannot be changed goes on, and the log says so once' => sub {
+    my $redis = redis();
+    my $port  = free_port();
+    my $nginx = nginx(log => 'info', conf => conf($port, $redis, keys => 'period=1s'));
+    ready($nginx);
+    my $old   = qr/\[warn\] .*SSL session ticket key is in use for longer than 1 s: it cannot be changed in "store"/;
+    my $again = qr/\[notice\] .*SSL session ticket key changes again in "store"/;
+    $redis->kill;
+    my %made  = map { $_ => visit($port, protocol => $_)->{session} } @protocols;
+    wait_until { $nginx->log_count($old) } 10, 'the line';
+    my $asked = time + 1;
+    wait_until { time > $asked } 5, 'some questions more';
+    is visit($port, protocol => $_, session => $made{$_})->{status}, 'TICKET', "$_: resumed meanwhile" for @protocols;
+    is $nginx->log_count($old), 1, 'one line';
+    $redis->start;
+    wait_until { $nginx->log_count($again) } 10, 'and one when it is over';
+    is visit($port, protocol => $_, session => $made{$_})->{status}, 'TICKET', "$_: resumed afterwards" for @protocols;
+
+    # What is in the place of the head, for as long as it is there.
+    $redis->cmd('SET', $_, 'rubbish') for $redis->keys;
+    wait_until { $nginx->log_count(qr/\[error\] .*invalid SSL session ticket keys in "store", \d+ times: are they of another "ssl_session_key"\?/) } 10, 'invalid';
+    my $changes = $nginx->log_count(qr/ticket key has changed/);
+    $redis->cmd('FLUSHALL');
+    wait_until { $nginx->log_count(qr/ticket key has changed/) > $changes } 10, 'a change when it is gone';
+    is visit($port, protocol => $_, session => $made{$_})->{status}, 'TICKET', "$_: resumed after that" for @protocols;
+    is_deeply [ $nginx->errors(warn => 1, except => qr/is down: |in use for longer|invalid SSL session ticket keys/) ], [], 'nothing else in the log';
+};
+
 # How long a session of a ticket is good, as the client is told.
 sub lifetime {
     my $file = spew(tmpdir() . '/session.der', $_[0]);
