@@ -243,9 +243,10 @@ impl Policy {
         let is_fallback = connection.has_tickets() && !by_server;
         let resumed = connection.attached::<Policy>().map(|it| it.state().tickets().resumed());
         // What was resumed from a ticket of a fallback has its time.
-        if is_tls13 && (is_fallback || resumed.flatten().is_some()) {
+        if is_fallback || (is_tls13 && resumed.flatten().is_some()) {
             let usual = connection.session_timeout();
-            let most = tickets.fallback.filter(|_| is_fallback).unwrap_or(usual);
+            let limited = is_fallback && (is_tls13 || !tickets.tls12);
+            let most = tickets.fallback.filter(|_| limited).unwrap_or(usual);
             session.set_timeout(usual.min(most));
         }
         if is_fallback {

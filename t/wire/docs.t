@@ -109,7 +109,14 @@ subtest 'every default is what the code has' => sub {
     my ($section)  = $text{'directives.md'} =~ /^### ssl_session_backend\n(.*?)^## /ms;
     my %documented = $section =~ /^\| `(\w+)[ =][^|]*\| `([^`]+)` \|/mg;
     is_deeply \%documented, \%code, 'as documented';
-    for my $name (qw(ssl_session_fetch ssl_session_store)) {
+    my $tickets = slurp(root() . '/src/conf/tickets.rs');
+    my ($table) = $text{'directives.md'} =~ /^### ssl_session_ticket_keys\n(.*?)^### /ms;
+    my %parameter = $table =~ /^\| `(\w+)=\w+` \| `(\w+)` \|/mg;
+    is_deeply \%parameter, {
+        period => $one->($tickets, qr/^const PERIOD: u64 = (\d+) \* 60 \* 60;/m) . 'h',
+        keep   => $one->($tickets, qr/^const KEEP: u64 = (\d+);/m),
+    }, 'as are those of ticket keys';
+    for my $name (qw(ssl_session_fetch ssl_session_store ssl_session_fallback ssl_session_tickets_tls12)) {
         like $text{'directives.md'}, qr/^\| Default \| `$name off;` \|$/m, "$name is off";
     }
 };
