@@ -2906,3 +2906,593 @@ fetch_timeout 10ms;
         sentinel_password_file $TEST_NGINX_PASS_NULL;
     } # here
 --- emerg: invalid "sentinel_password_file": "$TEST_NGINX_PASS_NULL" has a line end or a null byte in it
+
+
+
+=== TEST 299: hedge that is no time
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica;
+        hedge on;
+    } # here
+--- emerg: invalid "hedge": it must be "off" or a time in ssl_session_backend "fleet"
+
+
+
+=== TEST 300: hedge of no time
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica;
+        hedge 0;
+    } # here
+--- emerg: "hedge" must not be 0 in ssl_session_backend "fleet"
+
+
+
+=== TEST 301: hedge as long as a lookup takes at most
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica;
+        hedge 50ms;
+    } # here
+--- emerg: "hedge" must be shorter than "fetch_timeout" in ssl_session_backend "fleet"
+
+
+
+=== TEST 302: hedge without a second place
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        hedge 5ms;
+    } # here
+--- emerg: "hedge" needs a second place with the same entries: "cluster", "sentinel", or a "server" that is a "replica" in ssl_session_backend "fleet"
+
+
+
+=== TEST 303: hedge with servers that share the keys
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1:7000;
+        server 127.0.0.1:7001;
+        server 127.0.0.1:7002 backup;
+        hedge 5ms;
+    } # here
+--- emerg: "hedge" needs a second place with the same entries: "cluster", "sentinel", or a "server" that is a "replica" in ssl_session_backend "fleet"
+
+
+
+=== TEST 304: hedge with a replica that is down
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica down;
+        hedge 5ms;
+    } # here
+--- emerg: "hedge" needs a second place with the same entries: "cluster", "sentinel", or a "server" that is a "replica" in ssl_session_backend "fleet"
+
+
+
+=== TEST 305: hedge with memcached
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        protocol memcached;
+        hedge 5ms;
+    } # here
+--- emerg: "hedge" needs a second place with the same entries: "cluster", "sentinel", or a "server" that is a "replica" in ssl_session_backend "fleet"
+
+
+
+=== TEST 306: replica_reads without a replica
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        replica_reads on;
+    } # here
+--- emerg: "replica_reads" needs a second place with the same entries: "cluster", "sentinel", or a "server" that is a "replica" in ssl_session_backend "fleet"
+
+
+
+=== TEST 307: a replica that nobody reads
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica;
+        hedge off;
+    } # here
+--- emerg: a "server" that is a "replica" without "hedge" or "replica_reads" in ssl_session_backend "fleet"
+
+
+
+=== TEST 308: a replica of two servers
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2;
+        server 127.0.0.3 replica;
+        hedge 5ms;
+    } # here
+--- emerg: a "replica" needs one other "server", and no more in ssl_session_backend "fleet"
+
+
+
+=== TEST 309: a replica of nobody
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1 replica;
+        hedge 5ms;
+    } # here
+--- emerg: a "replica" needs one other "server", and no more in ssl_session_backend "fleet"
+
+
+
+=== TEST 310: a replica that is a backup
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica backup;
+        hedge 5ms;
+    } # here
+--- emerg: "replica" and "backup" of a "server" exclude each other in ssl_session_backend "fleet"
+
+
+
+=== TEST 311: a replica with memcached
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica;
+        protocol memcached;
+        hedge 5ms;
+    } # here
+--- emerg: "replica" of a "server" is not supported by "protocol memcached" in ssl_session_backend "fleet"
+
+
+
+=== TEST 312: a replica in a cluster
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica;
+        cluster on;
+    } # here
+--- emerg: "replica" of a "server" has no meaning with "cluster" in ssl_session_backend "fleet"
+
+
+
+=== TEST 313: hedge and replica_reads
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        server 127.0.0.2 replica;
+        server 127.0.0.3 replica weight=2;
+        hedge 49ms;
+        replica_reads on;
+    }
+
+
+
+=== TEST 314: hedge in a cluster
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        cluster on;
+        hedge 5ms;
+    }
+
+
+
+=== TEST 315: replica_reads with Sentinels
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        sentinel fleet;
+        replica_reads on;
+    }
+
+
+
+=== TEST 316: both are off
+--- http_config
+    ssl_session_backend fleet {
+        server 127.0.0.1;
+        hedge off;
+        replica_reads off;
+    }
+
+
+
+=== TEST 317: keys of tickets, and nothing else
+--- http_config
+    ssl_session_ticket_keys shared:tickets:1m;
+
+
+
+=== TEST 318: keys of tickets in a zone, with the shortest times
+--- http_config
+    ssl_session_ticket_keys shared:tickets:1m keep=1 period=1s;
+
+
+
+=== TEST 319: keys of tickets with the longest times, beside sessions
+--- http_config
+    ssl_session_backend fleet { server 127.0.0.1; }
+    ssl_session_fetch fleet;
+    ssl_session_ticket_keys shared:tickets:1m period=7d keep=60;
+
+
+
+=== TEST 320: tickets and a store, without a warning
+--- http_config
+    ssl_session_store redis://127.0.0.1;
+    ssl_session_ticket_keys shared:tickets:1m;
+    ssl_certificate     $TEST_NGINX_CRT;
+    ssl_certificate_key $TEST_NGINX_KEY;
+    server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; }
+
+
+
+=== TEST 321: all that depends on keys of tickets
+--- http_config
+    ssl_session_fallback         tickets;
+    ssl_session_fallback_timeout 7d;
+    ssl_session_tickets_tls12    on;
+    ssl_session_store            shared:tls:1m redis://127.0.0.1;
+    ssl_session_ticket_keys shared:tickets:1m;
+
+
+
+=== TEST 322: what depends on keys of tickets is off, and there are none
+--- http_config
+    ssl_session_fallback      off;
+    ssl_session_tickets_tls12 off;
+    ssl_session_store         redis://127.0.0.1;
+
+
+
+=== TEST 323: keys of tickets with period=0
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1 period=0; # here
+--- emerg: invalid time "0" for "period" in "ssl_session_ticket_keys": it must be 1 second to 7 days
+
+
+
+=== TEST 324: keys of tickets with period=
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1 period=; # here
+--- emerg: invalid time "" for "period" in "ssl_session_ticket_keys": it must be 1 second to 7 days
+
+
+
+=== TEST 325: keys of tickets with period=1500ms
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1 period=1500ms; # here
+--- emerg: invalid time "1500ms" for "period" in "ssl_session_ticket_keys": it must be 1 second to 7 days
+
+
+
+=== TEST 326: keys of tickets with period=8d
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1 period=8d; # here
+--- emerg: invalid time "8d" for "period" in "ssl_session_ticket_keys": it must be 1 second to 7 days
+
+
+
+=== TEST 327: keys of tickets with period=x
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1 period=x; # here
+--- emerg: invalid time "x" for "period" in "ssl_session_ticket_keys": it must be 1 second to 7 days
+
+
+
+=== TEST 328: keys of tickets with keep=0
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1 keep=0; # here
+--- emerg: invalid number "0" for "keep" in "ssl_session_ticket_keys": it must be 1 to 60
+
+
+
+=== TEST 329: keys of tickets with keep=61
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1 keep=61; # here
+--- emerg: invalid number "61" for "keep" in "ssl_session_ticket_keys": it must be 1 to 60
+
+
+
+=== TEST 330: keys of tickets with keep=1.5
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1 keep=1.5; # here
+--- emerg: invalid number "1.5" for "keep" in "ssl_session_ticket_keys": it must be 1 to 60
+
+
+
+=== TEST 331: keys of tickets with keep=-1
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1 keep=-1; # here
+--- emerg: invalid number "-1" for "keep" in "ssl_session_ticket_keys": it must be 1 to 60
+
+
+
+=== TEST 332: keys of tickets with keep=
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1 keep=; # here
+--- emerg: invalid number "" for "keep" in "ssl_session_ticket_keys": it must be 1 to 60
+
+
+
+=== TEST 333: keys of tickets with an unknown parameter
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1 renew=1h; # here
+--- emerg: invalid parameter "renew=1h" in "ssl_session_ticket_keys"
+
+
+
+=== TEST 334: keys of tickets in two targets
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1 shared:tickets:1m; # here
+--- emerg: invalid parameter "shared:tickets:1m" in "ssl_session_ticket_keys"
+
+
+
+=== TEST 335: keys of tickets with a parameter twice
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1 period=1h period=1h; # here
+--- emerg: duplicate parameter "period=1h" in "ssl_session_ticket_keys"
+
+
+
+=== TEST 336: keys of tickets with too many parameters
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1 period=1h keep=2 keep=3; # here
+--- emerg: invalid number of arguments in "ssl_session_ticket_keys" directive
+
+
+
+=== TEST 337: keys of tickets nowhere
+--- http_config
+    ssl_session_ticket_keys; # here
+--- emerg: invalid number of arguments in "ssl_session_ticket_keys" directive
+
+
+
+=== TEST 338: keys of tickets off
+--- http_config
+    ssl_session_ticket_keys off; # here
+--- emerg: invalid target "off" in "ssl_session_ticket_keys": leave the directive out
+
+
+
+=== TEST 339: keys of tickets in a parameter
+--- http_config
+    ssl_session_ticket_keys single_use; # here
+--- emerg: invalid target "single_use" in "ssl_session_ticket_keys"
+
+
+
+=== TEST 340: keys of tickets in a target that is none
+--- http_config
+    ssl_session_ticket_keys http://127.0.0.1; # here
+--- emerg: invalid target "http://127.0.0.1" in "ssl_session_ticket_keys": unsupported scheme
+
+
+
+=== TEST 341: keys of tickets in a backend that nobody knows
+--- http_config
+    ssl_session_ticket_keys nowhere; # here
+--- emerg: unknown SSL session backend "nowhere" in "ssl_session_ticket_keys"
+
+
+
+=== TEST 342: keys of tickets twice
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1;
+    ssl_session_ticket_keys redis://127.0.0.1; # here
+--- emerg: "ssl_session_ticket_keys" directive is duplicate
+
+
+
+=== TEST 343: keys of tickets in server{}
+--- http_config
+    server {
+        ssl_session_ticket_keys redis://127.0.0.1; # here
+    }
+--- emerg: "ssl_session_ticket_keys" directive is not allowed here
+
+
+
+=== TEST 344: keys of tickets without a key
+--- keyless
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1; # here
+--- emerg: "ssl_session_ticket_keys" without "ssl_session_key"
+
+
+
+=== TEST 345: keys of tickets with the key off
+--- keyless
+--- http_config
+    ssl_session_key off;
+    ssl_session_ticket_keys redis://127.0.0.1; # here
+--- emerg: "ssl_session_ticket_keys" without "ssl_session_key"
+
+
+
+=== TEST 346: keys of tickets beside those of a file
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1; # here
+    ssl_certificate     $TEST_NGINX_CRT;
+    ssl_certificate_key $TEST_NGINX_KEY;
+    include $TEST_NGINX_SERVER_ROOT/html/site.conf;
+--- user_files
+>>> site.conf
+server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; }
+server {
+    listen 127.0.0.1:$TEST_NGINX_TLS2_PORT ssl;
+    ssl_session_ticket_key $TEST_NGINX_KEY_TICKET;
+}
+--- emerg: the server in $TEST_NGINX_SERVER_ROOT/html/site.conf:2 has "ssl_session_ticket_key", which is not allowed beside "ssl_session_ticket_keys"
+
+
+
+=== TEST 347: a ssl_session_timeout of more periods than there are keys
+--- http_config
+    ssl_session_ticket_keys redis://127.0.0.1 period=1m; # here
+    ssl_certificate     $TEST_NGINX_CRT;
+    ssl_certificate_key $TEST_NGINX_KEY;
+    server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; }
+    server { listen 127.0.0.1:$TEST_NGINX_TLS2_PORT ssl; ssl_session_timeout 3601s; }
+--- emerg: "ssl_session_timeout" of 3601 seconds is more than 60 periods of "ssl_session_ticket_keys"
+
+
+
+=== TEST 348: a ssl_session_timeout of as many periods as there are keys
+--- http_config
+    ssl_session_ticket_keys shared:tickets:1m period=1m;
+    ssl_certificate     $TEST_NGINX_CRT;
+    ssl_certificate_key $TEST_NGINX_KEY;
+    server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; ssl_session_timeout 1h; }
+
+
+
+=== TEST 349: a fallback of another kind
+--- http_config
+    ssl_session_fallback on; # here
+--- emerg: invalid value "on" in "ssl_session_fallback": it must be "tickets" or "off"
+
+
+
+=== TEST 350: a fallback twice
+--- http_config
+    ssl_session_fallback off;
+    ssl_session_fallback tickets; # here
+--- emerg: "ssl_session_fallback" directive is duplicate
+
+
+
+=== TEST 351: a fallback of two words
+--- http_config
+    ssl_session_fallback tickets off; # here
+--- emerg: invalid number of arguments in "ssl_session_fallback" directive
+
+
+
+=== TEST 352: a fallback in server{}
+--- http_config
+    server {
+        ssl_session_fallback tickets; # here
+    }
+--- emerg: "ssl_session_fallback" directive is not allowed here
+
+
+
+=== TEST 353: a fallback without keys of tickets
+--- http_config
+    ssl_session_store redis://127.0.0.1;
+    ssl_session_fallback tickets; # here
+--- emerg: "ssl_session_fallback" without "ssl_session_ticket_keys"
+
+
+
+=== TEST 354: a fallback without a store
+--- http_config
+    ssl_session_fallback tickets; # here
+    ssl_session_fetch redis://127.0.0.1;
+    ssl_session_ticket_keys redis://127.0.0.1;
+--- emerg: "ssl_session_fallback" without a target of "ssl_session_store" that other machines share
+
+
+
+=== TEST 355: a fallback with a store of this machine
+--- http_config
+    ssl_session_fallback tickets; # here
+    ssl_session_store shared:tls:1m;
+    ssl_session_ticket_keys redis://127.0.0.1;
+--- emerg: "ssl_session_fallback" without a target of "ssl_session_store" that other machines share
+
+
+
+=== TEST 356: a ssl_session_fallback_timeout of 0
+--- http_config
+    ssl_session_fallback_timeout 0; # here
+--- emerg: invalid time "0" in "ssl_session_fallback_timeout": it must be 1 second to 7 days
+
+
+
+=== TEST 357: a ssl_session_fallback_timeout of 8d
+--- http_config
+    ssl_session_fallback_timeout 8d; # here
+--- emerg: invalid time "8d" in "ssl_session_fallback_timeout": it must be 1 second to 7 days
+
+
+
+=== TEST 358: a ssl_session_fallback_timeout of 1500ms
+--- http_config
+    ssl_session_fallback_timeout 1500ms; # here
+--- emerg: invalid time "1500ms" in "ssl_session_fallback_timeout": it must be 1 second to 7 days
+
+
+
+=== TEST 359: a ssl_session_fallback_timeout of soon
+--- http_config
+    ssl_session_fallback_timeout soon; # here
+--- emerg: invalid time "soon" in "ssl_session_fallback_timeout": it must be 1 second to 7 days
+
+
+
+=== TEST 360: a ssl_session_fallback_timeout twice
+--- http_config
+    ssl_session_fallback_timeout 1h;
+    ssl_session_fallback_timeout 1h; # here
+--- emerg: "ssl_session_fallback_timeout" directive is duplicate
+
+
+
+=== TEST 361: a ssl_session_fallback_timeout in server{}
+--- http_config
+    server {
+        ssl_session_fallback_timeout 1h; # here
+    }
+--- emerg: "ssl_session_fallback_timeout" directive is not allowed here
+
+
+
+=== TEST 362: a ssl_session_fallback_timeout without keys of tickets
+--- http_config
+    ssl_session_store redis://127.0.0.1;
+    ssl_session_fallback_timeout 1h; # here
+--- emerg: "ssl_session_fallback_timeout" without "ssl_session_ticket_keys"
+
+
+
+=== TEST 363: ssl_session_tickets_tls12 of another word
+--- http_config
+    ssl_session_tickets_tls12 yes; # here
+--- emerg: invalid value "yes" in "ssl_session_tickets_tls12": it must be "on" or "off"
+
+
+
+=== TEST 364: ssl_session_tickets_tls12 twice
+--- http_config
+    ssl_session_tickets_tls12 off;
+    ssl_session_tickets_tls12 on; # here
+--- emerg: "ssl_session_tickets_tls12" directive is duplicate
+
+
+
+=== TEST 365: ssl_session_tickets_tls12 in server{}
+--- http_config
+    server {
+        ssl_session_tickets_tls12 on; # here
+    }
+--- emerg: "ssl_session_tickets_tls12" directive is not allowed here
+
+
+
+=== TEST 366: ssl_session_tickets_tls12 without keys of tickets
+--- http_config
+    ssl_session_store redis://127.0.0.1;
+    ssl_session_tickets_tls12 on; # here
+--- emerg: "ssl_session_tickets_tls12" without "ssl_session_ticket_keys"

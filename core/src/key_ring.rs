@@ -244,6 +244,11 @@ impl<C: Crypto, M: MacKey> KeyRing<C, M> {
         self.keys.first()?.entry_of(TICKET_HEAD, b"", 0)
     }
 
+    /// Whether a key of ours has made the name of a ticket key.
+    pub fn has_named(&self, name: &KeyName) -> bool {
+        self.keys.iter().any(|key| key.has_named(name))
+    }
+
     /// The entry of a ticket key; none if no key of ours has made its name.
     pub fn ticket_entry(&self, name: &KeyName) -> Option<Entry> {
         let mut keys = self.keys.iter().enumerate();

@@ -16,6 +16,8 @@ pub struct Parameters {
     pub backup: bool,
     /// `down`
     pub down: bool,
+    /// `replica`
+    pub replica: bool,
 }
 
 impl Parameters {
@@ -36,6 +38,7 @@ impl Parameters {
             }
             None if parameter == "backup" => self.backup = true,
             None if parameter == "down" => self.down = true,
+            None if parameter == "replica" => self.replica = true,
             _ => return None,
         }
         Some(())
@@ -67,17 +70,25 @@ mod tests {
         let parameters = read(&[]).unwrap();
         assert_eq!(parameters.weight, None);
         assert_eq!(parameters.breaker, breaker::Config { max_fails: 1, fail_timeout: 10_000 });
-        assert!(!parameters.backup && !parameters.down);
+        assert!(!parameters.backup && !parameters.down && !parameters.replica);
     }
 
     #[test]
     fn every_parameter_is_read() {
-        let words = ["weight=65535", "max_fails=4294967295", "fail_timeout=2s", "backup", "down"];
+        let words = [
+            "weight=65535",
+            "max_fails=4294967295",
+            "fail_timeout=2s",
+            "backup",
+            "down",
+            "replica",
+        ];
         let expected = Parameters {
             weight: Some(65535),
             breaker: breaker::Config { max_fails: u32::MAX, fail_timeout: 2000 },
             backup: true,
             down: true,
+            replica: true,
         };
         assert_eq!(read(&words), Some(expected));
         assert_eq!(read(&["weight=01"]).unwrap().weight, Some(1));

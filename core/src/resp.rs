@@ -42,7 +42,7 @@ const MAX_HOST: usize = 255;
 /// Redis or Valkey, version 2 of the protocol.
 ///
 /// It never answers with [`Answer::Claim`]: a take is one step.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Redis {
     /// The user to authenticate as; `default` if there is none.
     pub username: Option<Vec<u8>>,
@@ -54,6 +54,10 @@ pub struct Redis {
     pub database: u32,
     /// Whether the server has to be a master.
     pub master: bool,
+    /// Whether the server is a replica, which is only read from.
+    pub replica: bool,
+    /// Whether a node of a cluster is to answer for its master (`READONLY`).
+    pub read_only: bool,
     /// Whether the server is a Sentinel.
     pub sentinel: bool,
 }
@@ -66,6 +70,8 @@ impl fmt::Debug for Redis {
             .field("client_name", &self.client_name)
             .field("database", &self.database)
             .field("master", &self.master)
+            .field("replica", &self.replica)
+            .field("read_only", &self.read_only)
             .field("sentinel", &self.sentinel)
             .finish()
     }
@@ -77,6 +83,7 @@ enum Step {
     Authenticate,
     Name,
     Select,
+    ReadOnly,
     Role,
     Ping,
 }
@@ -94,7 +101,7 @@ struct Right {
 }
 
 /// What is sent.
-const RIGHTS: [Right; 12] = {
+const RIGHTS: [Right; 14] = {
     const fn right(command: &'static str, right: &'static str, unknown: Hint<'static>) -> Right {
         Right { command, step: None, right, unknown }
     }
@@ -113,10 +120,12 @@ const RIGHTS: [Right; 12] = {
         right("getdel", "+getdel", Hint::Take),
         right("asking", "+asking", Hint::NotCluster),
         right("cluster", "+cluster|slots", Hint::NotCluster),
+        right("sentinel|replicas", "+sentinel|replicas", Hint::NotSentinel),
         right("sentinel", "+sentinel|get-master-addr-by-name", Hint::NotSentinel),
         step(Step::Authenticate, "auth", "+auth", Hint::PasswordNotNeeded { of: "" }),
         step(Step::Name, "client", "+client|setname", Hint::ClientName),
         step(Step::Select, "select", "+select", Hint::Database),
+        step(Step::ReadOnly, "readonly", "+readonly", Hint::NotCluster),
         step(Step::Role, "role", "+role", Hint::Role),
         step(Step::Ping, "ping", "+ping", Hint::Command),
     ]
@@ -180,6 +189,7 @@ impl Redis {
             (self.authenticates, Step::Authenticate),
             (self.client_name.is_some(), Step::Name),
             (self.database != 0, Step::Select),
+            (self.read_only, Step::ReadOnly),
             (self.master, Step::Role),
             (true, Step::Ping),
         ]
@@ -213,6 +223,7 @@ impl Redis {
                 f(&[b"CLIENT", b"SETNAME", self.client_name.as_deref().unwrap_or_default()])
             }
             Step::Select => f(&[b"SELECT", Decimal::new(u64::from(self.database)).as_bytes()]),
+            Step::ReadOnly => f(&[b"READONLY"]),
             Step::Role => f(&[b"ROLE"]),
             Step::Ping => f(&[b"PING"]),
         }
@@ -290,9 +301,11 @@ impl Codec for Redis {
         text.starts_with(b"DENIED ") || text.starts_with(b"ERR max number of clients")
     }
 
-    /// What a replica says is nothing of the connection where Sentinels say who the master is.
+    /// What a replica says is nothing of the connection where it was asked as one, or where Sentinels
+    /// say who the master is.
     fn is_of_connection(&self, text: &[u8]) -> bool {
         match split_word(text).0 {
+            _ if self.replica => false,
             b"READONLY" | b"MASTERDOWN" => !self.master,
             // It knew who is there.
             b"NOAUTH" => self.authenticates,
@@ -310,6 +323,7 @@ impl Codec for Redis {
             b"WRONGPASS" => Some(Hint::Credentials { of }),
             b"NOPERM" => Some(self.lacks(rest, step)),
             b"MOVED" | b"ASK" => Some(Hint::Cluster),
+            b"MASTERDOWN" if self.replica => None,
             b"READONLY" | b"MASTERDOWN" => Some(Hint::Replica),
             b"OOM" => Some(Hint::Memory),
             b"MISCONF" => Some(Hint::Save),
@@ -332,14 +346,14 @@ impl Codec for Redis {
                 Step::Select => Some(Hint::Database),
                 Step::Name => Some(Hint::ClientName),
                 Step::Role => Some(Hint::Role),
-                Step::Ping => None,
+                Step::ReadOnly | Step::Ping => None,
             },
         }
     }
 
     fn missing(&self, step: usize) -> Option<Hint<'_>> {
         match self.steps().nth(step)? {
-            Step::Authenticate | Step::Ping => None,
+            Step::Authenticate | Step::ReadOnly | Step::Ping => None,
             Step::Name => Some(Hint::ClientName),
             Step::Select => Some(Hint::Database),
             Step::Role => Some(Hint::Role),
@@ -488,6 +502,11 @@ pub fn cluster_slots(out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
 /// Appends a request for the address of the master that a sentinel watches under `name`.
 pub fn master_address(name: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
     command(out, &[b"SENTINEL", b"get-master-addr-by-name", name])
+}
+
+/// Appends a request for the replicas of that master.
+pub fn replicas(name: &[u8], out: &mut Vec<u8>) -> Result<(), OutOfMemory> {
+    command(out, &[b"SENTINEL", b"replicas", name])
 }
 
 /// A reply of several values, read from its beginning. Each reader moves on by what it has read;
@@ -745,6 +764,8 @@ mod tests {
         client_name: None,
         database: 0,
         master: false,
+        replica: false,
+        read_only: false,
         sentinel: false,
     };
     const EXPIRY: Expiry = Expiry { ttl: 4294967295, at: 0 };
@@ -758,6 +779,8 @@ mod tests {
             client_name: Some(b"web1".to_vec()),
             database: 12,
             master: true,
+            replica: false,
+            read_only: false,
             sentinel: false,
         }
     }
@@ -903,6 +926,7 @@ mod tests {
     #[test]
     fn what_a_replica_says_may_be_of_the_connection_unless_sentinels_know_better() {
         let watched = Redis { master: true, ..REDIS };
+        let replica = Redis { replica: true, ..REDIS };
         for (text, of_connection, with_sentinels) in [
             ("READONLY You can't write against a read only replica.", true, false),
             ("MASTERDOWN Link with MASTER is down", true, false),
@@ -913,6 +937,8 @@ mod tests {
         ] {
             assert_eq!(REDIS.is_of_connection(text.as_bytes()), of_connection, "{text}");
             assert_eq!(watched.is_of_connection(text.as_bytes()), with_sentinels, "{text}");
+            // Where it was asked as a replica its master is asked next.
+            assert!(!replica.is_of_connection(text.as_bytes()), "{text}");
         }
     }
 
@@ -943,6 +969,31 @@ mod tests {
             *2\r\n$6\r\nSELECT\r\n$2\r\n12\r\n*1\r\n$4\r\nROLE\r\n";
         assert_eq!(greeting(&full(), false), (4, expected.into()));
         assert_eq!(greeting(&full(), true), (5, format!("{expected}*1\r\n$4\r\nPING\r\n")));
+    }
+
+    #[test]
+    fn a_node_of_a_cluster_is_told_that_it_is_read_as_a_replica() {
+        let redis = Redis { replica: true, read_only: true, ..REDIS };
+        assert_eq!(greeting(&redis, false), (1, "*1\r\n$8\r\nREADONLY\r\n".into()));
+        assert_eq!(greeting(&redis, true).0, 2);
+        assert_eq!(redis.greeted(0, &Answer::Done, b"", b""), Ok(()));
+        let text = b"NOPERM this user has no permissions to run the 'readonly' command";
+        let hint = Hint::Allow { user: b"default", right: "+readonly" };
+        assert_eq!(redis.hint(text, Some(0)), Some(hint));
+        assert_eq!(redis.hint(b"MASTERDOWN Link with MASTER is down", None), None);
+    }
+
+    #[test]
+    fn a_user_at_the_sentinels_is_told_which_right_it_lacks() {
+        for (command, right) in [
+            ("sentinel|get-master-addr-by-name", "+sentinel|get-master-addr-by-name"),
+            ("sentinel|replicas", "+sentinel|replicas"),
+        ] {
+            let text =
+                format!("NOPERM this user has no permissions to run the '{command}' command");
+            let hint = Hint::Allow { user: b"default", right };
+            assert_eq!(REDIS.hint(text.as_bytes(), None), Some(hint));
+        }
     }
 
     #[test]

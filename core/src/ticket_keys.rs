@@ -238,9 +238,13 @@ impl Slot {
 
     /// Whether it has the key of that name.
     fn is(&self, name: &KeyName) -> bool {
-        let mut own = [0; NAME_LEN];
-        load(&self.name, &mut own);
-        own == name.0 && self.ends() != FREE
+        self.name() == *name && self.ends() != FREE
+    }
+
+    fn name(&self) -> KeyName {
+        let mut name = [0; NAME_LEN];
+        load(&self.name, &mut name);
+        KeyName(name)
     }
 
     fn ends(&self) -> u64 {
@@ -343,7 +347,7 @@ impl TicketKeys {
 
     /// For how long the next key has been the next one at `now`. `None` if none is known.
     pub fn age(&self, now: u64) -> Option<u64> {
-        self.slot(&self.next)?;
+        self.slot(&self.next).filter(|slot| slot.ends() != FREE)?;
         Some(now.saturating_sub(self.since.load(Ordering::Relaxed)))
     }
 
@@ -436,20 +440,36 @@ impl TicketKeys {
 
     /// Wipes what has ended, and says what that was. Under the mutex.
     pub fn wipe(&self, now: u64) -> Vec<KeyName> {
-        let mut ended = Vec::new();
-        for slot in &self.slots {
+        self.wipe_if(|slot| {
             // Whoever has left it odd has died in the middle.
             let is_torn = slot.sequence.load(Ordering::Relaxed) & 1 != 0;
-            if is_torn || (slot.ends() != FREE && slot.ends() <= now) {
-                let mut name = KeyName([0; NAME_LEN]);
-                load(&slot.name, &mut name.0);
-                if ended.try_reserve(1).is_ok() {
-                    ended.push(name);
-                }
-                slot.wipe();
+            is_torn || (slot.ends() != FREE && slot.ends() <= now)
+        })
+    }
+
+    /// Wipes the keys whose names are none of `ours`, also those that encrypt. Under the mutex.
+    pub fn retain(&self, ours: impl Fn(&KeyName) -> bool) {
+        self.wipe_if(|slot| slot.ends() != FREE && !ours(&slot.name()));
+    }
+
+    fn wipe_if(&self, ends: impl Fn(&Slot) -> bool) -> Vec<KeyName> {
+        let mut wiped = Vec::new();
+        for (place, slot) in self.slots.iter().enumerate() {
+            if !ends(slot) {
+                continue;
             }
+            // The next key in this place is none of these.
+            for role in [&self.next, &self.current] {
+                if role.load(Ordering::Relaxed) == place as u64 {
+                    role.store(MAX_KEYS as u64, Ordering::Relaxed);
+                }
+            }
+            if wiped.try_reserve(1).is_ok() {
+                wiped.push(slot.name());
+            }
+            slot.wipe();
         }
-        ended
+        wiped
     }
 
     /// What the store is to be given if it has no head at `now`. `fresh` makes keys.
@@ -647,6 +667,24 @@ mod tests {
         assert_eq!(current(&keys), Some(0));
         keys.learn(&key(8), 3000, 1100, &TIMES);
         assert_eq!(current(&keys), Some(8));
+    }
+
+    #[test]
+    fn keys_of_others_are_forgotten_even_those_that_encrypt() {
+        let keys = TicketKeys::default();
+        keys.learn(&key(0), 3000, 0, &TIMES);
+        keys.learn(&key(5), 3000, 0, &TIMES);
+        keys.adopt(&head(1, &[0]), 0, &TIMES);
+        keys.retain(|_| true);
+        assert_eq!((current(&keys), keys.len()), (Some(0), 3));
+        keys.retain(|name| name.0[0] == 5);
+        assert_eq!((current(&keys), keys.len(), keys.age(10)), (None, 1, None));
+        assert!(knows(&keys, 5, 10));
+        keys.learn(&key(6), 3000, 10, &TIMES);
+        assert_eq!(current(&keys), None, "a place that is free has no role");
+        let given = keys.successor(10, &TIMES, || Ok(key(9))).unwrap();
+        assert!(given.is_new);
+        assert!(given.keys.iter().all(|(key, _)| ![0, 1].contains(&key.name.0[0])));
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::resp::{self, SLOTS, Value, Values};
 /// How many nodes a cluster may have. The specification recommends no more than 1000.
 pub const MAX_NODES: usize = 1024;
 
+/// How many replicas of a master are of interest. Others are left out.
+pub const MAX_REPLICAS: usize = 16;
+
 /// What a slot without a node has in place of an index; more than any index.
 const NOBODY: u16 = u16::MAX;
 
@@ -45,7 +48,7 @@ fn crc16(bytes: &[u8]) -> u16 {
     })
 }
 
-/// A master of the cluster.
+/// A node of the cluster, or a server that sentinels name.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Node {
     /// Its address or name, as it is announced. Empty if the cluster does not know it: the host is
@@ -88,16 +91,20 @@ impl fmt::Display for TopologyError {
     }
 }
 
-/// The master of each slot. The default knows none.
+/// The master of each slot, with its replicas. The default knows none.
 #[derive(Debug, Default)]
 pub struct SlotMap {
+    /// The masters.
     nodes: Vec<Node>,
+    /// The replicas of each, in the same places.
+    replicas: Vec<Vec<Node>>,
     /// For each slot the index of its node, or [`NOBODY`]. Empty until there is a node.
     owners: Vec<u16>,
 }
 
 impl SlotMap {
-    /// Reads the answer to `CLUSTER SLOTS`. Replicas are left out; slots may be without a node.
+    /// Reads the answer to `CLUSTER SLOTS`. Slots may be without a node. A replica with a host or a
+    /// port that nobody can connect to is left out.
     pub fn parse(reply: &[u8]) -> Result<Self, TopologyError> {
         let mut map = SlotMap::default();
         let mut values = Values::new(reply);
@@ -108,9 +115,14 @@ impl SlotMap {
         if values.is_empty() { Ok(map) } else { Err(TopologyError::TrailingBytes) }
     }
 
-    /// The nodes. Their places do not change while the map lives.
+    /// The masters. Their places do not change while the map lives.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
+    }
+
+    /// The replicas of a master, by its place in [`nodes`](SlotMap::nodes).
+    pub fn replicas(&self, node: usize) -> &[Node] {
+        self.replicas.get(node).map_or(&[], Vec::as_slice)
     }
 
     /// The place of a slot's node in [`nodes`](SlotMap::nodes).
@@ -139,8 +151,17 @@ impl SlotMap {
         let others = len.checked_sub(3).ok_or(TopologyError::Value)?;
         let first = values.integer().ok_or(TopologyError::Value)?;
         let last = values.integer().ok_or(TopologyError::Value)?;
-        let index = self.read_node(values)?;
-        values.skip(others).ok_or(TopologyError::Value)?;
+        let (host, port) = read_node(values)??;
+        let index = match self.nodes.iter().position(|node| node.is_at(host, port)) {
+            Some(index) => index,
+            None => self.add(host, port)?,
+        };
+        for _ in 0..others {
+            if let Ok((host, port)) = read_node(values)? {
+                let replicas = self.replicas.get_mut(index).ok_or(TopologyError::Slots)?;
+                add_replica(replicas, host, port)?;
+            }
+        }
 
         let owner = u16::try_from(index).map_err(|_| TopologyError::TooManyNodes)?;
         self.make_room()?;
@@ -156,49 +177,16 @@ impl SlotMap {
         Ok(())
     }
 
-    /// Reads a node: host, port, and from Redis 4 and 7 on its identifier and pairs of names and
-    /// values. Returns its place.
-    fn read_node(&mut self, values: &mut Values<'_>) -> Result<usize, TopologyError> {
-        let len = values.array().ok_or(TopologyError::Value)?;
-        let endpoint = match values.value().ok_or(TopologyError::Value)? {
-            Value::Bulk(host) => host,
-            Value::Null => b"",
-            _ => return Err(TopologyError::Value),
-        };
-        let mut host = resp::parse_host(endpoint).ok_or(TopologyError::Host)?;
-        let port = values.integer().ok_or(TopologyError::Value)?;
-        let port = resp::parse_port(port).ok_or(TopologyError::Port)?;
-
-        if let Some(others) = len.checked_sub(4) {
-            values.skip(1).ok_or(TopologyError::Value)?;
-            let ip = read_ip(values).ok_or(TopologyError::Value)?;
-            // Names are announced, and this node lacks one. One that has a name is at that name: the
-            // password is not for whoever is at an address beside it.
-            if endpoint == b"?" {
-                host = ip.unwrap_or(host);
-            }
-            values.skip(others).ok_or(TopologyError::Value)?;
-        } else {
-            let others = len.checked_sub(2).ok_or(TopologyError::Value)?;
-            values.skip(others).ok_or(TopologyError::Value)?;
-        }
-
-        match self.nodes.iter().position(|node| node.port == port && node.host == host) {
-            Some(index) => Ok(index),
-            None => self.add(host, port),
-        }
-    }
-
     fn add(&mut self, host: &str, port: u16) -> Result<usize, TopologyError> {
         let index = self.nodes.len();
         if index >= MAX_NODES {
             return Err(TopologyError::TooManyNodes);
         }
-        let mut name = String::new();
-        name.try_reserve_exact(host.len()).map_err(|_| TopologyError::OutOfMemory)?;
+        let node = Node::new(host, port)?;
         self.nodes.try_reserve(1).map_err(|_| TopologyError::OutOfMemory)?;
-        name.push_str(host);
-        self.nodes.push(Node { host: name, port });
+        self.replicas.try_reserve(1).map_err(|_| TopologyError::OutOfMemory)?;
+        self.nodes.push(node);
+        self.replicas.push(Vec::new());
         Ok(index)
     }
 
@@ -209,6 +197,63 @@ impl SlotMap {
         self.owners.resize(slots, NOBODY);
         Ok(())
     }
+}
+
+impl Node {
+    fn new(host: &str, port: u16) -> Result<Self, TopologyError> {
+        let mut name = String::new();
+        name.try_reserve_exact(host.len()).map_err(|_| TopologyError::OutOfMemory)?;
+        name.push_str(host);
+        Ok(Node { host: name, port })
+    }
+
+    fn is_at(&self, host: &str, port: u16) -> bool {
+        self.port == port && self.host == host
+    }
+}
+
+/// Adds a replica, unless it is there already or there are enough.
+fn add_replica(replicas: &mut Vec<Node>, host: &str, port: u16) -> Result<(), TopologyError> {
+    if replicas.len() >= MAX_REPLICAS || replicas.iter().any(|node| node.is_at(host, port)) {
+        return Ok(());
+    }
+    replicas.try_reserve(1).map_err(|_| TopologyError::OutOfMemory)?;
+    replicas.push(Node::new(host, port)?);
+    Ok(())
+}
+
+/// Reads a node: host, port, and from Redis 4 and 7 on its identifier and pairs of names and values.
+/// The outer error is of what ends the reading, the inner one of what the node says of itself.
+fn read_node<'a>(
+    values: &mut Values<'a>,
+) -> Result<Result<(&'a str, u16), TopologyError>, TopologyError> {
+    let len = values.array().ok_or(TopologyError::Value)?;
+    let endpoint = match values.value().ok_or(TopologyError::Value)? {
+        Value::Bulk(host) => host,
+        Value::Null => b"",
+        _ => return Err(TopologyError::Value),
+    };
+    let mut host = resp::parse_host(endpoint);
+    let port = values.integer().ok_or(TopologyError::Value)?;
+
+    if let Some(others) = len.checked_sub(4) {
+        values.skip(1).ok_or(TopologyError::Value)?;
+        let ip = read_ip(values).ok_or(TopologyError::Value)?;
+        // Names are announced, and this node lacks one. One that has a name is at that name: the
+        // password is not for whoever is at an address beside it.
+        if endpoint == b"?" {
+            host = ip.or(host);
+        }
+        values.skip(others).ok_or(TopologyError::Value)?;
+    } else {
+        let others = len.checked_sub(2).ok_or(TopologyError::Value)?;
+        values.skip(others).ok_or(TopologyError::Value)?;
+    }
+    Ok(match (host, resp::parse_port(port)) {
+        (None, _) => Err(TopologyError::Host),
+        (_, None) => Err(TopologyError::Port),
+        (Some(host), Some(port)) => Ok((host, port)),
+    })
 }
 
 /// Reads one value. If it is an array of names and values, what it has for `ip`, if that is an
@@ -250,6 +295,49 @@ pub fn parse_master_address(reply: &[u8]) -> Option<(&str, u16)> {
     values.is_empty().then_some((host, port))
 }
 
+/// Reads the answer to `SENTINEL replicas`: those that the sentinel takes for up, and that follow
+/// their master.
+pub fn parse_replicas(reply: &[u8]) -> Result<Vec<Node>, TopologyError> {
+    let mut values = Values::new(reply);
+    let count = values.array().ok_or(TopologyError::Value)?;
+    let mut replicas = Vec::new();
+    for _ in 0..count {
+        if let Some((host, port)) = read_replica(&mut values)? {
+            add_replica(&mut replicas, host, port)?;
+        }
+    }
+    if values.is_empty() { Ok(replicas) } else { Err(TopologyError::TrailingBytes) }
+}
+
+/// Reads one of them, an array of names and values. `None` if it cannot be asked.
+fn read_replica<'a>(values: &mut Values<'a>) -> Result<Option<(&'a str, u16)>, TopologyError> {
+    let len = values.array().ok_or(TopologyError::Value)?;
+    let (mut host, mut port, mut is_well) = (None, None, true);
+    let mut name: &[u8] = b"";
+    for n in 0..len {
+        let bytes = match values.value().ok_or(TopologyError::Value)? {
+            Value::Bulk(bytes) => bytes,
+            Value::Array(count) => {
+                values.skip(count).ok_or(TopologyError::Value)?;
+                b""
+            }
+            _ => b"",
+        };
+        match name {
+            _ if n % 2 == 0 => name = bytes,
+            b"ip" => host = resp::parse_host(bytes).filter(|host| !host.is_empty()),
+            b"port" => port = resp::parse_length(bytes).and_then(resp::parse_port),
+            b"flags" => {
+                let bad = |flag: &[u8]| matches!(flag, b"s_down" | b"o_down" | b"disconnected");
+                is_well &= !bytes.split(|&c| c == b',').any(bad);
+            }
+            b"master-link-status" => is_well &= bytes == b"ok",
+            _ => {}
+        }
+    }
+    Ok(host.zip(port).filter(|_| is_well))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,6 +345,7 @@ mod tests {
     use crate::resp::Redis;
     use std::format;
     use std::string::ToString;
+    use std::vec;
 
     /// `CLUSTER SLOTS` of Redis 7.0.15: two masters on `::1`, slots 100 to 199 and 16383 left out.
     const TWO_MASTERS: &[u8] = b"*3\r\n\
@@ -377,9 +466,104 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_at_the_name_that_is_announced_and_replicas_are_left_out() {
+    fn a_node_is_at_the_name_that_is_announced_and_its_replicas_are_with_it() {
         let map = SlotMap::parse(NAMED).unwrap();
         assert_eq!(map.nodes(), [node("node1.example.com", 21711)]);
+        assert_eq!(map.replicas(0), [node("127.0.0.1", 21713)]);
+        assert_eq!(map.replicas(1), []);
+        assert_eq!(SlotMap::parse(TWO_MASTERS).unwrap().replicas(1), []);
+    }
+
+    /// A range of slots with a master and replicas, by port.
+    fn with_replicas(first: u16, last: u16, ports: &[&str]) -> String {
+        let mut reply = format!("*{}\r\n:{first}\r\n:{last}\r\n", ports.len() + 2);
+        for port in ports {
+            reply += &format!("*3\r\n$8\r\n10.0.0.1\r\n:{port}\r\n$2\r\nid\r\n");
+        }
+        reply
+    }
+
+    #[test]
+    fn each_master_has_its_replicas_once() {
+        let ranges = [
+            with_replicas(0, 9, &["1", "11", "12"]),
+            with_replicas(10, 19, &["2"]),
+            with_replicas(20, 29, &["1", "12", "13"]),
+        ];
+        let map = SlotMap::parse(format!("*3\r\n{}", ranges.concat()).as_bytes()).unwrap();
+        assert_eq!(map.nodes(), [node("10.0.0.1", 1), node("10.0.0.1", 2)]);
+        assert_eq!(map.replicas(0), [11, 12, 13].map(|port| node("10.0.0.1", port)));
+        assert_eq!(map.replicas(1), []);
+    }
+
+    #[test]
+    fn a_replica_that_nobody_can_connect_to_does_not_spoil_the_map() {
+        let range = with_replicas(0, 9, &["1", "0", "65536", "11"]);
+        let map = SlotMap::parse(format!("*1\r\n{range}").as_bytes()).unwrap();
+        assert_eq!(map.replicas(0), [node("10.0.0.1", 11)]);
+        let reply = format!("*1\r\n{range}").replace("10.0.0.1\r\n:11\r\n", "10.0.0/1\r\n:11\r\n");
+        assert_eq!(SlotMap::parse(reply.as_bytes()).unwrap().replicas(0), []);
+        let many: Vec<String> = (1..100).map(|port| format!("{port}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let map = format!("*1\r\n{}", with_replicas(0, 9, &many));
+        assert_eq!(SlotMap::parse(map.as_bytes()).unwrap().replicas(0).len(), MAX_REPLICAS);
+    }
+
+    /// A replica as `SENTINEL replicas` of Redis 7.0.15 has it, shortened.
+    fn watched(port: &str, flags: &str, link: &str) -> String {
+        let words = [
+            "name",
+            "127.0.0.1:1",
+            "ip",
+            "127.0.0.1",
+            "port",
+            port,
+            "flags",
+            flags,
+            "master-link-status",
+            link,
+            "master-port",
+            "7000",
+        ];
+        let bulk = |word: &&str| format!("${}\r\n{word}\r\n", word.len());
+        format!("*{}\r\n{}", words.len(), words.iter().map(bulk).collect::<String>())
+    }
+
+    fn watched_by(replicas: &[String]) -> Result<Vec<Node>, TopologyError> {
+        parse_replicas(format!("*{}\r\n{}", replicas.len(), replicas.concat()).as_bytes())
+    }
+
+    #[test]
+    fn replicas_are_those_that_sentinels_take_for_up() {
+        let reply = [
+            watched("7001", "slave", "ok"),
+            watched("7002", "s_down,slave", "ok"),
+            watched("7003", "slave,disconnected", "ok"),
+            watched("7004", "slave", "err"),
+            watched("7005", "slave", "ok"),
+            watched("7005", "slave", "ok"),
+            watched("0", "slave", "ok"),
+        ];
+        assert_eq!(watched_by(&reply), Ok(vec![node("127.0.0.1", 7001), node("127.0.0.1", 7005)]));
+        assert_eq!(watched_by(&[]), Ok(vec![]));
+        // What is not known of them is let pass.
+        assert_eq!(parse_replicas(b"*1\r\n*2\r\n$2\r\nip\r\n*1\r\n$1\r\nx\r\n"), Ok(vec![]));
+        assert_eq!(parse_replicas(b"*1\r\n*1\r\n$2\r\nip\r\n"), Ok(vec![]));
+    }
+
+    #[test]
+    fn the_answer_about_the_master_is_none_about_replicas() {
+        let master = b"*2\r\n$9\r\n127.0.0.1\r\n$4\r\n7000\r\n";
+        assert_eq!(parse_replicas(master), Err(TopologyError::Value));
+        for count in 0..4 {
+            let replicas = std::vec![watched("7001", "slave", "ok"); count].concat();
+            let reply = format!("*{count}\r\n{replicas}");
+            assert_eq!(parse_master_address(reply.as_bytes()), None);
+            assert!(parse_replicas(reply.as_bytes()).is_ok());
+            let trailing = format!("{reply}:0\r\n");
+            let error = Err(TopologyError::TrailingBytes);
+            assert_eq!(parse_replicas(trailing.as_bytes()), error);
+        }
     }
 
     #[test]

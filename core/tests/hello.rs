@@ -8,6 +8,7 @@ use session_core::hello::{
     ClientHello, HelloReader, MAX_HELLO, MAX_IDENTITIES, Progress, ServerPolicy, SessionId,
     Setting, TicketOffer, Unreadable, wanted_ids,
 };
+use session_core::ticket_keys::KeyName;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -75,14 +76,21 @@ fn expectation(facts: &str) -> ClientHello {
                     other => panic!("{other}"),
                 }
             }
+            "ticket_key" => hello.ticket_key = Some(key_name(&unhex(value))),
             "session_id" => hello.session_id = SessionId::new(&unhex(value)),
             "identity" => identities.push(unhex(value)),
             other => panic!("{other}"),
         }
     }
+    hello.identity_key = identities.first().filter(|it| it.len() >= 96).map(|it| key_name(it));
     identities.retain(|identity| identity.len() == 32);
     hello.identities = identities.iter().filter_map(|identity| SessionId::new(identity)).collect();
     hello
+}
+
+/// What a stateless ticket says its key by.
+fn key_name(ticket: &[u8]) -> KeyName {
+    KeyName(ticket[..16].try_into().unwrap())
 }
 
 fn unhex(text: &str) -> Vec<u8> {

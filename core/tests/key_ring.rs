@@ -10,6 +10,7 @@ use session_core::crypto::Failed;
 use session_core::envelope::{HEADER_LEN, OVERHEAD, OpenError, VERSION};
 use session_core::hello::SessionId;
 use session_core::key_ring::{Entry, KeyRing, Tls};
+use session_core::ticket_keys::{Earlier, Head, encode_key};
 
 const SESSION: &[u8] = b"a session in DER";
 
@@ -86,6 +87,24 @@ fn the_vectors_of_the_documentation() {
     assert_eq!(said("session"), hex(SESSION));
     assert_eq!(said("nonce"), hex(&envelope[2..HEADER_LEN]));
     assert_eq!(said("envelope"), hex(&envelope));
+
+    crypto.next.set(0x40);
+    let ticket_key = ring.new_ticket_key().unwrap();
+    let mut bytes = Vec::new();
+    encode_key(&ticket_key, 43_200_000, &mut bytes).unwrap();
+    assert_eq!(said("ticket-key-name"), hex(&ticket_key.name.0));
+    assert_eq!(said("ticket-key-entry"), hex(&bytes));
+    let entry = ring.ticket_entry(&ticket_key.name).unwrap();
+    let cache_key = CacheKey::new(b"tls:", entry.name()).unwrap();
+    assert_eq!(said("ticket-key-cache-key").as_bytes(), cache_key.as_bytes());
+    let mut bytes = Vec::new();
+    let earlier = vec![Earlier { name: ticket_key.name, left: 43_200_000 }];
+    crypto.next.set(0xa0);
+    let next = ring.new_ticket_key().unwrap();
+    Head { next, earlier }.encode(&mut bytes).unwrap();
+    assert_eq!(said("ticket-head"), hex(&bytes));
+    let cache_key = CacheKey::new(b"tls:", ring.ticket_head().unwrap().name()).unwrap();
+    assert_eq!(said("ticket-head-cache-key").as_bytes(), cache_key.as_bytes());
 }
 
 #[test]

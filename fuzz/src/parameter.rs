@@ -43,6 +43,7 @@ fn set(parameters: &mut Parameters, word: &str) {
         "fail_timeout" => expected.breaker.fail_timeout = parameters.breaker.fail_timeout,
         "backup" => expected.backup = true,
         "down" => expected.down = true,
+        "replica" => expected.replica = true,
         other => panic!("{other}"),
     }
     assert_eq!(*parameters, expected);
@@ -54,7 +55,8 @@ fn written(parameters: &Parameters) -> String {
     let fail_timeout = parameters.breaker.fail_timeout / 1000;
     let backup = if parameters.backup { "backup" } else { "" };
     let down = if parameters.down { "down" } else { "" };
-    format!("{weight} max_fails={max_fails} fail_timeout={fail_timeout}s {backup} {down}")
+    let replica = if parameters.replica { "replica" } else { "" };
+    format!("{weight} max_fails={max_fails} fail_timeout={fail_timeout}s {backup} {down} {replica}")
 }
 
 /// In place of nginx's reader of times, which may answer with any number.

@@ -2,7 +2,9 @@
 
 use session_core::codec::{Answer, Codec, Expected, Place};
 use session_core::resp::{Redis, SLOTS};
-use session_core::topology::{MAX_NODES, Node, SlotMap, hash_slot, parse_master_address};
+use session_core::topology::{
+    MAX_NODES, MAX_REPLICAS, Node, SlotMap, hash_slot, parse_master_address, parse_replicas,
+};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -19,6 +21,14 @@ pub fn run(data: &[u8]) {
     if let Ok(map) = SlotMap::parse(reply) {
         slot_map(map, data);
     }
+    if let Ok(replicas) = parse_replicas(reply) {
+        assert!(replicas.len() <= MAX_REPLICAS);
+        for (n, replica) in replicas.iter().enumerate() {
+            can_be_connected_to(replica);
+            assert!(!replica.host.is_empty() && !replicas[..n].contains(replica));
+        }
+        assert_eq!(parse_master_address(reply), None, "the two are told apart");
+    }
     if let Some((host, port)) = parse_master_address(reply) {
         assert!(!host.is_empty() && host.len() <= 255 && port != 0);
         let again = format!("*2\r\n${}\r\n{host}\r\n{}", host.len(), bulk(&port.to_string()));
@@ -28,10 +38,12 @@ pub fn run(data: &[u8]) {
 
 fn slot_map(mut map: SlotMap, data: &[u8]) {
     assert!(map.nodes().len() <= MAX_NODES);
-    for node in map.nodes() {
-        assert!(node.port != 0 && node.host.len() <= 255);
-        assert!(!node.host.contains(['/', '@', ' ', '[', ']']));
+    map.nodes().iter().for_each(can_be_connected_to);
+    for n in 0..map.nodes().len() {
+        assert!(map.replicas(n).len() <= MAX_REPLICAS);
+        map.replicas(n).iter().for_each(can_be_connected_to);
     }
+    assert_eq!(map.replicas(map.nodes().len()), []);
     let used: BTreeSet<_> = (0..SLOTS).filter_map(|slot| map.index(slot)).collect();
     assert!(used.into_iter().eq(0..map.nodes().len()), "every node has a slot");
     assert_eq!(map.index(SLOTS), None);
@@ -51,6 +63,11 @@ fn slot_map(mut map: SlotMap, data: &[u8]) {
     }
     let moved = (0..SLOTS).filter(|&slot| map.index(slot) != before[usize::from(slot)]);
     assert!(moved.count() <= 64);
+}
+
+fn can_be_connected_to(node: &Node) {
+    assert!(node.port != 0 && node.host.len() <= 255);
+    assert!(!node.host.contains(['/', '@', ' ', '[', ']']));
 }
 
 /// The same as an answer to `CLUSTER SLOTS`, in the notation of Redis 7.

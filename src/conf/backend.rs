@@ -28,7 +28,7 @@ use crate::ffi::file::Watched;
 use crate::ffi::module::Commands;
 use crate::ffi::shared_value::SharedValue;
 use crate::handshake::MAX_ENTRY;
-use crate::net::backend::Backend as Servers;
+use crate::net::backend::{Backend as Servers, Ways};
 use crate::net::password::Password;
 use crate::net::peer::{Limits, Peer, Replies};
 use crate::net::route::{Cluster, Links, Member, Route, Sentinel, Servers as Choice, TlsSettings};
@@ -53,7 +53,7 @@ const BOARDS: &str = "SSL session servers";
 const SENTINEL_PORT: u16 = 26379;
 
 /// The directives of the block.
-pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 31]> = Commands::new([
+pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 33]> = Commands::new([
     directive::<Server>(BLOCK_CONF | NGX_CONF_1MORE),
     value(c"protocol", Slot::Str, mem::offset_of!(Backend, protocol)),
     flag(c"cluster", mem::offset_of!(Backend, cluster)),
@@ -69,6 +69,8 @@ pub static BACKEND_COMMANDS: Commands<[ngx_command_t; 31]> = Commands::new([
     value(c"fetch_timeout", Slot::Msec, mem::offset_of!(Backend, fetch_timeout)),
     value(c"store_timeout", Slot::Msec, mem::offset_of!(Backend, store_timeout)),
     value(c"keepalive", Slot::Str, mem::offset_of!(Backend, keepalive)),
+    value(c"hedge", Slot::Str, mem::offset_of!(Backend, hedge)),
+    flag(c"replica_reads", mem::offset_of!(Backend, replica_reads)),
     value(c"queue", Slot::Num, mem::offset_of!(Backend, queue)),
     flag(c"ssl", mem::offset_of!(Backend, ssl)),
     value(c"ssl_name", Slot::Str, mem::offset_of!(Backend, ssl_name)),
@@ -122,12 +124,16 @@ pub struct Backend {
     fetch_timeout: Msec,
     store_timeout: Msec,
     keepalive: Str,
+    hedge: Str,
+    replica_reads: Flag,
     queue: Num,
     ssl: Flag,
     ssl_name: Str,
     tls: TlsConf,
     /// What `keepalive` says.
     keepalive_seconds: Option<u32>,
+    /// What `hedge` says.
+    hedge_ms: Option<u64>,
     servers: Vec<ServerLine>,
 }
 
@@ -177,11 +183,14 @@ impl Backend {
             fetch_timeout: Msec::UNSET,
             store_timeout: Msec::UNSET,
             keepalive: Str::UNSET,
+            hedge: Str::UNSET,
+            replica_reads: Flag::UNSET,
             queue: Num::UNSET,
             ssl: Flag::UNSET,
             ssl_name: Str::UNSET,
             tls: TlsConf::UNSET,
             keepalive_seconds: None,
+            hedge_ms: None,
             servers: Vec::new(),
         };
         cf.block(crate::backend_module(), &mut backend)?;
@@ -199,6 +208,18 @@ impl Backend {
                 };
                 Some(seconds)
             }
+        };
+        backend.hedge_ms = match backend.hedge.get() {
+            Some(b"off") | None => None,
+            Some(text) => match cf.milliseconds(&String::from_utf8_lossy(text)) {
+                Some(ms) => Some(ms),
+                None => {
+                    return Err(cf.refuse(format_args!(
+                        "invalid \"hedge\": it must be \"off\" or a time in \
+                         ssl_session_backend \"{name}\""
+                    )));
+                }
+            },
         };
         if let Some(problem) = backend.problem() {
             return Err(cf.refuse(format_args!("{problem} in ssl_session_backend \"{name}\"")));
@@ -295,9 +316,13 @@ impl Backend {
             ("fetch_timeout", limits.fetch_timeout),
             ("store_timeout", limits.store_timeout),
             ("queue", limits.queue as u64),
+            ("hedge", self.hedge_ms.unwrap_or(1)),
         ];
         if let Some((directive, _)) = zero.iter().find(|(_, value)| *value == 0) {
             return Some(std::format!("\"{directive}\" must not be 0"));
+        }
+        if self.hedge_ms.is_some_and(|hedge| hedge >= limits.fetch_timeout) {
+            return Some("\"hedge\" must be shorter than \"fetch_timeout\"".into());
         }
         if u32::try_from(self.database.or(0)).is_err() {
             return Some("\"database\" is too large".into());
@@ -329,6 +354,15 @@ impl Backend {
                     "\"weight\" and \"backup\" of a \"server\" have no meaning with \"{finder}\""
                 ));
             }
+            let mut parameters = self.servers.iter().map(|server| &server.parameters);
+            if parameters.any(|server| server.replica) {
+                return Some(std::format!(
+                    "\"replica\" of a \"server\" has no meaning with \"{finder}\""
+                ));
+            }
+        }
+        if let Some(problem) = self.replicas_problem() {
+            return Some(problem);
         }
         let port = self.default_port();
         let names: Vec<String> =
@@ -336,6 +370,43 @@ impl Backend {
         let twice =
             names.iter().enumerate().find(|(n, name)| names.iter().take(*n).any(|n| n == *name));
         twice.map(|(_, name)| std::format!("duplicate \"server\" \"{name}\""))
+    }
+
+    /// What is wrong with servers that have the same entries as another one.
+    fn replicas_problem(&self) -> Option<String> {
+        let asked = match (self.hedge_ms, self.replica_reads.or(false)) {
+            (Some(_), _) => Some("hedge"),
+            (None, true) => Some("replica_reads"),
+            (None, false) => None,
+        };
+        let used = self.servers.iter().map(|server| &server.parameters).filter(|it| !it.down);
+        let (replicas, others): (Vec<&Parameters>, Vec<_>) = used.partition(|it| it.replica);
+        if replicas.is_empty() {
+            let found = self.cluster.or(false) || self.sentinel.is_set();
+            return asked.filter(|_| !found).map(|directive| {
+                std::format!(
+                    "\"{directive}\" needs a second place with the same entries: \"cluster\", \
+                     \"sentinel\", or a \"server\" that is a \"replica\""
+                )
+            });
+        }
+        if self.protocol.get() == Some(b"memcached") {
+            return Some(
+                "\"replica\" of a \"server\" is not supported by \"protocol memcached\"".into(),
+            );
+        }
+        if replicas.iter().any(|server| server.backup) {
+            return Some("\"replica\" and \"backup\" of a \"server\" exclude each other".into());
+        }
+        if others.len() != 1 {
+            return Some("a \"replica\" needs one other \"server\", and no more".into());
+        }
+        if asked.is_none() {
+            return Some(
+                "a \"server\" that is a \"replica\" without \"hedge\" or \"replica_reads\"".into(),
+            );
+        }
+        None
     }
 
     /// The port of a server that is given without one.
@@ -377,17 +448,24 @@ impl Backend {
         let cluster = self.cluster.or(false);
         let sentinel = owned(&self.sentinel);
         let password = secret(cf, "password_file", &self.password_file)?;
-        let codec: Rc<dyn Codec> = match self.protocol.get() {
-            Some(b"memcached") => Rc::new(Memcached),
-            _ => Rc::new(Redis {
-                username: owned(&self.username),
-                authenticates: self.password_file.is_set(),
-                client_name: owned(&self.client_name),
-                database: u32::try_from(self.database.or(0)).unwrap_or(u32::MAX),
-                master: sentinel.is_some(),
-                sentinel: false,
-            }),
-        };
+        let (hedge, replica_reads) = (self.hedge_ms, self.replica_reads.or(false));
+        let (codec, replica_codec): (Rc<dyn Codec>, Option<Rc<dyn Codec>>) =
+            match self.protocol.get() {
+                Some(b"memcached") => (Rc::new(Memcached), None),
+                _ => {
+                    let redis = Redis {
+                        username: owned(&self.username),
+                        authenticates: self.password_file.is_set(),
+                        client_name: owned(&self.client_name),
+                        database: u32::try_from(self.database.or(0)).unwrap_or(u32::MAX),
+                        ..Redis::default()
+                    };
+                    let replica = (hedge.is_some() || replica_reads).then(|| -> Rc<dyn Codec> {
+                        Rc::new(Redis { replica: true, read_only: cluster, ..redis.clone() })
+                    });
+                    (Rc::new(Redis { master: sentinel.is_some(), ..redis }), replica)
+                }
+            };
         let tls = match self.ssl.or(false) {
             true => Some(TlsSettings {
                 // nginx has said why, but not where.
@@ -420,10 +498,10 @@ impl Backend {
         };
         let breaker =
             self.servers.first().map(|server| server.parameters.breaker).unwrap_or_default();
-        let links = Links { codec, password, limits, tls, breaker, resolver: None };
+        let links = Links { codec, replica_codec, password, limits, tls, breaker, resolver: None };
         let servers = self.servers.into_iter().filter(|server| !server.parameters.down);
         let servers = servers.map(|server| server.with_port(port)).collect();
-        Ok(Settings { links, finder, servers, prefix })
+        Ok(Settings { links, finder, servers, prefix, hedge, replica_reads })
     }
 }
 
@@ -467,6 +545,8 @@ pub struct Settings {
     finder: Finder,
     servers: Vec<ServerLine>,
     prefix: Vec<u8>,
+    hedge: Option<u64>,
+    replica_reads: bool,
 }
 
 /// Who knows which server has an entry.
@@ -519,9 +599,17 @@ impl Settings {
         let breaker = line.parameters.breaker;
         let limits = Limits { boards: Some(boards(cf)?), ..default_limits() };
         let password = password.map_or_else(Password::none, |it| Password::new(it, None));
-        let links = Links { codec, password, limits, tls, breaker, resolver: None };
+        let links =
+            Links { codec, replica_codec: None, password, limits, tls, breaker, resolver: None };
         let prefix = KEY_PREFIX.to_vec();
-        Ok(Settings { links, finder: Finder::Key, servers: Vec::from([line]), prefix })
+        Ok(Settings {
+            links,
+            finder: Finder::Key,
+            servers: Vec::from([line]),
+            prefix,
+            hedge: None,
+            replica_reads: false,
+        })
     }
 
     /// The files that are read again when they have changed.
@@ -541,21 +629,35 @@ impl Settings {
 
     /// The servers, and what cache keys begin with.
     pub fn into_servers(self, name: &str) -> (Rc<Servers>, Vec<u8>) {
-        let Settings { mut links, finder, servers, prefix } = self;
+        let Settings { mut links, finder, servers, prefix, hedge, replica_reads } = self;
         links.limits.backend = name.into();
-        let moves = !matches!(finder, Finder::Key);
-        let backend = Servers::new(moves, |replies| {
+        let ways = Ways {
+            moves: !matches!(finder, Finder::Key),
+            hedge,
+            replica_reads,
+            fetch_timeout: links.limits.fetch_timeout,
+        };
+        let backend = Servers::new(ways, |replies| {
             let peers = |links: &Links, servers: Vec<ServerLine>| {
                 let peer = |server: ServerLine| server.peer(links, &replies);
                 servers.into_iter().map(peer).collect()
             };
             match finder {
                 Finder::Key => {
+                    let of_replicas = links.of_replicas();
+                    let links = |replica| match &of_replicas {
+                        Some(of_replicas) if replica => of_replicas,
+                        _ => &links,
+                    };
                     let member = |server: ServerLine| Member {
                         name: server.hashed_name(0),
                         weight: server.parameters.weight.unwrap_or(1),
                         backup: server.parameters.backup,
-                        peer: server.peer(&links, &replies),
+                        replica: server.parameters.replica,
+                        peer: {
+                            let links = links(server.parameters.replica);
+                            server.peer(links, &replies)
+                        },
                     };
                     Route::Servers(Choice::new(servers.into_iter().map(member).collect()))
                 }
@@ -564,7 +666,7 @@ impl Settings {
                     Route::Cluster(Cluster::new(links, seeds, replies.clone()))
                 }
                 Finder::Sentinel { codec, password, name } => {
-                    let asked = Links { codec, password, ..links.clone() };
+                    let asked = Links { codec, password, replica_codec: None, ..links.clone() };
                     let sentinels = peers(&asked, servers);
                     Route::Sentinel(Sentinel::new(links, name, sentinels, replies.clone()))
                 }

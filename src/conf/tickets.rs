@@ -81,8 +81,10 @@ impl Directive for SslSessionTicketKeys {
                     )));
                 }
             } else {
+                let is_known = ["period=", "keep="].iter().any(|name| parameter.starts_with(name));
+                let what = if is_known { "duplicate" } else { "invalid" };
                 return Err(cf.refuse(format_args!(
-                    "invalid parameter \"{parameter}\" in \"ssl_session_ticket_keys\""
+                    "{what} parameter \"{parameter}\" in \"ssl_session_ticket_keys\""
                 )));
             }
         }
@@ -90,7 +92,7 @@ impl Directive for SslSessionTicketKeys {
         let target = match Target::parse(text) {
             Ok(Target::Off) => {
                 return Err(cf.refuse(format_args!(
-                    "invalid target \"off\" in \"{directive}\": leave it out in place of that"
+                    "invalid target \"off\" in \"{directive}\": leave the directive out"
                 )));
             }
             Ok(Target::Backend(word)) if is_parameter(word) => {
@@ -233,8 +235,8 @@ impl MainConf {
                 cf,
                 &keys.place,
                 format_args!(
-                    "\"ssl_session_ticket_keys\" goes with no \"ssl_session_ticket_key\", which the \
-                     server in {} has",
+                    "the server in {} has \"ssl_session_ticket_key\", which is not allowed beside \
+                     \"ssl_session_ticket_keys\"",
                     server.place
                 ),
             ));

@@ -159,7 +159,7 @@ impl Policy {
                     let age = clock::unix_time().saturating_sub(session.made());
                     debug!(attached.log(), "SSL session fetch {lookup}: is good, made {age} s ago");
                     if let Some(tier) = self.owner(lookup) {
-                        tier.trust(lookup.entry().name());
+                        tier.trust(lookup.entry().name(), lookup.giver());
                     }
                     self.refill(lookup, &session);
                     attached.state().reports().set_resumed(session.made());
@@ -177,7 +177,7 @@ impl Policy {
             }
             Err(reject) => {
                 if let Some(tier) = self.owner(lookup) {
-                    self.discard(attached.log(), lookup.entry(), tier, reject);
+                    self.discard(attached.log(), lookup, tier, reject);
                 }
                 Outcome::Corrupt
             }

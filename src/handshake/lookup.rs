@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::debug;
 use crate::ffi::log::Log;
-use crate::net::backend::{Answered, Waiter};
+use crate::net::backend::{Answered, Giver, Waiter};
 use crate::tier::Tier;
 
 /// One session ID on its way through the tiers.
@@ -34,6 +34,7 @@ pub struct Lookup {
     refill: bool,
     /// Whether this one does what there is to do about the entry, of all who waited for it.
     first: bool,
+    giver: Giver,
 }
 
 /// Whether a lookup has ended.
@@ -59,6 +60,7 @@ impl Lookup {
             asked_at: None,
             refill: true,
             first: true,
+            giver: Giver::default(),
         }
     }
 
@@ -80,6 +82,11 @@ impl Lookup {
     /// Whether the entry was taken out of its tier.
     pub fn is_take(&self) -> bool {
         self.take
+    }
+
+    /// The server that has given the entry, where the entry does not belong to it.
+    pub fn giver(&self) -> &Giver {
+        &self.giver
     }
 
     /// The outcome so far.
@@ -163,8 +170,9 @@ impl Lookup {
 
     /// The tier that was asked has answered.
     pub fn answered(&mut self, tiers: &[Rc<dyn Tier>], answer: Answered<'_>, log: &Log) -> Status {
-        let Answered { waiter, outcome, value, first } = answer;
+        let Answered { waiter, outcome, value, first, giver } = answer;
         self.first = first;
+        self.giver = giver.clone();
         let outcome = match outcome {
             Outcome::Hit if self.value.try_reserve_exact(value.len()).is_err() => Outcome::Error,
             outcome => outcome,

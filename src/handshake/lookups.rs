@@ -114,7 +114,7 @@ impl Lookups {
         let Some(lookup) = self.lookups.get_mut(index) else { return };
         if answer.outcome == Outcome::Corrupt && answer.first {
             if let Some(tier) = lookup.asked().and_then(|tier| policy.rules.fetch.get(tier)) {
-                policy.discard(log, lookup.entry(), &**tier, Reject::TooLarge);
+                policy.discard(log, lookup, &**tier, Reject::TooLarge);
             }
         }
         if lookup.answered(&policy.rules.fetch, answer, log) == Status::Ended {

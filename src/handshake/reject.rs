@@ -5,8 +5,8 @@ use std::format;
 use std::string::String;
 
 use session_core::envelope::OpenError;
-use session_core::key_ring::Entry;
 
+use super::lookup::Lookup;
 use super::messages::{FETCHING, pass};
 use super::policy::Policy;
 use crate::ffi::log::Log;
@@ -57,14 +57,16 @@ impl fmt::Display for Reject {
 
 impl Policy {
     /// Removes an entry that is of no use.
-    pub(super) fn discard(&self, log: &Log, entry: &Entry, tier: &dyn Tier, reject: Reject) {
+    pub(super) fn discard(&self, log: &Log, lookup: &Lookup, tier: &dyn Tier, reject: Reject) {
+        let (entry, giver) = (lookup.entry(), lookup.giver());
         debug!(log, "SSL session fetch {:08x}: {reject}", entry.id().short_hash());
         tier.remove(entry.name());
         if reject.is_stray() {
-            tier.suspect(entry.name());
+            tier.suspect(entry.name(), giver);
         }
         if let Some(times) = pass(&self.corrupt) {
-            let server = tier.server(entry.name()).map_or_else(String::new, |at| format!(", {at}"));
+            let server = tier.server(entry.name(), giver);
+            let server = server.map_or_else(String::new, |at| format!(", {at}"));
             log_at!(
                 &log.during(FETCHING),
                 Error,

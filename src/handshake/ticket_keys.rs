@@ -100,12 +100,24 @@ impl Keeper {
 
     /// The worker begins.
     pub fn begin(&self) {
-        self.tick.at(clock::now_ms(), false);
+        self.forget_foreign();
+        let now = clock::now_ms();
+        // Whoever had to ask may not have known what this one does not know any more.
+        if let Some(keys) = self.zone.get().filter(|keys| !keys.has_current()) {
+            keys.lend_until(now);
+        }
+        self.tick.at(now, false);
     }
 
     /// The worker exits.
     pub fn close(&self) {
         self.tick.cancel();
+    }
+
+    /// Forgets the keys that a configuration before this one had, and that belong to no key of the ring
+    /// any more: whoever has taken that away wants their tickets to be void.
+    fn forget_foreign(&self) {
+        self.zone.alone(|keys| keys.retain(|name| self.ring.has_named(name)));
     }
 
     /// Whether there is a key to encrypt with.
@@ -121,6 +133,10 @@ impl Keeper {
     /// The key of that name, and whether it is the one that encrypts. One that is ours and not known is
     /// asked for: the next client that has it may find it.
     pub fn find(&self, name: &KeyName) -> Option<(TicketKey, bool)> {
+        // A worker of the configuration before may have put it down again.
+        if !self.ring.has_named(name) {
+            return None;
+        }
         let found = self.zone.get()?.find(name, clock::now_ms());
         if found.is_none() {
             self.want(name);
@@ -148,7 +164,7 @@ impl Keeper {
         let Some(entry) = self.ring.ticket_entry(name).filter(|_| !self.tier.is_local()) else {
             return false;
         };
-        !self.is_missed(name) && self.tier.fetch(entry.name(), waiter).is_ok()
+        !self.is_missed(name) && self.tier.fetch_there(entry.name(), waiter).is_ok()
     }
 
     /// The tier has answered a question for a key.
@@ -211,7 +227,7 @@ impl Keeper {
         let mut value = Zeroizing::new(Vec::new());
         let outcome = match self.tier.fetch_now(entry.name(), &mut value) {
             Some(outcome) => outcome,
-            None => match self.tier.fetch(entry.name(), Waiter::TicketKeys { index }) {
+            None => match self.tier.fetch_there(entry.name(), Waiter::TicketKeys { index }) {
                 Ok(()) => return,
                 Err(outcome) => outcome,
             },
@@ -247,7 +263,7 @@ impl Keeper {
         if index == HEAD {
             match outcome {
                 Outcome::Hit => self.head_found(value),
-                Outcome::Miss => self.succeed(),
+                Outcome::Miss => self.succeed(false),
                 _ => self.ask_in(AGAIN.min(self.pause())),
             }
             return self.look_at_age();
@@ -261,15 +277,14 @@ impl Keeper {
     }
 
     fn head_found(&self, value: &[u8]) {
-        let head = self.ring.ticket_head().and_then(|entry| {
-            self.opened(&entry, value, |bytes| {
-                Head::decode(bytes).filter(|head| {
-                    // What does not come from a key of ours nobody could ask for.
-                    self.ring.ticket_entry(&head.next.name).is_some()
-                })
-            })
-        });
+        let entry = self.ring.ticket_head();
+        let head = entry.and_then(|entry| self.opened(&entry, value, Head::decode));
         let Some(head) = head else { return self.is_invalid() };
+        // It was made when the ring had a key that was taken away since.
+        let encrypts = head.earlier.first().map_or(&head.next.name, |earlier| &earlier.name);
+        if !self.ring.has_named(&head.next.name) || !self.ring.has_named(encrypts) {
+            return self.succeed(true);
+        }
         let now = clock::now_ms();
         let Some(Adopted { is_new, missing, orphans }) =
             self.zone.alone(|keys| keys.adopt(&head, now, &self.times))
@@ -320,8 +335,8 @@ impl Keeper {
         read(self.ring.open(entry, value, &mut room).ok()?)
     }
 
-    /// Gives the tier, which has no head, one.
-    fn succeed(&self) {
+    /// Gives the tier a head, where it has none or in place of that which it has.
+    fn succeed(&self, replaces: bool) {
         let now = clock::now_ms();
         let Some(keys) = self.zone.get() else { return };
         let successor = keys.successor(now, &self.times, || self.ring.new_ticket_key());
@@ -332,7 +347,11 @@ impl Keeper {
             }
             let entry = self.ring.ticket_head().ok_or(Failed)?;
             let sealed = self.sealed(&entry, |out| head.encode(out))?;
-            Ok(self.tier.add(entry.name(), &sealed, expires(ttl)))
+            let put = |name| match replaces {
+                true => self.tier.put(name, &sealed, expires(ttl)),
+                false => self.tier.add(name, &sealed, expires(ttl)),
+            };
+            Ok(put(entry.name()))
         });
         match given {
             Ok(true) => self.ask_in(SOON),
@@ -428,6 +447,7 @@ impl Handle<Tick> for Keeper {
                 self.tier.remove(entry.name());
             }
         }
+        self.forget_foreign();
         if let Some(entry) = self.ring.ticket_head() {
             self.ask(&entry, HEAD);
         }

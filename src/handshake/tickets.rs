@@ -20,6 +20,7 @@ use session_core::ticket_keys::{KeyName, TicketKey};
 use super::policy::{Policy, only_openssl_resumes};
 use super::ticket_keys::Keeper;
 use crate::debug;
+use crate::ffi::clock;
 use crate::ffi::tls::{Connection, HelloRef, ReadTicket, SessionRef, TicketVerdict, Waits};
 
 /// What is done with stateless tickets.
@@ -204,6 +205,11 @@ impl Policy {
 
     /// Whether a session may be resumed that a stateless ticket has in it.
     fn allows_stateless(&self, connection: &Connection, session: &SessionRef) -> bool {
+        // OpenSSL would find that out, and resume nothing.
+        let now = clock::unix_time();
+        if session.expires(now) < now {
+            return false;
+        }
         if let Some(epoch) = &self.rules.epoch {
             if epoch.standing(full_handshake(session)) != Standing::Good {
                 debug!(connection.log(), "SSL session of a ticket: is withdrawn, or may be");
@@ -237,9 +243,10 @@ impl Policy {
         let is_fallback = connection.has_tickets() && !by_server;
         let resumed = connection.attached::<Policy>().map(|it| it.state().tickets().resumed());
         // What was resumed from a ticket of a fallback has its time.
-        if is_tls13 && (is_fallback || resumed.flatten().is_some()) {
+        if is_fallback || (is_tls13 && resumed.flatten().is_some()) {
             let usual = connection.session_timeout();
-            let most = tickets.fallback.filter(|_| is_fallback).unwrap_or(usual);
+            let limited = is_fallback && (is_tls13 || !tickets.tls12);
+            let most = tickets.fallback.filter(|_| limited).unwrap_or(usual);
             session.set_timeout(usual.min(most));
         }
         if is_fallback {

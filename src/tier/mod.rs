@@ -8,7 +8,7 @@ use session_core::outcome::Outcome;
 
 use crate::ffi::counters::Count;
 use crate::ffi::turn::Turn;
-use crate::net::backend::Waiter;
+use crate::net::backend::{Giver, Waiter};
 
 pub mod remote;
 pub mod shared;
@@ -44,6 +44,10 @@ pub trait Tier {
     /// over; a loss is logged.
     fn store(&self, name: &Name, value: &[u8], expires: i64) -> bool;
 
+    /// Begins a lookup of an entry that is no session, as in [`Tier::fetch`], at the server that it belongs
+    /// to: what a replica has may be old.
+    fn fetch_there(&self, name: &Name, waiter: Waiter) -> Result<(), Outcome>;
+
     /// Stores an entry that is no session if there is none, until `expires`, in seconds since the epoch.
     /// Whether it could be handed over.
     fn add(&self, name: &Name, value: &[u8], expires: i64) -> bool;
@@ -58,17 +62,17 @@ pub trait Tier {
     fn remove(&self, name: &Name);
 
     /// Begins a lookup of an entry that is no session, as in [`Tier::fetch`], by a name that may be
-    /// read.
+    /// read. It is asked for where it belongs: a copy may not have heard of the last change.
     fn fetch_text(&self, text: &str, waiter: Waiter) -> Result<(), Outcome>;
 
-    /// Which server has an entry, for a log.
-    fn server(&self, name: &Name) -> Option<String>;
+    /// Which server has given an entry, for a log.
+    fn server(&self, name: &Name, giver: &Giver) -> Option<String>;
 
     /// The tier may have given another session than the one asked for.
-    fn suspect(&self, name: &Name);
+    fn suspect(&self, name: &Name, giver: &Giver);
 
     /// The tier has given the session asked for.
-    fn trust(&self, name: &Name);
+    fn trust(&self, name: &Name, giver: &Giver);
 
     /// The worker exits.
     fn close(&self, turn: &Turn);

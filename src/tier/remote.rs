@@ -18,7 +18,7 @@ use crate::ffi::counters::Count;
 use crate::ffi::log::Log;
 use crate::ffi::turn::Turn;
 use crate::log_at;
-use crate::net::backend::{Backend, Waiter};
+use crate::net::backend::{Backend, Giver, Source, Waiter};
 use crate::net::peer::Refused;
 
 /// Sessions on the servers of a backend.
@@ -69,7 +69,8 @@ impl Tier for Remote {
 
     fn fetch(&self, name: &Name, waiter: Waiter) -> Result<(), Outcome> {
         let key = CacheKey::new(&self.prefix, name).ok_or(Outcome::Error)?;
-        let merged = self.backend.fetch(&key, waiter).map_err(|_| Outcome::Down)?;
+        let merged = self.backend.fetch(&key, waiter, Source::Any);
+        let merged = merged.map_err(|_| Outcome::Down)?;
         self.count.add(stats::MERGED, merged.into());
         Ok(())
     }
@@ -81,6 +82,12 @@ impl Tier for Remote {
     fn take(&self, name: &Name, waiter: Waiter) -> Result<(), Outcome> {
         let key = CacheKey::new(&self.prefix, name).ok_or(Outcome::Error)?;
         self.backend.take(&key, waiter).map_err(|_| Outcome::Down)
+    }
+
+    fn fetch_there(&self, name: &Name, waiter: Waiter) -> Result<(), Outcome> {
+        let key = CacheKey::new(&self.prefix, name).ok_or(Outcome::Error)?;
+        let asked = self.backend.fetch(&key, waiter, Source::Owner);
+        asked.map(|_| ()).map_err(|_| Outcome::Down)
     }
 
     fn add(&self, name: &Name, value: &[u8], expires: i64) -> bool {
@@ -133,24 +140,25 @@ impl Tier for Remote {
 
     fn fetch_text(&self, text: &str, waiter: Waiter) -> Result<(), Outcome> {
         let key = CacheKey::verbatim(&self.prefix, text.as_bytes()).ok_or(Outcome::Error)?;
-        self.backend.fetch(&key, waiter).map(|_| ()).map_err(|_| Outcome::Down)
+        let asked = self.backend.fetch(&key, waiter, Source::Owner);
+        asked.map(|_| ()).map_err(|_| Outcome::Down)
     }
 
-    fn server(&self, name: &Name) -> Option<String> {
-        self.backend.server(&CacheKey::new(&self.prefix, name)?)
+    fn server(&self, name: &Name, giver: &Giver) -> Option<String> {
+        self.backend.server(&CacheKey::new(&self.prefix, name)?, giver)
     }
 
-    fn suspect(&self, name: &Name) {
+    fn suspect(&self, name: &Name, giver: &Giver) {
         if let Some(key) = CacheKey::new(&self.prefix, name) {
-            self.backend.suspect(&key);
+            self.backend.suspect(&key, giver);
             self.mistrusted.set(true);
         }
     }
 
-    fn trust(&self, name: &Name) {
+    fn trust(&self, name: &Name, giver: &Giver) {
         if self.mistrusted.get() {
             if let Some(key) = CacheKey::new(&self.prefix, name) {
-                self.mistrusted.set(self.backend.trust(&key));
+                self.mistrusted.set(self.backend.trust(&key, giver));
             }
         }
     }

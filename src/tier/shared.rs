@@ -16,7 +16,7 @@ use crate::ffi::log::Log;
 use crate::ffi::turn::Turn;
 use crate::ffi::zone::Zone;
 use crate::log_at;
-use crate::net::backend::Waiter;
+use crate::net::backend::{Giver, Waiter};
 
 /// Sessions in a zone that the workers of this machine share.
 pub struct Shared {
@@ -87,6 +87,11 @@ impl Tier for Shared {
         false
     }
 
+    fn fetch_there(&self, _: &Name, _: Waiter) -> Result<(), Outcome> {
+        // Not asked: fetch_now() answers.
+        Err(Outcome::Miss)
+    }
+
     fn add(&self, name: &Name, value: &[u8], expires: i64) -> bool {
         self.zone.add(name.as_bytes(), value, clock::unix_time(), expires).is_ok()
     }
@@ -109,13 +114,13 @@ impl Tier for Shared {
         Err(Outcome::Miss)
     }
 
-    fn server(&self, _: &Name) -> Option<String> {
+    fn server(&self, _: &Name, _: &Giver) -> Option<String> {
         None
     }
 
-    fn suspect(&self, _: &Name) {}
+    fn suspect(&self, _: &Name, _: &Giver) {}
 
-    fn trust(&self, _: &Name) {}
+    fn trust(&self, _: &Name, _: &Giver) {}
 
     fn close(&self, _: &Turn) {}
 }

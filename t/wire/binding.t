@@ -98,6 +98,8 @@ CONF
     both      => 'ssl_session_fetch shared:tls:1m; ssl_session_cache builtin shared:own:1m; ssl_session_tickets off;',
     filled    => 'ssl_session_fetch shared:tls:1m; ssl_session_store shared:tls:1m; ssl_session_cache builtin; ssl_session_tickets off;',
     stateless => "ssl_session_fetch shared:tls:1m; ssl_session_tickets on; ssl_session_ticket_key $ticket_key;",
+    # Stateless tickets, too, under keys of the fleet.
+    fleet     => 'ssl_session_fetch shared:tls:1m; ssl_session_ticket_keys shared:tickets:1m; ssl_session_tickets on;',
     off       => "ssl_session_fetch shared:tls:1m; ssl_session_cache off; ssl_session_tickets on; ssl_session_ticket_key $ticket_key;",
 );
 # OpenSSL has a cache for each socket, which the module puts out of use.
@@ -137,7 +139,13 @@ sub verify { my ($ca, $how) = @_; return "ssl_verify_client @{[ $how // 'on' ]};
 
 sub by_openssl { my ($ca) = @_; return "ssl_conf_command VerifyMode Require; ssl_conf_command VerifyCAFile $ca->{crt};" }
 
-sub start { my ($conf, %arg) = @_; return nginx(log => 'info', conf => $conf, %arg) }
+sub start {
+    my ($conf, %arg) = @_;
+    my $nginx = nginx(log => 'info', conf => $conf, %arg);
+    my $keys  = grep { /ssl_session_ticket_keys/ } $conf, values %arg;
+    wait_until { $nginx->log_count(qr/SSL session ticket key has changed/) } 10, 'ticket keys' if $keys;
+    return $nginx;
+}
 
 my $protocol;
 
@@ -269,7 +277,7 @@ my %changes = (
 for my $change (sort keys %changes) {
     my %it = (status => 200, user => $user{x}, %{ $changes{$change} });
     my @shows = shows($it{user});
-    each_way("after a reload, $change", [qw(zone stateless)], sub {
+    each_way("after a reload, $change", [qw(zone stateless fleet)], sub {
         my ($keep) = @_;
         my $port  = free_port();
         my $conf  = sub { site($keep, default_server($port) . server($port, 'a', $_[0])) };
@@ -290,7 +298,7 @@ for my $change (sort keys %changes) {
     });
 }
 
-each_way('refused without a certificate, back with one', [qw(zone nginx stateless)], sub {
+each_way('refused without a certificate, back with one', [qw(zone nginx stateless fleet)], sub {
     my ($keep) = @_;
     my $port  = free_port();
     my $nginx = start(site($keep, server($port, 'a', verify($ca{x}))));
@@ -303,7 +311,7 @@ each_way('refused without a certificate, back with one', [qw(zone nginx stateles
     nothing_else($nginx);
 });
 
-each_way('where clients are verified a session is for its name', [qw(zone nginx stateless)], sub {
+each_way('where clients are verified a session is for its name', [qw(zone nginx stateless fleet)], sub {
     my ($keep) = @_;
     my $port  = free_port();
     my $nginx = start(site($keep, server($port, 'a b', verify($ca{x}, 'optional'))));
@@ -316,7 +324,7 @@ each_way('where clients are verified a session is for its name', [qw(zone nginx 
 
 # --- the server's own certificate ---
 
-each_way('a certificate by the name', [qw(zone stateless)], sub {
+each_way('a certificate by the name', [qw(zone stateless fleet)], sub {
     my ($keep) = @_;
     my $port  = free_port();
     symlink $certs->{"ec_$_"}, "$dir/x.$_" for qw(crt key);
@@ -403,7 +411,7 @@ each_way_ends('renewals end with the lifetime', [ grep { !/^(?:both|filled)$/ } 
     });
 });
 
-each_way_ends('a chain ends with its first certificate', [qw(redis nginx stateless)], sub {
+each_way_ends('a chain ends with its first certificate', [qw(redis nginx stateless fleet)], sub {
     my ($keep) = @_;
     my $port  = free_port();
     my $nginx = start(site($keep, server($port, 'a', verify($ca{x}))));
@@ -422,7 +430,7 @@ each_way_ends('a chain ends with its first certificate', [qw(redis nginx statele
     });
 });
 
-each_way_ends('a revocation list ends', [qw(zone stateless)], sub {
+each_way_ends('a revocation list ends', [qw(zone stateless fleet)], sub {
     my ($keep) = @_;
     my $port  = free_port();
     my $end   = time + life() + 1;
@@ -463,7 +471,7 @@ each_way_ends('a revocation list ends', [qw(zone stateless)], sub {
             while (my $client = $listen->accept) { $answer->($client); close $client }
         });
     }
-    each_way('ssl_ocsp verifies again what the client sent', [qw(redis nginx stateless)], sub {
+    each_way('ssl_ocsp verifies again what the client sent', [qw(redis nginx stateless fleet)], sub {
         my ($keep) = @_;
         responder();
         my $https = free_port();
@@ -541,7 +549,7 @@ each_way('entries that say nothing', ['redis'], sub {
 
 SKIP: {
     skip 'this nginx has no stream{}', 1 unless has_stream();
-    each_way('stream{}', [qw(redis stateless)], sub {
+    each_way('stream{}', [qw(redis stateless fleet)], sub {
         my ($keep) = @_;
         my @port = (free_port(), free_port());
         my $stream = site($keep, map { my $which = (qw(x y))[$_]; <<"CONF" } 0, 1) =~ s/access_log.*//r;

@@ -92,6 +92,8 @@ subtest 'every default is what the code has' => sub {
         keepalive   => $one->($conf, qr/^const KEEPALIVE: u32 = (\d+);/m) . 's',
         database    => $each->($conf, qr/self\.database\.or\((\d)\)/),
         cluster     => $flag->($each->($conf, qr/self\.cluster\.or\((\w+)\)/)),
+        hedge       => $one->($conf, qr/Some\(b"(\w+)"\) \| None => None/),
+        replica_reads => $flag->($each->($conf, qr/self\.replica_reads\.or\((\w+)\)/)),
         ssl         => $flag->($one->($conf, qr/match self\.ssl\.or\((\w+)\)/)),
         ssl_verify  => $flag->($one->($client, qr/verify: conf\.verify\.or\((\w+)\)/)),
         ssl_session_reuse => $flag->($one->($client, qr/conf\.session_reuse\.or\((\w+)\)/)),
@@ -107,7 +109,14 @@ subtest 'every default is what the code has' => sub {
     my ($section)  = $text{'directives.md'} =~ /^### ssl_session_backend\n(.*?)^## /ms;
     my %documented = $section =~ /^\| `(\w+)[ =][^|]*\| `([^`]+)` \|/mg;
     is_deeply \%documented, \%code, 'as documented';
-    for my $name (qw(ssl_session_fetch ssl_session_store)) {
+    my $tickets = slurp(root() . '/src/conf/tickets.rs');
+    my ($table) = $text{'directives.md'} =~ /^### ssl_session_ticket_keys\n(.*?)^### /ms;
+    my %parameter = $table =~ /^\| `(\w+)=\w+` \| `(\w+)` \|/mg;
+    is_deeply \%parameter, {
+        period => $one->($tickets, qr/^const PERIOD: u64 = (\d+) \* 60 \* 60;/m) . 'h',
+        keep   => $one->($tickets, qr/^const KEEP: u64 = (\d+);/m),
+    }, 'as are those of ticket keys';
+    for my $name (qw(ssl_session_fetch ssl_session_store ssl_session_fallback ssl_session_tickets_tls12)) {
         like $text{'directives.md'}, qr/^\| Default \| `$name off;` \|$/m, "$name is off";
     }
 };
@@ -239,15 +248,15 @@ CONF
 
     my $user = ">secret $base " . join ' ', map { $rights->($_) } 'single_use', '`database`', 'client_name', 'Sentinel, at the master';
     my $set  = redis_sentinel(name => 'mymaster', users => { nginx => $user },
-        sentinel => { users => { watcher => '>secret ' . $rights->('at the Sentinels') } });
+        sentinel => { users => { watcher => '>secret ' . join ' ', map { $rights->($_) } 'at the Sentinels', 'the same, with `hedge`' } });
     my ($sentinel) = $set->sentinels;
     $in->("server 127.0.0.1:@{[ $sentinel->port ]}; sentinel mymaster; sentinel_username watcher; "
-        . "sentinel_password_file $file; database 2; client_name edge;", 'single_use');
+        . "sentinel_password_file $file; database 2; client_name edge; hedge 1ms;", 'single_use');
     is_deeply [ $refused->($sentinel, $set->nodes) ], [], 'Sentinel, single_use, a database, a name: nothing is refused';
 
-    my $cluster = redis_cluster(masters => 2, replicas => 0, users => { nginx => ">secret $base " . $rights->('`cluster on`') });
+    my $cluster = redis_cluster(masters => 2, replicas => 1, users => { nginx => ">secret $base " . join ' ', map { $rights->($_) } '`cluster on`', '`replica_reads` in a cluster' });
     my @nodes   = $cluster->nodes;
-    $in->("server 127.0.0.1:@{[ $nodes[0]->port ]}; cluster on;", '');
+    $in->("server 127.0.0.1:@{[ $nodes[0]->port ]}; cluster on; replica_reads on;", '');
     is_deeply [ $refused->(@nodes) ], [], 'Cluster: nothing is refused';
     is $nodes[0]->cmd(qw(ACL DRYRUN nginx ASKING)), 'OK', 'nor would ASKING be';
     isnt $nodes[0]->cmd(qw(ACL DRYRUN nginx FLUSHALL)), 'OK', 'as other commands would be';

@@ -197,6 +197,33 @@ subtest 'stateless tickets, on a machine that has heard' => sub {
     nothing_else($nginx, '"ssl_session_tickets" is on');
 };
 
+subtest 'stateless tickets under keys of the fleet ask for themselves' => sub {
+    my $redis = redis();
+    my @port  = (free_port(), free_port());
+    my @nginx = map {
+        my $conf = conf($_, 'server ' . $redis->address . ';', more => ['ssl_session_ticket_keys store;']);
+        nginx(log => 'info', conf => $conf =~ s/tickets off/tickets on/r);
+    } @port;
+    for my $nginx (@nginx) {
+        wait_until { $nginx->log_count(qr/SSL session ticket key has changed/) } 10, 'ticket keys';
+    }
+    my @protocols = qw(TLSv1.2 TLSv1.3);
+    my $resumed = sub { my ($at, $session) = @_; return visit($port[$at], protocol => $_, session => $session->{$_}) };
+    my %made = map { $_ => visit($port[0], protocol => $_)->{session} } @protocols;
+    is $resumed->(1, \%made)->{status}, 'TICKET', "$_: resumed before" for @protocols;
+    # Its machine has not asked for a second.
+    next_second(1);
+    my %renewed = map { $_ => $resumed->(0, \%made)->{session} } @protocols;
+    withdraw($redis);
+    for my $at (0, 1) {
+        is $resumed->($at, \%made)->{reused}, 0, "$_: not resumed at $at afterwards" for @protocols;
+        is $resumed->($at, \%renewed)->{reused}, 0, "$_: nor what it was renewed by" for @protocols;
+    }
+    my %new = map { $_ => visit($port[0], protocol => $_)->{session} } @protocols;
+    is $resumed->(1, \%new)->{reused}, 1, "$_: a new one is" for @protocols;
+    nothing_else($_) for @nginx;
+};
+
 for my $cache ('shared:own:1m', 'builtin:100 shared:own:1m') {
     subtest "nginx's own cache, $cache, does not bring a withdrawn session back" => sub {
         my ($redis, $port) = (redis(), free_port());

@@ -182,21 +182,27 @@ subtest 'a nearer tier gives no early data' => sub {
     nothing_else($fleet);
 };
 
-subtest 'stateless tickets: resumed, without early data' => sub {
-    my $redis = redis();
-    my $key   = spew(tmpdir() . '/ticket.key', map { chr rand 256 } 1 .. 80);
-    # The keys are shared, or only one of the servers could be made to do it again.
-    my $fleet = fleet(http => http('127.0.0.1:' . $redis->port,
-        more => [ 'ssl_session_tickets on;', "ssl_session_ticket_key $key;" ]));
-    my ($session, $other) = $fleet->tickets;
-    my $flight = record_flight(session => $session, path => '/stateless');
-    is $fleet->replay($flight, $fewer)->{resumed}, $fewer, 'all replays are resumed';
-    is_deeply [ $fleet->executed('/stateless') ], [], 'and nothing is done';
-    done_once_later($fleet, owner($fleet, $other, '/owner'), '/owner', 'r');
-    is $redis->calls('getdel'), 0, 'nothing was taken';
-    is_deeply [ map { $_->errors(warn => 1, except => qr/"ssl_session_tickets" is on/) } $fleet->edges ], [],
-        'nothing else in the logs';
-};
+my $ticket_key = spew(tmpdir() . '/ticket.key', map { chr rand 256 } 1 .. 80);
+# The keys are shared, or only one of the servers could be made to do it again.
+my %ticket_keys = ('a file' => ["ssl_session_ticket_key $ticket_key;", 'r'], 'the fleet' => ['ssl_session_ticket_keys store;', 'r TICKET']);
+for my $keys (sort keys %ticket_keys) {
+    my ($directive, $end) = @{ $ticket_keys{$keys} };
+    subtest "stateless tickets under a key of $keys: resumed, without early data" => sub {
+        my $redis = redis();
+        my $fleet = fleet(log => 'info', http => http('127.0.0.1:' . $redis->port, more => [ 'ssl_session_tickets on;', $directive ]));
+        for my $edge ($keys eq 'the fleet' ? $fleet->edges : ()) {
+            wait_until { $edge->log_count(qr/SSL session ticket key has changed/) } 10, 'ticket keys';
+        }
+        my ($session, $other) = $fleet->tickets;
+        my $flight = record_flight(session => $session, path => '/stateless');
+        is $fleet->replay($flight, $fewer)->{resumed}, $fewer, 'all replays are resumed';
+        is_deeply [ $fleet->executed('/stateless') ], [], 'and nothing is done';
+        done_once_later($fleet, owner($fleet, $other, '/owner'), '/owner', $end);
+        is $redis->calls('getdel'), 0, 'nothing was taken';
+        is_deeply [ map { $_->errors(warn => 1, except => qr/"ssl_session_tickets" is on/) } $fleet->edges ], [],
+            'nothing else in the logs';
+    };
+}
 
 subtest 'after a HelloRetryRequest: one take, resumed, without early data' => sub {
     my $redis = redis();

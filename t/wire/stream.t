@@ -273,6 +273,16 @@ subtest 'what is refused' => sub {
         'a store without keys', key => 0);
     refused(($good =~ s/ssl_session_fetch\K store/ nowhere/r), qr/\[emerg\] .*unknown SSL session backend "nowhere" in "ssl_session_fetch" in /,
         'a backend of nobody');
+    my $keys = 'ssl_session_ticket_keys store';
+    ($code, $said) = conf_test(conf => '', stream => "$good $keys; ssl_session_fallback tickets;\n");
+    is $code, 0, 'nor that' or diag $said;
+    refused("$good $keys period=8d;\n", qr/\[emerg\] .*invalid time "8d" for "period" in "ssl_session_ticket_keys": it must be 1 second to 7 days in /,
+        'a period that is too long');
+    refused($good . "ssl_session_fallback tickets;\n", qr/\[emerg\] .*"ssl_session_fallback" without "ssl_session_ticket_keys" in /,
+        'a fallback without keys of tickets');
+    refused("$good $keys;\nssl_session_ticket_key " . spew(tmpdir() . '/tickets.key', 'k' x 80) . ";\n",
+        qr/\[emerg\] .*the server in \S+:\d+ has "ssl_session_ticket_key", which is not allowed beside "ssl_session_ticket_keys" in /,
+        'key files beside keys of the fleet');
     refused("$good upstream u { server 127.0.0.1:1; ssl_session_status; }", qr/\[emerg\] .*"ssl_session_status" directive is not allowed here/,
         'a status page');
     refused(($good =~ s/store \{/store { proxy_pass x;/r), qr/\[emerg\] .*"proxy_pass" directive is not allowed here/, 'what belongs elsewhere');

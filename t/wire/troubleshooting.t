@@ -46,6 +46,42 @@ my @causes = (
         resumes($A, $B, $redis);
     },
 
+    'Ticket keys of its own' => sub {
+        my $redis = redis();
+        my %with  = (servers => $redis, tickets => 'on', http => 'ssl_session_ticket_keys fleet;');
+        my ($A, $B) = (node('A', %with), node('B', %with, keys => [ new_session_key() ]));
+        # The keys come a moment after the server.
+        my $made = sub {
+            my ($node, $protocol) = @_;
+            my $session;
+            wait_until {
+                $session = visit($node, protocol => $protocol)->{session};
+                visit($node, protocol => $protocol, session => $session)->{fetch} eq 'TICKET';
+            } 10, 'ticket keys';
+            return $session;
+        };
+        for my $protocol (@protocols) {
+            $made->($B, $protocol);
+            my $session = $made->($A, $protocol);
+            seen('at A again', $A, protocol => $protocol, session => $session);
+            seen('at B', $B, protocol => $protocol, session => $session);
+        }
+        my $said = sub {
+            my $dir = new_dir('keys');
+            spew("$dir/session.key", slurp($_[0]{keys}[0]));
+            return commands(dir => $dir, nginx => $_[0]);
+        };
+        my ($ours, $theirs) = map { $said->($_) } $A, $B;
+        like $ours, qr/ssl_session_ticket_keys fleet;/, 'the commands show it';
+        isnt +(split ' ', $ours)[0], (split ' ', $theirs)[0], 'other keys';
+        mend($B, keys => [ session_key() ]);
+        for my $protocol (@protocols) {
+            $made->($B, $protocol);
+            my $seen = visit($B, protocol => $protocol, session => $made->($A, $protocol));
+            is "$seen->{reused} $seen->{fetch}", 'r TICKET', "$protocol: resumed at B";
+        }
+    },
+
     'OpenSSL protects early data itself' => sub {
         my $redis = redis();
         my $early = 'ssl_early_data on;';

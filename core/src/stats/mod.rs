@@ -188,12 +188,18 @@ pub mod server {
     pub const RECEIVED: usize = 12;
     /// Bytes sent.
     pub const SENT: usize = 13;
+    /// Lookups that it was asked for as well, because another server had not answered.
+    pub const HEDGED: usize = 14;
+    /// Those of them of which its answer was the first.
+    pub const HEDGES_WON: usize = 15;
+    /// Lookups that ended here without an entry and were made where the entry belongs.
+    pub const REPLICA_MISSES: usize = 16;
     /// Requests without an answer.
-    pub const IN_FLIGHT: usize = 14;
+    pub const IN_FLIGHT: usize = 17;
     /// Workers that take it for available.
-    pub const AVAILABLE: usize = 15;
+    pub const AVAILABLE: usize = 18;
     /// Workers that take it for down.
-    pub const IS_DOWN: usize = 16;
+    pub const IS_DOWN: usize = 19;
 }
 
 const LISTEN: &[Family] = &[
@@ -258,6 +264,18 @@ const SERVER: &[Family] = &[
     .by("to", &["down", "up"]),
     counter("server_bytes_total", "Bytes received from and sent to a server.")
         .by("direction", &["received", "sent"]),
+    counter(
+        "server_hedged_lookups_total",
+        "Lookups made at a server as well, because another server had not answered yet.",
+    ),
+    counter(
+        "server_hedges_won_total",
+        "Hedged lookups that ended with the answer of this server, the other being slower.",
+    ),
+    counter(
+        "server_replica_misses_total",
+        "Lookups that a replica had no session for, or refused, and that its master was asked for.",
+    ),
     gauge("server_in_flight", "Requests to a server that have no answer yet."),
     gauge("server_available_workers", "Workers for which a server is available."),
     gauge("server_down_workers", "Workers for which a server counts as down."),

@@ -118,6 +118,12 @@ impl Conf {
         u64::try_from(unsafe { ngx_parse_time(&mut nginx_text(text.as_bytes()), 1) }).ok()
     }
 
+    /// A time in nginx's notation, in milliseconds.
+    pub fn milliseconds(&self, text: &str) -> Option<u64> {
+        // SAFETY: only reads the text.
+        u64::try_from(unsafe { ngx_parse_time(&mut nginx_text(text.as_bytes()), 0) }).ok()
+    }
+
     /// Where the directive stands.
     pub fn place(&self) -> Place {
         // SAFETY: conf_file is there while directives are read.

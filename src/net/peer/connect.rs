@@ -4,7 +4,7 @@ use std::rc::Weak;
 
 use session_core::buffer::Secret;
 use session_core::codec::OutOfMemory;
-use session_core::stats::{Kind as Counted, server as stats};
+use session_core::stats::server as stats;
 
 use super::line::{Line, Phase};
 use super::{Peer, Turn};
@@ -35,7 +35,7 @@ impl Line {
                 _ => return Err(Failure::Connect(errno)),
             }
             let Some(address) = peer.address() else { return Err(Failure::Connect(errno)) };
-            peer.count.begin(Counted::Server, &[&peer.limits.backend, &std::format!("{peer}")]);
+            peer.begin_count();
             match Link::connect(turn, Weak::clone(&self.this), &address) {
                 Ok((link, progress)) => {
                     debug!(Log::cycle(), "SSL session backend {peer}: {progress:?}");

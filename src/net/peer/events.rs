@@ -449,6 +449,14 @@ impl Peer {
         }
     }
 
+    /// Reads the answers to lookups that have come, although nginx has not told of them: the turn may
+    /// have taken long.
+    pub fn catch_up(&self, turn: &Turn) {
+        if let Some(line) = self.lookups().filter(|line| line.phase(turn) == Phase::Open) {
+            line.read_all(turn);
+        }
+    }
+
     /// Asks for the addresses of the server's name, where that is due.
     fn resolve(&self, turn: &mut Turn) {
         let due = self.book.try_borrow().ok().and_then(|book| {

@@ -6,7 +6,7 @@
 //! `events.rs`. A request posts such an event. What follows from the end of a connection is in
 //! `verdict.rs`.
 
-use core::cell::{OnceCell, RefCell};
+use core::cell::{Cell, OnceCell, RefCell};
 use core::fmt;
 use core::hash::{Hash, Hasher};
 use std::boxed::Box;
@@ -18,8 +18,10 @@ use session_core::breaker::{self, Board, Boards, Breaker, News, Verdict};
 use session_core::codec::{Codec, OutOfMemory};
 use session_core::conversation;
 use session_core::inflight::Kind;
+use session_core::nearness::Nearness;
+use session_core::outcome::Outcome;
 use session_core::slots::Token;
-use session_core::stats::server as stats;
+use session_core::stats::{Kind as Counted, server as stats};
 use session_core::throttle::Throttle;
 
 pub use session_core::conversation::{Command, Node, Reply, Request};
@@ -192,6 +194,8 @@ pub struct Peer {
     count: Count,
     /// The place of its board, if there is one.
     place: OnceCell<Option<usize>>,
+    /// How near it is, as lookups have shown that might go elsewhere as well.
+    nearness: Cell<Nearness>,
 }
 
 struct Work;
@@ -284,6 +288,7 @@ impl Peer {
             verdict: Event::new(this.clone()),
             count: Count::default(),
             place: OnceCell::new(),
+            nearness: Cell::new(Nearness::default()),
         })
     }
 
@@ -302,6 +307,14 @@ impl Peer {
     /// Whether it was configured or announced by that name.
     pub fn is_called(&self, name: &str, port: u16) -> bool {
         self.book.try_borrow().is_ok_and(|book| book.place() == Some((name, port)))
+    }
+
+    /// Whether it is the server that was announced with this address or name.
+    pub fn is_announced_as(&self, host: &str, port: u16) -> bool {
+        match host.parse() {
+            Ok(ip) => self.address() == Some(Address::from_ip(ip, port)),
+            Err(_) => self.is_called(host, port),
+        }
     }
 
     /// Has the server's name resolved, if that is due, at the end of this turn. Whether there is an
@@ -331,6 +344,67 @@ impl Peer {
         let has_room = |line: &Rc<Line>| line.unanswered() < self.limits.queue;
         state.lookups.as_ref().is_none_or(|line| !line.is_silent())
             && state.stores.as_ref().is_none_or(|line| !line.is_silent() && has_room(line))
+    }
+
+    /// The peer itself, to be kept.
+    pub fn this(&self) -> Option<Rc<Peer>> {
+        self.this.upgrade()
+    }
+
+    /// Whether it is another server than `other`, by their addresses.
+    pub fn is_elsewhere(&self, other: &Peer) -> bool {
+        self.address().is_some_and(|address| other.address().as_ref() != Some(&address))
+    }
+
+    /// A lookup was made here as well, as another server had not answered.
+    pub fn hedged(&self) {
+        // It may be the first request.
+        self.begin_count();
+        self.count.add(stats::HEDGED, 1);
+    }
+
+    /// It is counted from now on what becomes of the server.
+    fn begin_count(&self) {
+        self.count.begin(Counted::Server, &[&self.limits.backend, &std::format!("{self}")]);
+    }
+
+    /// The answer to such a lookup was the first.
+    pub fn hedge_won(&self) {
+        self.count.add(stats::HEDGES_WON, 1);
+    }
+
+    /// How near it is.
+    pub fn nearness(&self) -> Nearness {
+        self.nearness.get()
+    }
+
+    /// A lookup is about to be made of which the time will tell how near the server is. When that is,
+    /// in microseconds; `None` if it has to wait for the connection, and tells nothing.
+    pub fn measure(&self) -> Option<u64> {
+        let us = clock::now_us();
+        let mut nearness = self.nearness.get();
+        nearness.asked(us / 1000);
+        self.nearness.set(nearness);
+        let line = self.lookups()?;
+        line.with(|conversation| conversation.is_open())?.then_some(us)
+    }
+
+    /// Such a lookup has ended.
+    pub fn measured(&self, since: Option<u64>, outcome: Outcome) {
+        let mut nearness = self.nearness.get();
+        match (outcome, since) {
+            (Outcome::Timeout, _) => nearness.took(self.limits.fetch_timeout.saturating_mul(1000)),
+            (Outcome::Hit | Outcome::Miss, Some(since)) => {
+                nearness.took(clock::now_us().saturating_sub(since));
+            }
+            _ => nearness.unknown(),
+        }
+        self.nearness.set(nearness);
+    }
+
+    /// A lookup ended here without an entry, and is made where the entry belongs.
+    pub fn passed_on(&self) {
+        self.count.add(stats::REPLICA_MISSES, 1);
     }
 
     /// Makes a request; [`Replies::replied`] tells the waiter how it ends. A `deadline` holds in place

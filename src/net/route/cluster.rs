@@ -7,9 +7,9 @@ use std::vec::Vec;
 
 use session_core::resp;
 use session_core::throttle::Throttle;
-use session_core::topology::{SlotMap, hash_slot};
+use session_core::topology::{self, SlotMap, hash_slot};
 
-use super::{Choice, Links, Retired};
+use super::{Choice, Links, Replicas, Retired};
 use crate::ffi::address::Address;
 use crate::ffi::clock;
 use crate::ffi::log::Log;
@@ -34,6 +34,8 @@ pub struct Cluster {
     pub(super) nodes: Vec<Rc<Peer>>,
     /// Nodes that others have named, and the map has not.
     pub(super) guests: Vec<Rc<Peer>>,
+    /// The replicas of each node, where these are asked.
+    pub(super) replicas: Vec<Replicas>,
     /// Nodes that are not needed any more and have something to answer still.
     pub(super) retired: Retired,
     /// When the map was learned.
@@ -53,6 +55,7 @@ impl Cluster {
             map: None,
             nodes: Vec::new(),
             guests: Vec::new(),
+            replicas: Vec::new(),
             retired: Retired::default(),
             learned: 0,
             turn: 0,
@@ -73,6 +76,12 @@ impl Cluster {
             Some(node) => Choice::Peer(Rc::clone(node)),
             None => Choice::Nobody,
         }
+    }
+
+    /// A replica of the node that has the slot of a key.
+    pub fn replica(&self, key: &[u8]) -> Option<Rc<Peer>> {
+        let node = self.map.as_ref()?.index(hash_slot(key))?;
+        self.replicas.get(node)?.find(key)
     }
 
     pub fn ask(&mut self) -> bool {
@@ -137,19 +146,36 @@ impl Cluster {
                 self.retired.add(turn, peer);
             }
         }
+        self.learn_replicas(turn, peer, &map);
         self.map = Some(map);
         self.learned = clock::now_ms();
+    }
+
+    /// Makes peers of the replicas that a map has, if they are asked, and retires others.
+    fn learn_replicas(&mut self, turn: &Turn, peer: &Peer, map: &SlotMap) {
+        let Some(links) = self.links.of_replicas() else { return };
+        let known: Vec<Rc<Peer>> =
+            mem::take(&mut self.replicas).into_iter().flat_map(|it| it.peers).collect();
+        let host = |node: &topology::Node| {
+            if node.host.is_empty() { host_of(peer) } else { node.host.clone() }
+        };
+        let replicas = |n| {
+            let nodes = map.replicas(n).iter().map(|node| (host(node), node.port));
+            Replicas::announced(&nodes.collect::<Vec<_>>(), &known, &links, &self.replies)
+        };
+        self.replicas = (0..map.nodes().len()).map(replicas).collect();
+        for peer in known {
+            if !self.replicas.iter().any(|replicas| replicas.have(&peer)) {
+                self.retired.add(turn, peer);
+            }
+        }
     }
 
     /// The peer of a node: one that is there already, or a new one. `None` if it has a name that
     /// nobody resolves.
     fn node(&self, host: &str, port: u16) -> Option<Rc<Peer>> {
-        let address = host.parse().ok().map(|ip| Address::from_ip(ip, port));
         let mut known = self.nodes.iter().chain(&self.seeds).chain(&self.guests);
-        let known = match &address {
-            Some(address) => known.find(|peer| peer.address().as_ref() == Some(address)),
-            None => known.find(|peer| peer.is_called(host, port)),
-        };
+        let known = known.find(|peer| peer.is_announced_as(host, port));
         known.cloned().or_else(|| self.links.found(host, port, &self.replies))
     }
 

@@ -19,10 +19,12 @@ use crate::ffi::resolver::Resolver;
 use crate::ffi::turn::Turn;
 
 mod cluster;
+mod replicas;
 mod sentinel;
 mod servers;
 
 pub use cluster::Cluster;
+pub use replicas::Replicas;
 pub use sentinel::Sentinel;
 pub use servers::{Member, Servers};
 
@@ -71,6 +73,15 @@ impl Route {
         }
     }
 
+    /// A server that has the entries of the one that [`Route::find`] names.
+    pub fn replica(&self, key: &[u8]) -> Option<Rc<Peer>> {
+        match self {
+            Route::Servers(servers) => servers.replicas.find(key),
+            Route::Cluster(cluster) => cluster.replica(key),
+            Route::Sentinel(sentinel) => sentinel.replicas.find(key),
+        }
+    }
+
     /// Whether there is anybody to ask about the servers.
     pub fn can_ask(&self) -> bool {
         !matches!(self, Route::Servers(_))
@@ -108,9 +119,10 @@ impl Route {
         match self {
             Route::Servers(_) => false,
             Route::Cluster(_) => text.starts_with(b"CLUSTERDOWN"),
-            Route::Sentinel(_) => {
+            Route::Sentinel(sentinel) => {
                 let demoted = text.starts_with(b"READONLY") || text.starts_with(b"MASTERDOWN");
-                if demoted {
+                // A replica is none that has to be a master.
+                if demoted && !sentinel.replicas.have(peer) {
                     peer.demoted();
                 }
                 demoted
@@ -122,11 +134,12 @@ impl Route {
     /// what it was asked.
     pub fn replace(&mut self, turn: &Turn, old: &Peer, new: Rc<Peer>) {
         let nobody: &mut [Rc<Peer>] = &mut [];
-        let (retired, places, stays) = match self {
-            Route::Servers(Servers { peers, backups, retired, .. }) => {
-                (retired, [peers, backups.as_mut_slice(), nobody], false)
+        let (retired, places, replicas, stays) = match self {
+            Route::Servers(Servers { peers, backups, replicas, retired, .. }) => {
+                let replicas = slice::from_mut(replicas);
+                (retired, [peers, backups.as_mut_slice(), nobody], replicas, false)
             }
-            Route::Cluster(Cluster { seeds, nodes, guests, retired, map, .. }) => {
+            Route::Cluster(Cluster { seeds, nodes, guests, replicas, retired, map, .. }) => {
                 // A node that was announced by its address stays there, and so does one that was
                 // announced by none: it is where it was asked.
                 let announced = map.iter().flat_map(SlotMap::nodes);
@@ -137,16 +150,19 @@ impl Route {
                     .zip(nodes.iter())
                     .any(|(node, peer)| by_address(node) && ptr::eq(Rc::as_ptr(peer), old));
                 let nodes = if stays { nobody } else { nodes.as_mut_slice() };
-                (retired, [seeds, nodes, guests.as_mut_slice()], stays)
+                let replicas = replicas.as_mut_slice();
+                (retired, [seeds, nodes, guests.as_mut_slice()], replicas, stays)
             }
-            Route::Sentinel(Sentinel { sentinels, master, retired, .. }) => {
+            Route::Sentinel(Sentinel { sentinels, master, replicas, retired, .. }) => {
                 let master = master.as_mut().map(|master| slice::from_mut(&mut master.peer));
-                (retired, [sentinels, master.unwrap_or(nobody), &mut []], false)
+                let replicas = slice::from_mut(replicas);
+                (retired, [sentinels, master.unwrap_or(nobody), &mut []], replicas, false)
             }
         };
+        let replicas = replicas.iter_mut().flat_map(|replicas| &mut replicas.peers);
         retired.sweep(turn);
         let is_old = |place: &&mut Rc<Peer>| ptr::eq(Rc::as_ptr(place), old);
-        for place in places.into_iter().flatten().filter(is_old) {
+        for place in places.into_iter().flatten().chain(replicas).filter(is_old) {
             let old = mem::replace(place, Rc::clone(&new));
             if !stays {
                 retired.add(turn, old);
@@ -184,19 +200,21 @@ impl Route {
     /// All servers that may have a connection.
     pub fn peers(&self) -> impl Iterator<Item = &Rc<Peer>> {
         let none: &[Rc<Peer>] = &[];
-        let (known, found, guests, retired) = match self {
-            Route::Servers(Servers { peers, backups, retired, .. }) => {
-                (peers, backups.as_slice(), none, retired.0.as_slice())
+        let (known, found, guests, replicas, retired) = match self {
+            Route::Servers(Servers { peers, backups, replicas, retired, .. }) => {
+                (peers, backups.as_slice(), none, slice::from_ref(replicas), retired.0.as_slice())
             }
-            Route::Cluster(Cluster { seeds, nodes, guests, retired, .. }) => {
-                (seeds, nodes.as_slice(), guests.as_slice(), retired.0.as_slice())
+            Route::Cluster(Cluster { seeds, nodes, guests, replicas, retired, .. }) => {
+                let replicas = replicas.as_slice();
+                (seeds, nodes.as_slice(), guests.as_slice(), replicas, retired.0.as_slice())
             }
-            Route::Sentinel(Sentinel { sentinels, master, retired, .. }) => {
-                let master = master.as_ref().map(|master| &master.peer);
-                (sentinels, master.map_or(none, slice::from_ref), none, retired.0.as_slice())
+            Route::Sentinel(Sentinel { sentinels, master, replicas, retired, .. }) => {
+                let master = master.as_ref().map_or(none, |master| slice::from_ref(&master.peer));
+                (sentinels, master, none, slice::from_ref(replicas), retired.0.as_slice())
             }
         };
-        known.iter().chain(found).chain(guests).chain(retired)
+        let replicas = replicas.iter().flat_map(|replicas| &replicas.peers);
+        known.iter().chain(found).chain(guests).chain(replicas).chain(retired)
     }
 }
 
@@ -225,6 +243,8 @@ pub struct Links {
     pub codec: Rc<dyn Codec>,
     /// What they want to hear first.
     pub password: Password,
+    /// The same for replicas, if these are asked.
+    pub replica_codec: Option<Rc<dyn Codec>>,
     /// Limits of each.
     pub limits: Limits,
     /// How connections are secured.
@@ -268,6 +288,12 @@ impl Links {
             peer.set_resolver(resolver);
         }
         peer
+    }
+
+    /// How replicas are connected to, if they are.
+    pub fn of_replicas(&self) -> Option<Links> {
+        let codec = self.replica_codec.clone()?;
+        Some(Links { codec, ..self.clone() })
     }
 
     /// A peer for a server that others have announced. `None` if that is a name and nobody resolves it.

@@ -1,14 +1,15 @@
 //! The master that Redis Sentinels name.
 
+use core::mem;
 use std::rc::{Rc, Weak};
 use std::string::{String, ToString};
 use std::vec::Vec;
 
 use session_core::resp;
 use session_core::throttle::Throttle;
-use session_core::topology::parse_master_address;
+use session_core::topology::{parse_master_address, parse_replicas};
 
-use super::{Choice, Links, Retired};
+use super::{Choice, Links, Replicas, Retired};
 use crate::ffi::clock;
 use crate::ffi::log::Log;
 use crate::ffi::turn::Turn;
@@ -19,6 +20,8 @@ use crate::net::wording::QUERYING;
 /// A master is trusted for so long, in milliseconds: it takes its Sentinels seconds to tell it
 /// that it is one no more.
 const MASTER_AGE: u64 = 1000;
+/// Its replicas are asked for as often, in milliseconds, and when there is another master.
+const REPLICAS_AGE: u64 = 10_000;
 
 /// The master that Redis Sentinels watch.
 pub struct Sentinel {
@@ -30,6 +33,10 @@ pub struct Sentinel {
     pub(super) master: Option<Master>,
     /// When the master was learned.
     learned: u64,
+    /// The replicas of the master, where these are asked.
+    pub(super) replicas: Replicas,
+    /// When they are to be asked for.
+    replicas_due: u64,
     /// Former masters that have something to answer still.
     pub(super) retired: Retired,
     /// Whose turn it is to be asked.
@@ -58,6 +65,8 @@ impl Sentinel {
             sentinels,
             master: None,
             learned: 0,
+            replicas: Replicas::none(),
+            replicas_due: 0,
             retired: Retired::default(),
             turn: 0,
             unknown: Throttle::new(),
@@ -93,10 +102,13 @@ impl Sentinel {
         asked.is_some()
     }
 
-    pub fn learned(&mut self, turn: &Turn, peer: &Peer, reply: &Reply<'_>) {
+    pub fn learned(&mut self, turn: &Turn, sentinel: &Peer, reply: &Reply<'_>) {
         self.retired.sweep(turn);
         let address = match reply {
-            Reply::Array(reply) => parse_master_address(reply),
+            Reply::Array(reply) => match parse_master_address(reply) {
+                None if self.learn_replicas(turn, reply) => return,
+                address => address,
+            },
             Reply::Missing => None,
             // The peer has said it, or is down.
             _ => {
@@ -111,7 +123,7 @@ impl Sentinel {
         let found = match address {
             Some(address) if known(&address) => {
                 self.learned = clock::now_ms();
-                return;
+                return self.ask_for_replicas(sentinel);
             }
             Some((host, port)) => match self.links.found(host, port, &self.replies) {
                 Some(master) => Ok(Master { host: host.to_string(), port, peer: master }),
@@ -127,8 +139,8 @@ impl Sentinel {
                     log_at!(
                         Log::cycle(),
                         Error,
-                        "{peer} knows{trouble} of master \"{name}\" ({times} times){}",
-                        peer.doing(Some(QUERYING))
+                        "{sentinel} knows{trouble} of master \"{name}\" ({times} times){}",
+                        sentinel.doing(Some(QUERYING))
                     );
                 }
                 return;
@@ -140,5 +152,37 @@ impl Sentinel {
         if let Some(former) = self.master.replace(master) {
             self.retired.add(turn, former.peer);
         }
+        self.replicas_due = 0;
+        self.ask_for_replicas(sentinel);
+    }
+
+    /// Asks a Sentinel that has just named the master for its replicas, if they are asked and that is
+    /// due.
+    fn ask_for_replicas(&mut self, sentinel: &Peer) {
+        let now = clock::now_ms();
+        if self.links.replica_codec.is_none() || self.replicas_due > now {
+            return;
+        }
+        let name = self.name.as_slice();
+        if sentinel.query(|out| resp::replicas(name, out)).is_ok() {
+            self.replicas_due = now.saturating_add(REPLICAS_AGE);
+        }
+    }
+
+    /// Makes peers of the replicas that a Sentinel names, and retires others. Whether the reply is of
+    /// that.
+    fn learn_replicas(&mut self, turn: &Turn, reply: &[u8]) -> bool {
+        let (Some(links), Ok(nodes)) = (self.links.of_replicas(), parse_replicas(reply)) else {
+            return false;
+        };
+        let nodes: Vec<_> = nodes.into_iter().map(|node| (node.host, node.port)).collect();
+        let known = mem::replace(&mut self.replicas, Replicas::none()).peers;
+        self.replicas = Replicas::announced(&nodes, &known, &links, &self.replies);
+        for peer in known {
+            if !self.replicas.have(&peer) {
+                self.retired.add(turn, peer);
+            }
+        }
+        true
     }
 }

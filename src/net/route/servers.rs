@@ -8,7 +8,7 @@ use std::vec::Vec;
 
 use session_core::rendezvous::Rendezvous;
 
-use super::{Choice, Retired};
+use super::{Choice, Replicas, Retired};
 use crate::net::peer::Peer;
 
 /// Servers of which the key chooses one, by weighted rendezvous hashing.
@@ -17,6 +17,8 @@ pub struct Servers {
     pub(super) peers: Vec<Rc<Peer>>,
     backup_choice: Rendezvous,
     pub(super) backups: Vec<Rc<Peer>>,
+    /// Those that have the same entries.
+    pub(super) replicas: Replicas,
     /// Those that have moved and have something to answer still.
     pub(super) retired: Retired,
 }
@@ -29,6 +31,8 @@ pub struct Member {
     pub weight: u32,
     /// Whether it is only asked when no other is usable.
     pub backup: bool,
+    /// Whether it has the entries of the others, and is only read from.
+    pub replica: bool,
     /// Its connection.
     pub peer: Rc<Peer>,
 }
@@ -36,6 +40,8 @@ pub struct Member {
 impl Servers {
     /// The servers given.
     pub fn new(members: Vec<Member>) -> Self {
+        let (replicas, members): (Vec<_>, Vec<_>) =
+            members.into_iter().partition(|member| member.replica);
         let (backups, servers): (Vec<_>, Vec<_>) =
             members.into_iter().partition(|member| member.backup);
         let choice = |members: &[Member]| {
@@ -49,6 +55,9 @@ impl Servers {
             peers: peers(servers),
             backup_choice: choice(&backups),
             backups: peers(backups),
+            replicas: Replicas::new(
+                replicas.into_iter().map(|it| (it.name, it.weight, it.peer)).collect(),
+            ),
             retired: Retired::default(),
         }
     }
