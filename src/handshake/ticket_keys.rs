@@ -42,6 +42,9 @@ const MAX_WANTED: usize = 8;
 /// How long a key that the tier does not have is not asked for again, in milliseconds.
 const FORGOTTEN: u64 = 10_000;
 
+/// How many names that are ours are remembered: of the key that encrypts, and those before it.
+const OURS: usize = 4;
+
 /// In place of the number of a key: the head.
 const HEAD: usize = usize::MAX;
 
@@ -54,6 +57,8 @@ pub struct Keeper {
     tick: Event<Keeper, Tick>,
     /// Clients have keys that are not known.
     want: Event<Keeper, Want>,
+    /// Names that keys of the ring have made, the last one first.
+    ours: Cell<[Option<KeyName>; OURS]>,
     /// Names that are asked for, by number.
     asked: RefCell<Vec<Option<KeyName>>>,
     /// Names to be asked for, and those that were not there, with the time until when that holds.
@@ -84,6 +89,7 @@ impl Keeper {
             times,
             tick: Event::new(this.clone()),
             want: Event::new(this.clone()),
+            ours: Cell::new([None; OURS]),
             asked: RefCell::new(Vec::new()),
             wanted: RefCell::new(Vec::new()),
             missed: RefCell::new(Vec::new()),
@@ -134,7 +140,7 @@ impl Keeper {
     /// asked for: the next client that has it may find it.
     pub fn find(&self, name: &KeyName) -> Option<(TicketKey, bool)> {
         // A worker of the configuration before may have put it down again.
-        if !self.ring.has_named(name) {
+        if !self.is_ours(name) {
             return None;
         }
         let found = self.zone.get()?.find(name, clock::now_ms());
@@ -142,6 +148,24 @@ impl Keeper {
             self.want(name);
         }
         found
+    }
+
+    /// Whether a key of the ring has made a name. Those of the last ones are remembered: that is a MAC less
+    /// for a handshake.
+    fn is_ours(&self, name: &KeyName) -> bool {
+        let mut ours = self.ours.get();
+        if ours.contains(&Some(*name)) {
+            return true;
+        }
+        let is_ours = self.ring.has_named(name);
+        if is_ours {
+            ours.rotate_right(1);
+            if let Some(first) = ours.first_mut() {
+                *first = Some(*name);
+            }
+            self.ours.set(ours);
+        }
+        is_ours
     }
 
     /// Whether the key of that name is known. One that is ours and not known is asked for.

@@ -92,12 +92,16 @@ impl Policy {
     /// OpenSSL has read a ClientHello, and is about to look for a session.
     pub(super) fn choose_tickets(self: &Rc<Self>, connection: &Connection, hello: &HelloRef) {
         let Some(tickets) = &self.rules.tickets else { return };
+        let by_server = connection.has_tickets();
+        if by_server && tickets.keeper.has_current() {
+            return;
+        }
         let Some(hello) = hello.read() else { return };
         let tls13 = hello.offers_tls13 && connection.allows_tls13();
-        if connection.has_tickets() {
+        if by_server {
             // There is no key yet: a session ID is better than an empty ticket. In TLS 1.3 that is seen to
             // when tickets are made.
-            if !tls13 && !tickets.keeper.has_current() {
+            if !tls13 {
                 connection.set_tickets(false);
             }
             return;

@@ -40,9 +40,20 @@ my @configurations = (
     [ 'redis, counted' => 'shared cache',
         sub { backend('127.0.0.1:' . ($redis //= redis())->port, '') . " server { listen unix:@{[ tmpdir() ]}/status; location / { ssl_session_status; } }" },
         @full, @resumed ],
+    [ 'tickets' => 'tickets', sub {'ssl_session_tickets on; ssl_session_ticket_keys shared:keys:1m;'}, @full, @resumed ],
     [ 'memcached' => 'shared cache', sub { backend('127.0.0.1:' . ($memcached //= memcached())->port, 'protocol memcached;') }, @resumed ],
 );
-my %own = ('no cache' => '', 'shared cache' => 'ssl_session_cache shared:own:4m;');
+my %own = (
+    'no cache' => sub {''}, 'shared cache' => sub {'ssl_session_cache shared:own:4m;'},
+    'tickets' => sub { 'ssl_session_tickets on; ssl_session_ticket_key ' . ticket_key_file() . ';' },
+);
+
+# A key as nginx wants it: 48 bytes would be of AES-128.
+sub ticket_key_file {
+    my $file = tmpdir() . '/ticket.key';
+    spew($file, join '', map { chr int rand 256 } 1 .. 80);
+    return $file;
+}
 
 # Lines [ configuration, handshake, all, more, module, allocations ]: instructions per handshake;
 # how many more than nginx without the module; how many in the module itself; and how many
@@ -51,7 +62,8 @@ sub measure {
     my %without;
     return map {
         my ($name, $beside, $with, @kinds) = @$_;
-        my $own = $without{$beside} //= count(module => 0, with => $own{$beside}, kinds => [ @full, @resumed, @forged ]);
+        my @others = $beside eq 'tickets' ? () : @forged;
+        my $own = $without{$beside} //= count(module => 0, with => $own{$beside}->(), kinds => [ @full, @resumed, @others ]);
         my $ours = count(with => $with->(), kinds => \@kinds);
         map {
             my $kind = $_->[0];
@@ -87,10 +99,10 @@ sub full {
 
 sub resumed {
     my ($protocol, $port) = @_;
-    my $session = (visit($protocol, $port)->sessions)[0];
-    my $visit   = sub { visit($protocol, $port, session => $session)->reused };
-    # Without a cache there is nothing to resume, and nothing to compare with.
-    wait_until { $visit->() } 20, 'a session that resumes';
+    my $session;
+    my $visit = sub { visit($protocol, $port, session => $session)->reused };
+    # Without a cache there is nothing to resume, and nothing to compare with. Ticket keys may have to come.
+    wait_until { $session = (visit($protocol, $port)->sessions)[0]; $visit->() } 20, 'a session that resumes';
     return sub { $visit->() or croak 'not resumed' };
 }
 
@@ -113,7 +125,7 @@ sub count {
         "--tool=callgrind --dump-before=ngx_reopen_files --callgrind-out-file=$dir/%p --log-file=$dir/log.%p";
     my $nginx = nginx(module => $arg{module} // 1, log => 'notice', no_hup => 1, conf => <<"CONF");
     $arg{with}
-    ssl_session_tickets off;
+    ${\ ($arg{with} =~ /ssl_session_tickets/ ? '' : 'ssl_session_tickets off;') }
     ssl_certificate     $certs->{ec_crt};
     ssl_certificate_key $certs->{ec_key};
     ssl_protocols       TLSv1.2 TLSv1.3;
