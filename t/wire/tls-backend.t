@@ -251,7 +251,7 @@ for my $protocol (qw(TLSv1.2 TLSv1.3)) {
         my $session = stored_session($port, $redis);
         my %fault = (
             'without one' => [ {}, $protocol eq 'TLSv1.2'
-                ? qr/sslv3 alert handshake failure.*SSL alert number 40/
+                ? qr/(?:sslv3|tls) alert handshake failure.*SSL alert number 40/
                 : qr/tlsv13 alert certificate required.*SSL alert number 116/ ],
             'of another CA' => [ { ssl_certificate => $certs->{client_other_crt}, ssl_certificate_key => $certs->{client_other_key} },
                 qr/tlsv1 alert unknown ca.*SSL alert number 48/ ],
