@@ -39,6 +39,8 @@ pub struct TicketState {
     reading: Cell<bool>,
     /// A client of TLS 1.2 gets one.
     due: Cell<bool>,
+    /// The session must not leave: a client of TLS 1.2 that was promised a ticket gets an empty one.
+    withheld: Cell<bool>,
     /// When the full handshake took place whose session a ticket of ours has, in seconds since the epoch.
     resumed: Cell<Option<i64>>,
 }
@@ -197,12 +199,18 @@ impl Policy {
     }
 
     /// The key of that name, or the one that encrypts, and whether it is that one.
-    pub(super) fn find_ticket_key(&self, name: Option<&KeyName>) -> Option<(TicketKey, bool)> {
+    pub(super) fn find_ticket_key(
+        &self,
+        connection: &Connection,
+        name: Option<&KeyName>,
+    ) -> Option<(TicketKey, bool)> {
         let keeper = &self.rules.tickets.as_ref()?.keeper;
-        match name {
-            Some(name) => keeper.find(name),
-            None => keeper.current().map(|key| (key, true)),
-        }
+        let Some(name) = name else {
+            let attached = connection.attached::<Policy>();
+            let withheld = attached.is_some_and(|it| it.state().tickets().withheld.get());
+            return keeper.current().filter(|_| !withheld).map(|key| (key, true));
+        };
+        keeper.find(name)
     }
 
     /// A ticket is about to be made: whether it is a stateless one is decided here.
@@ -226,9 +234,13 @@ impl Policy {
             session.set_timeout(usual.min(most));
         }
         if is_fallback {
-            self.tally.session(connection, Stored::Ticket);
+            // In TLS 1.2 it is not known before the ServerHello has promised a ticket.
+            let leaves = self.may_leave(session);
+            let stored = if leaves { Stored::Ticket } else { Stored::Skipped };
+            self.tally.session(connection, stored);
             if let Some(attached) = self.attached(connection) {
-                attached.state().reports().add_stored(Stored::Ticket);
+                attached.state().tickets().withheld.set(!leaves);
+                attached.state().reports().add_stored(stored);
             }
         }
     }
