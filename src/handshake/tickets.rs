@@ -190,7 +190,8 @@ impl Policy {
     /// Whether a session may be resumed that a stateless ticket has in it.
     fn allows_stateless(&self, connection: &Connection, session: &SessionRef) -> bool {
         if let Some(epoch) = &self.rules.epoch {
-            if epoch.standing(full_handshake(session)) != Standing::Good {
+            // What was not read ahead has not asked for it: a client must not get round it.
+            if epoch.is_due() || epoch.standing(full_handshake(session)) != Standing::Good {
                 debug!(connection.log(), "SSL session of a ticket: is withdrawn, or may be");
                 return false;
             }
