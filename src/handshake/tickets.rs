@@ -20,6 +20,7 @@ use session_core::ticket_keys::{KeyName, TicketKey};
 use super::policy::{Policy, only_openssl_resumes};
 use super::ticket_keys::Keeper;
 use crate::debug;
+use crate::ffi::clock;
 use crate::ffi::tls::{Connection, HelloRef, ReadTicket, SessionRef, TicketVerdict, Waits};
 
 /// What is done with stateless tickets.
@@ -196,7 +197,9 @@ impl Policy {
                 return false;
             }
         }
-        self.suits(connection, session, "a ticket")
+        let now = clock::unix_time();
+        // OpenSSL would not resume it either, but say so to nobody.
+        session.expires(now) >= now && self.suits(connection, session, "a ticket")
     }
 
     /// The key of that name, or the one that encrypts, and whether it is that one.
@@ -228,11 +231,14 @@ impl Policy {
         }
         let is_fallback = connection.has_tickets() && !by_server;
         let resumed = connection.attached::<Policy>().map(|it| it.state().tickets().resumed());
-        // What was resumed from a ticket of a fallback has its time.
+        let falls_back = is_fallback && self.falls_back(connection, tickets);
+        let most = tickets.fallback.filter(|_| falls_back).unwrap_or(i64::MAX);
         if is_tls13 && (is_fallback || resumed.flatten().is_some()) {
-            let usual = connection.session_timeout();
-            let most = tickets.fallback.filter(|_| is_fallback).unwrap_or(usual);
-            session.set_timeout(usual.min(most));
+            // What was resumed from a ticket of a fallback has its time.
+            session.set_timeout(connection.session_timeout().min(most));
+        } else if falls_back {
+            // In TLS 1.2 a renewal is of the session that was resumed.
+            session.set_timeout(session.timeout().min(most));
         }
         if is_fallback {
             // In TLS 1.2 it is not known before the ServerHello has promised a ticket.

@@ -11,6 +11,9 @@ use Test::More;
 
 my @protocols = qw(TLSv1.2 TLSv1.3);
 
+# What there is to see once tickets have ended: all of them end meanwhile.
+my @later;
+
 for my $kind (@kinds) {
     subtest "$kind: the time of a session" => sub {
         my $life = 4 * patience();
@@ -37,14 +40,64 @@ for my $kind (@kinds) {
                 $made[-1][2] = $made[-2][2] if $limit eq 'lifetime' && $protocol eq 'TLSv1.3' && $seen->{reused};
             }
         }
-        for (@made) {
-            my ($limit, $protocol, $end, $session) = @$_;
-            wait_until { time > $end + 1 } $life + 5, 'its end';
-            my ($version) = $protocol =~ /^([^,]*)/;
-            full($_->visit(protocol => $version, session => $session), "$limit, $protocol: after its end") for @{ $server{$limit} };
-        }
-        $_->nothing_else for map { @$_ } values %server;
+        push @later, sub {
+            for (@made) {
+                my ($limit, $protocol, $end, $session) = @$_;
+                wait_until { time > $end + 1 } $life + 5, 'its end';
+                my ($version) = $protocol =~ /^([^,]*)/;
+                full($_->visit(protocol => $version, session => $session), "$kind, $limit, $protocol: after its end") for @{ $server{$limit} };
+            }
+            $_->nothing_else for map { @$_ } values %server;
+        };
     };
 }
+
+# What a client is told that its ticket is good for, in seconds: field 9 of OpenSSL's session.
+sub hint {
+    my ($session) = @_;
+    my %field = SSLSession::Client::_der_fields((SSLSession::Client::_der($session))[1]);
+    return unpack 'N', substr "\0\0\0" . (SSLSession::Client::_der($field{0xa9}[0]))[1], -4;
+}
+
+subtest 'tickets of a fallback have a time of their own' => sub {
+    my $life = 4 * patience();
+    my $site = SSLSession::TicketSite->new(kind => 'fallback', more => "ssl_session_fallback_timeout ${life}s;", timeout => '1h');
+    my ($a, $b) = map { $site->server } 1 .. 2;
+    $b->made(protocol => 'TLSv1.3');
+    my @made;
+    for my $protocol (@protocols) {
+        my $start = time;
+        my $made  = $a->made(protocol => $protocol);
+        my $end   = time + $life;
+        my $first = $made->{session};
+        cmp_ok hint($first), '<=', $life, "$protocol: the client is told";
+        # In TLS 1.2 nothing comes of a resumption.
+        my $seen = $b->visit(protocol => $protocol, session => $first);
+        resumed($seen, "$protocol: before its end") if time < $start + $life;
+        push @made, [ $protocol, $end, $first ];
+        next if $protocol eq 'TLSv1.2' || !$seen->{reused};
+        cmp_ok hint($seen->{session}), '<=', $life, "$protocol: of its renewal, too";
+        push @made, [ $protocol, time + $life, $seen->{session} ];
+    }
+    push @later, sub {
+        for (@made) {
+            my ($protocol, $end, $session) = @$_;
+            wait_until { time > $end + 1 } $life + 5, 'its end';
+            full($_->visit(protocol => $protocol, session => $session), "of a fallback, $protocol: after its end") for $a, $b;
+        }
+        $_->nothing_else for $a, $b;
+    };
+};
+
+subtest 'and no more than others' => sub {
+    my $site = SSLSession::TicketSite->new(kind => 'fallback', more => 'ssl_session_fallback_timeout 1h;', timeout => '100s');
+    my ($a, $b) = map { $site->server } 1 .. 2;
+    for my $protocol (@protocols) {
+        cmp_ok hint($a->made(protocol => $protocol)->{session}), '<=', 100, "$protocol: what sessions have";
+    }
+    $_->nothing_else for $a, $b;
+};
+
+subtest 'after their ends' => sub { $_->() for @later };
 
 done_testing;
