@@ -80,15 +80,38 @@ sub block {
 CONF
 }
 
-# An nginx that has keys. servers => [[name => ..., more => ...], ...]; the rest is for nginx().
+# The same for stream{}, which has no names before 1.25.5.
+sub stream_block {
+    my ($port, %arg) = @_;
+    return <<"CONF";
+    server {
+        listen 127.0.0.1:$port ssl ${\ ($arg{listen} // '') };
+        ${\ ($arg{more} // '') }
+        return "\$ssl_session_fetch_status|\$ssl_session_store_status|\$pid|\$ssl_client_verify";
+    }
+CONF
+}
+
+# An nginx that has keys. servers => [[name => ..., more => ...], ...]; in => 'stream', or 'both', with a
+# server in each of them; port; the rest is for nginx().
 sub server {
     my ($self, %arg) = @_;
-    my $port    = free_port();
-    my $servers = delete $arg{servers} // [ [] ];
-    my $conf    = $self->conf(map { block($port, @$_) } @$servers);
-    my $nginx   = SSLSession::Nginx->new(conf => $conf, log => 'info', %arg);
-    my $server  = bless { site => $self, port => $port, nginx => $nginx }, 'SSLSession::TicketSite::Server';
-    return $server->ready;
+    my ($in, $servers, $port) = map { delete $arg{$_} } qw(in servers port);
+    $in      //= 'http';
+    $servers //= [ [] ];
+    $port    //= free_port();
+    my $other = free_port() if $in eq 'both';
+    my $conf  = $in eq 'stream' ? '' : $self->conf(map { block($port, @$_) } @$servers);
+    my $stream_port = $in eq 'both' ? $other : $port;
+    my %stream = $in eq 'http' ? () : (stream => $self->conf(map { stream_block($stream_port, @$_) } @$servers));
+    my $nginx  = SSLSession::Nginx->new(conf => $conf, log => 'info', %stream, %arg);
+    my $make   = sub {
+        my (%own) = @_;
+        my $server = bless { site => $self, nginx => $nginx, %own }, 'SSLSession::TicketSite::Server';
+        return $server->ready;
+    };
+    return $make->(port => $port, in => $in) if $in ne 'both';
+    return ($make->(port => $port, in => 'http'), $make->(port => $other, in => 'stream'));
 }
 
 # For Test::More: what became of a visit. Functions.
@@ -111,8 +134,9 @@ sub nginx { $_[0]{nginx} }
 
 # Waits until it has keys.
 sub ready {
-    my ($self) = @_;
-    wait_until { $self->{nginx}->log_count(qr/SSL session ticket key has changed/) } 10, 'ticket keys';
+    my ($self, %arg) = @_;
+    my $store = $self->{in} eq 'stream' ? 'stream:live' : 'live';
+    wait_until { $self->{nginx}->log_count(qr/SSL session ticket key has changed in "$store"/, %arg) } 10, 'ticket keys';
     return $self;
 }
 
@@ -120,7 +144,7 @@ sub ready {
 sub visit {
     my ($self, %arg) = @_;
     my $client = SSLSession::Client->new(port => $self->{port}, sni => 'one', %arg);
-    my ($head, $body) = $client->request;
+    my ($head, $body) = $self->{in} eq 'stream' ? _said($client) : $client->request;
     my %seen = (client => $client, error => $client->error, code => 0);
     return \%seen if !defined $head;
     ($seen{code}) = $head =~ m{^\S+ (\d+)};
@@ -130,6 +154,15 @@ sub visit {
     # The first one: nginx has the last one removed when it refuses the client.
     $seen{session}  = $client->protocol eq 'TLSv1.3' ? ($client->sessions)[0] : $client->session;
     return \%seen;
+}
+
+# What stream{} says, as if it were an answer in HTTP.
+sub _said {
+    my ($client) = @_;
+    $client->handshake or return;
+    my $said = '';
+    while (length(my $more = $client->read // '')) { $said .= $more }
+    return length $said ? ('HTTP/1.1 200 OK', $said) : ();
 }
 
 # A first visit, which has brought a ticket: that the store is away may not be known at once.
