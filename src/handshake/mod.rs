@@ -122,8 +122,12 @@ impl Handler for Policy {
         self.rules.tickets.is_some()
     }
 
-    fn ticket_key(&self, name: Option<&KeyName>) -> Option<(TicketKey, bool)> {
-        self.find_ticket_key(name)
+    fn ticket_key(
+        &self,
+        connection: &Connection,
+        name: Option<&KeyName>,
+    ) -> Option<(TicketKey, bool)> {
+        self.find_ticket_key(connection, name)
     }
 
     fn random(&self, out: &mut [u8]) -> bool {

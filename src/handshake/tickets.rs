@@ -40,6 +40,8 @@ pub struct TicketState {
     reading: Cell<bool>,
     /// A client of TLS 1.2 gets one.
     due: Cell<bool>,
+    /// The session must not leave: a client of TLS 1.2 that was promised a ticket gets an empty one.
+    withheld: Cell<bool>,
     /// When the full handshake took place whose session a ticket of ours has, in seconds since the epoch.
     resumed: Cell<Option<i64>>,
 }
@@ -215,21 +217,30 @@ impl Policy {
             return false;
         }
         if let Some(epoch) = &self.rules.epoch {
-            if epoch.standing(full_handshake(session)) != Standing::Good {
+            // What was not read ahead has not asked for it: a client must not get round it.
+            if epoch.is_due() || epoch.standing(full_handshake(session)) != Standing::Good {
                 debug!(connection.log(), "SSL session of a ticket: is withdrawn, or may be");
                 return false;
             }
         }
-        self.suits(connection, session, "a ticket")
+        let now = clock::unix_time();
+        // OpenSSL would not resume it either, but say so to nobody.
+        session.expires(now) >= now && self.suits(connection, session, "a ticket")
     }
 
     /// The key of that name, or the one that encrypts, and whether it is that one.
-    pub(super) fn find_ticket_key(&self, name: Option<&KeyName>) -> Option<(TicketKey, bool)> {
+    pub(super) fn find_ticket_key(
+        &self,
+        connection: &Connection,
+        name: Option<&KeyName>,
+    ) -> Option<(TicketKey, bool)> {
         let keeper = &self.rules.tickets.as_ref()?.keeper;
-        match name {
-            Some(name) => keeper.find(name),
-            None => keeper.current().map(|key| (key, true)),
-        }
+        let Some(name) = name else {
+            let attached = connection.attached::<Policy>();
+            let withheld = attached.is_some_and(|it| it.state().tickets().withheld.get());
+            return keeper.current().filter(|_| !withheld).map(|key| (key, true));
+        };
+        keeper.find(name)
     }
 
     /// A ticket is about to be made: whether it is a stateless one is decided here.
@@ -246,17 +257,23 @@ impl Policy {
         }
         let is_fallback = connection.has_tickets() && !by_server;
         let resumed = connection.attached::<Policy>().map(|it| it.state().tickets().resumed());
-        // What was resumed from a ticket of a fallback has its time.
-        if is_fallback || (is_tls13 && resumed.flatten().is_some()) {
-            let usual = connection.session_timeout();
-            let limited = is_fallback && (is_tls13 || !tickets.tls12);
-            let most = tickets.fallback.filter(|_| limited).unwrap_or(usual);
-            session.set_timeout(usual.min(most));
+        let falls_back = is_fallback && self.falls_back(connection, tickets);
+        let most = tickets.fallback.filter(|_| falls_back).unwrap_or(i64::MAX);
+        if is_tls13 && (is_fallback || resumed.flatten().is_some()) {
+            // What was resumed from a ticket of a fallback has its time.
+            session.set_timeout(connection.session_timeout().min(most));
+        } else if falls_back {
+            // In TLS 1.2 a renewal is of the session that was resumed.
+            session.set_timeout(session.timeout().min(most));
         }
         if is_fallback {
-            self.tally.session(connection, Stored::Ticket);
+            // In TLS 1.2 it is not known before the ServerHello has promised a ticket.
+            let leaves = self.may_leave(session);
+            let stored = if leaves { Stored::Ticket } else { Stored::Skipped };
+            self.tally.session(connection, stored);
             if let Some(attached) = self.attached(connection) {
-                attached.state().reports().add_stored(Stored::Ticket);
+                attached.state().tickets().withheld.set(!leaves);
+                attached.state().reports().add_stored(stored);
             }
         }
     }

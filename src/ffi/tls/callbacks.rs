@@ -369,9 +369,8 @@ pub(super) unsafe extern "C" fn ticket_key<H: Handler>(
 ) -> c_int {
     // SAFETY: SSL_CTX_set_tlsext_ticket_key_evp_cb(3): a valid object.
     let connection = Connection::of(unsafe { SslRef::from_ptr(ssl) });
-    let Some(hooks) = connection.as_ref().and_then(Connection::session_hooks::<H>) else {
-        return NO_KEY;
-    };
+    let hooks = connection.as_ref().and_then(Connection::session_hooks::<H>);
+    let (Some(connection), Some(hooks)) = (&connection, hooks) else { return NO_KEY };
     let Some(algorithm) = &hooks.ticket_cipher else { return NO_KEY };
     let (name, iv) = (name.cast::<[u8; NAME_LEN]>(), iv.cast::<[u8; IV_LEN]>());
     let encrypts = encrypts != 0;
@@ -379,7 +378,7 @@ pub(super) unsafe extern "C" fn ticket_key<H: Handler>(
     // is made, and else are the client's, to be read; contexts that are new.
     unsafe {
         let wanted = if encrypts { None } else { Some(KeyName(*name)) };
-        let Some((key, is_current)) = hooks.handler.ticket_key(wanted.as_ref()) else {
+        let Some((key, is_current)) = hooks.handler.ticket_key(connection, wanted.as_ref()) else {
             return NO_KEY;
         };
         if encrypts {

@@ -70,8 +70,13 @@ pub trait Handler: Sized + 'static {
     /// Whether stateless tickets are encrypted with keys of [`Handler::ticket_key`].
     fn has_ticket_keys(&self) -> bool;
 
-    /// The key of that name, or else the one that encrypts; and whether it is the one that encrypts.
-    fn ticket_key(&self, name: Option<&KeyName>) -> Option<(TicketKey, bool)>;
+    /// The key of that name, or else the one that encrypts; and whether it is the one that encrypts. None
+    /// to encrypt with: the client gets an empty ticket (RFC 5077 §3.3).
+    fn ticket_key(
+        &self,
+        connection: &Connection,
+        name: Option<&KeyName>,
+    ) -> Option<(TicketKey, bool)>;
 
     /// Fills `out` with bytes that nobody can predict. Whether that was possible.
     fn random(&self, out: &mut [u8]) -> bool;

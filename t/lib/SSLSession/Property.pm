@@ -80,7 +80,12 @@ sub _http_text {
     my @fetch = map { $target{$_} } @{ $http->{fetch} };
     my @store = map { $target{$_} } @{ $http->{store} };
     my $text  = "    ssl_session_key @{[ session_key() ]};\n";
-    if (grep { $_ eq 'fleet' } @fetch, @store) {
+    # The fallback needs a store that others share.
+    my $keys = _has('ssl_session_ticket_keys') && $http->{ticket_keys} ? $http->{ticket_keys} : '';
+    my $back = $keys && $http->{fallback} && grep { $_ ne 'shared' } @{ $http->{store} };
+    @store = map { $back && $_ eq 'fleet' ? 'gone' : $_ } @store;
+    $text .= "    ssl_session_backend gone { server 127.0.0.1:1; }\n" if $back;
+    if ($keys eq 'redis' || grep { $_ eq 'fleet' } @fetch, @store) {
         $text .= "    ssl_session_backend fleet { server 127.0.0.1:@{[ _redis()->port ]};"
             . " fetch_timeout 5s; store_timeout 5s; }\n";
     }
@@ -89,7 +94,14 @@ sub _http_text {
     $text .= "    ssl_session_lifetime $http->{lifetime};\n" if $http->{lifetime} && _has('ssl_session_lifetime');
     $text .= "    ssl_session_bind $http->{bind};\n" if $http->{bind} && _has('ssl_session_bind');
     $text .= "    ssl_session_epoch epoch;\n" if $http->{epoch} && grep { $_ eq 'fleet' } @fetch;
-    $text .= "    ssl_session_ticket_key @{[ _ticket_key() ]};\n" if $http->{shared_key};
+    if ($keys) {
+        $text .= "    ssl_session_ticket_keys " . ($keys eq 'redis' ? 'fleet' : 'shared:keys:1m') . ";\n";
+        $text .= "    ssl_session_fallback tickets;\n" if $back;
+        $text .= "    ssl_session_fallback_timeout $http->{fallback_timeout};\n" if $back && $http->{fallback_timeout};
+        $text .= "    ssl_session_tickets_tls12 on;\n" if $http->{tickets_tls12};
+    } elsif ($http->{shared_key}) {
+        $text .= "    ssl_session_ticket_key @{[ _ticket_key() ]};\n";
+    }
     return $text . _caching_text($http);
 }
 
@@ -133,7 +145,7 @@ sub _servers_text {
         $text .= $arg{full}
             ? "    ssl_session_cache off;\n    ssl_session_tickets off;\n"
             : _caching_text($server) =~ s/^/    /gmr;
-        my $says = join '|', (map { "\$$_" } @shown), '$ssl_session_reused';
+        my $says = join '|', (map { "\$$_" } @shown), $arg{full} ? '' : '$ssl_session_fetch_status', '$ssl_session_reused';
         if ($arg{stream} && $arg{brief}) {
             $text .= "    }\n";
             next;
@@ -197,14 +209,15 @@ sub _sockets {
 my %ports;
 sub _ports { my ($whose) = @_; return $ports{$whose} //= [ free_port(), free_port() ] }
 
-# Returns { visits, offered, resumed, elsewhere, served, faults => [...] }. A fault has the id of its
+# Returns { visits, offered, resumed, tickets, elsewhere, served, faults => [...] }: "tickets" are those that
+# were resumed by a ticket under keys of the fleet. A fault has the id of its
 # step and "kind", which is alike for faults that are alike; stop => 1: at the first one.
 # { untaken => nginx's words } if nginx does not take the configuration.
 sub run {
     my ($draw, %arg) = @_;
     my $self = bless {
         %arg, draw => $draw, full => {}, session => {}, started => [], conf => [ @{ $draw->{nodes} } ],
-        count => { map { $_ => 0 } qw(visits offered resumed elsewhere served refused) }, faults => [],
+        count => { map { $_ => 0 } qw(visits offered resumed tickets elsewhere served refused) }, faults => [],
     };
     _redis()->cmd('FLUSHALL');
     my $done = eval {
@@ -320,12 +333,13 @@ sub _step {
     $count->{visits}++;
     $count->{offered}++   if $der;
     $count->{resumed}++   if $now->{resumed};
+    $count->{tickets}++   if $now->{resumed} && $now->{ticket};
     $count->{elsewhere}++ if $now->{resumed} && $given->{at} ne $self->{session}{ $step->{id} }{at};
     $count->{ $now->{served} ? 'served' : 'refused' }++;
     return if $now->{resumed} && !$stands;
     # Where the module has nothing to do nginx is by itself.
     my $http = $self->{draw}{confs}[$conf]{http};
-    return if !@{ $http->{fetch} } && !@{ $http->{store} } || $self->_is_old($node);
+    return if !@{ $http->{fetch} } && !@{ $http->{store} } && !$http->{ticket_keys} || $self->_is_old($node);
 
     my $protocol = $now->{show}{ssl_protocol} || $own->{show}{ssl_protocol} || "TLSv$step->{tls}";
     my $renamed = $der && ($given->{sni} // '') ne ($step->{sni} // '');
@@ -337,7 +351,7 @@ sub _step {
     my $by_chance = $client->{stream} && SSLSession::Nginx->version >= 1_025_005;
     return if $by_chance && !$now->{resumed} && $now->{shaken} && $own->{shaken};
     my @faults = _judge($now, $own, $stands);
-    for (1 .. $by_chance ? 5 : 0) {
+    for (1 .. ($by_chance ? 5 : 0)) {
         last if !@faults;
         $self->{full} = {};
         $own    = $self->_full($at, $client, $step->{who});
@@ -413,10 +427,11 @@ sub _read_answer {
     $visit->{status} = (split ' ', $head)[1];
     $visit->{served} = $visit->{status} eq 200;
     my @said = split /\|/, $body // '', -1;
-    return if @said != @shown + 1;
+    return if @said != @shown + 2;
     @{ $visit->{show} }{@shown} = @said;
     $_ = length ? md5_hex($_) : '' for $visit->{show}{ssl_client_escaped_cert};
     $visit->{resumed} = $said[-1] eq 'r' ? 1 : 0;
+    $visit->{ticket}  = $said[-2] eq 'TICKET' ? 1 : 0;
 }
 
 # The same by s_client, whose request is in early data as far as the session allows it.

@@ -76,6 +76,7 @@ sub _conf {
     );
     $http{store} = chance(85) ? $http{fetch} : one(map { [ split ] } 'redis', 'shared', 'shared redis');
     $http{bind} = 'names' if chance(40);
+    _draw_ticket_keys(\%http) if chance(45);
     _change_http(\%http) for 1 .. one(0, 0, 1, 2);
 
     my %like = (cert => one('ec', 'ec', 'ec', 'rsa', 'var'), listen => [0]);
@@ -105,6 +106,16 @@ sub _conf {
     return { http => \%http, servers => \@servers };
 }
 
+# Stateless tickets under keys of the fleet, and where they are made.
+sub _draw_ticket_keys {
+    my ($http) = @_;
+    $http->{ticket_keys} = one(qw(redis redis redis shared));
+    $http->{tickets} = one(qw(on on off));
+    $http->{fallback} = 1 if chance(50);
+    $http->{fallback_timeout} = one('1s', '1h') if chance(20);
+    $http->{tickets_tls12} = 1 if chance(40);
+}
+
 sub _variant {
     my ($from, $arg) = @_;
     my $conf = copy($from);
@@ -128,7 +139,8 @@ sub _variant {
 
 sub _change_http {
     my ($http) = @_;
-    my $what = one(qw(fetch store single_use no_client_cert lifetime epoch tickets cache timeout shared_key bind));
+    my $what = one(qw(fetch store single_use no_client_cert lifetime epoch tickets cache timeout shared_key bind
+                      ticket_keys fallback tickets_tls12));
     if    ($what eq 'fetch')    { $http->{fetch} = one([], ['redis'], ['shared'], [qw(shared redis)]) }
     elsif ($what eq 'store')    { $http->{store} = one([], ['redis'], ['shared'], [qw(shared redis)]) }
     elsif ($what eq 'lifetime') { $http->{lifetime} = one('1s', '60s', '2h') }
@@ -136,6 +148,7 @@ sub _change_http {
     elsif ($what eq 'cache')    { $http->{cache} = one(qw(none builtin shared off), 'builtin shared') }
     elsif ($what eq 'bind')     { $http->{bind} = one(qw(certificate names)) }
     elsif ($what eq 'timeout')  { $http->{timeout} = one('2s', '10m') }
+    elsif ($what eq 'ticket_keys') { $http->{ticket_keys} ? delete $http->{ticket_keys} : _draw_ticket_keys($http) }
     # Stateless tickets of one node are good at the others.
     elsif ($what eq 'shared_key') { $http->{shared_key} = 1; $http->{tickets} = 'on' }
     else                        { $http->{$what} = 1 }
