@@ -151,7 +151,8 @@ impl Policy {
             state.due.set(false);
             connection.set_tickets(false);
         }
-        if state.due.get() && !connection.has_tickets() {
+        // Nor does a server give any that resumes nothing.
+        if state.due.get() && !connection.has_tickets() && connection.offers_resumption() {
             connection.set_tickets(true);
         }
     }

@@ -259,6 +259,25 @@ subtest 'a server that resumes nothing' => sub {
     $_->nothing_else for $off, $back;
 };
 
+# Servers of one socket, of which one resumes nothing.
+subtest 'a server that resumes nothing beside one that does' => sub {
+    for my $kind (qw(fallback tls12)) {
+        for my $default (qw(on off)) {
+            my @servers = map { [ name => $_, more => $_ eq 'off' ? 'ssl_session_cache off;' : '' ] } $default, $default eq 'on' ? 'off' : 'on';
+            my $server = site($kind)->server(servers => \@servers);
+            # Before 1.29.2 it is the default server that decides for both.
+            $server->made(protocol => 'TLSv1.3', sni => 'on') if $default eq 'on';
+            for my $protocol (@protocols) {
+                for my $seen (map { $server->visit(protocol => $protocol, sni => 'off') } 1 .. 2) {
+                    full($seen, "$kind, $protocol, the default is $default");
+                    is scalar(grep { length ticket($_) > 32 } @{ $seen->{sessions} }), 0, 'no ticket is given';
+                }
+            }
+            $server->nothing_else;
+        }
+    }
+};
+
 # --- early data ---
 
 for my $kind (qw(native fallback)) {
