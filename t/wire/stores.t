@@ -63,9 +63,10 @@ sub comes_back {
     # As the epoch.
     $redis->cmd('SET', 'tls:without-ttl', 1);
     $once->(1000);
-    $redis->cmd('CONFIG', 'SET', 'maxmemory', $redis->info('used_memory') + 20_000);
-    # It is counted in seconds for how long nobody has asked.
+    # It is counted in seconds for how long nobody has asked. Nothing has to go before the client is back.
     wait_until { $redis->cmd('OBJECT', 'IDLETIME', 'tls:once999') >= 3 } 10, 'some time';
+    visit($edge, session => $session)->{reused} or die 'not resumed';
+    $redis->cmd('CONFIG', 'SET', 'maxmemory', $redis->info('used_memory') + 20_000);
     my $reused = 1;
     while ($reused && $redis->info('evicted_keys') < 300) {
         $reused = visit($edge, session => $session)->{reused};
