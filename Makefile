@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 # Stock nginx on both sides of 1.29.2, with newer OpenSSL than Debian 12 has, and what depends on them.
 debian_releases := trixie sid
-debian_tests := t/resumption.t $(addprefix t/wire/,fleet.t take.t verify.t property.t vhosts.t vhosts-differ.t quic.t reclaim.t reclaim-quic.t stream.t)
+debian_tests := t/resumption.t $(addprefix t/wire/,fleet.t take.t verify.t property.t vhosts.t vhosts-differ.t tickets.t ticket-hello.t ticket-quic.t quic.t reclaim.t reclaim-quic.t stream.t)
 test_debian := $(addprefix test-debian-,$(debian_releases))
 deb := $(addprefix deb-,$(debian_releases))
 test_deb := $(addprefix test-deb-,$(debian_releases))
