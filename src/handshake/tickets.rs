@@ -215,7 +215,10 @@ impl Policy {
             return false;
         }
         if let Some(epoch) = &self.rules.epoch {
-            if epoch.standing(full_handshake(session)) != Standing::Good {
+            // Where it was not asked for in this handshake: a client must not get round it. For tickets of
+            // nginx's own keys nobody asks.
+            let unasked = self.rules.tickets.is_some() && epoch.is_due();
+            if unasked || epoch.standing(full_handshake(session)) != Standing::Good {
                 debug!(connection.log(), "SSL session of a ticket: is withdrawn, or may be");
                 return false;
             }

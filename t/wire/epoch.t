@@ -224,6 +224,30 @@ subtest 'stateless tickets under keys of the fleet ask for themselves' => sub {
     nothing_else($_) for @nginx;
 };
 
+subtest 'nor does a client get round it with a stateless ticket' => sub {
+    my ($redis, $port) = (redis(), free_port());
+    my $conf  = conf($port, 'server ' . $redis->address . ';', more => ['ssl_session_ticket_keys store;']);
+    my $nginx = nginx(log => 'info', conf => $conf =~ s/tickets off/tickets on/r);
+    wait_until { $nginx->log_count(qr/SSL session ticket key has changed/) } 10, 'ticket keys';
+    my @protocols = qw(TLSv1.2 TLSv1.3);
+    my $file = tmpdir() . '/session.';
+    # What is longer than 32 KB is not read ahead of OpenSSL, except by a patched nginx.
+    my @long  = (args => [ '-alpn', join ',', 'http/1.1', map { 'x' x 250 . $_ } 1000 .. 1140 ]);
+    my $visit = sub { my ($protocol, @arg) = @_; s_client(port => $port, protocol => $protocol, @arg) };
+    $visit->($_, sess_out => $file . $_) for @protocols;
+    for my $protocol (@protocols) {
+        my @in = (sess_in => $file . $protocol);
+        wait_until { $visit->($protocol, @in)->reused && $visit->($protocol, @in, @long)->reused } 5,
+            "$protocol: one that cannot ask resumes just after one that has";
+    }
+    # It was not asked for a second.
+    next_second(1);
+    withdraw($redis);
+    is $visit->($_, sess_in => $file . $_, @long)->reused, 0, "$_: nothing that may be withdrawn" for @protocols;
+    is $visit->($_, sess_in => $file . $_)->reused, 0, "$_: nor what is" for @protocols;
+    nothing_else($nginx);
+};
+
 for my $cache ('shared:own:1m', 'builtin:100 shared:own:1m') {
     subtest "nginx's own cache, $cache, does not bring a withdrawn session back" => sub {
         my ($redis, $port) = (redis(), free_port());
