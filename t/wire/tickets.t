@@ -143,6 +143,31 @@ subtest 'sessions are stored, and tickets made while the store is away' => sub {
     is_deeply [ $nginx{$_}->errors(warn => 1, except => qr/is down: |is not available/) ], [], "$_: nothing in the log" for qw(A B);
 };
 
+subtest 'a connection for stores that was lost is made again while tickets take their place' => sub {
+    my $redis = redis();
+    my $relay = relay(upstream => $redis->address);
+    my $port  = free_port();
+    my $conf  = conf($port, $redis, sessions => [qw(fetch store)], tickets => 'off', more => 'ssl_session_fallback tickets;');
+    my ($from, $to) = ($redis->address, '127.0.0.1:' . $relay->port);
+    my $nginx = nginx(conf => $conf =~ s/server $from/server $to/r);
+    ready($nginx);
+    my $visit = sub { visit($port, protocol => 'TLSv1.3', session => $_[0]) };
+    my $made  = $visit->();
+    is $made->{stored}, 'STORED', 'stored';
+    wait_until { $redis->cmd('EXISTS', cache_key($made->{session})) } 5, 'the session in the store';
+    is $visit->($made->{session})->{status}, 'HIT', 'the connection for lookups is well';
+    # What is there stays, and nothing new comes.
+    $relay->refuse;
+    my ($id) = map { /^id=(\d+) .* cmd=set(?:ex)? / ? $1 : () } split /\n/, $redis->cmd(qw(CLIENT LIST));
+    $redis->cmd(qw(CLIENT KILL ID), $id);
+    wait_until { $visit->()->{stored} eq 'TICKET' } 5, 'a ticket in its place';
+    $relay->refuse(0);
+    my $seen;
+    wait_until { ($seen = $visit->())->{stored} eq 'STORED' } 15, 'the store has its connection again';
+    wait_until { $redis->cmd('EXISTS', cache_key($seen->{session})) } 5, 'the session in the store';
+    is_deeply [ $nginx->errors(warn => 1, except => qr/127\.0\.0\.1:\d+[ ,:]/) ], [], 'nothing else in the log';
+};
+
 for my $waits (1, 0) {
     subtest 'a key that is not known is asked for' . ($waits ? ', and waited for' : '') => sub {
         my $redis = redis();
