@@ -5,6 +5,7 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
+use SSLSession::Process;
 use Test::More;
 
 my $certs = certs();
@@ -244,6 +245,55 @@ subtest 'a key that is taken away takes its ticket keys with it' => sub {
         is $resumes->('A', $protocol, $session), 1, 'on both';
     }
     is_deeply [ $nginx{$_}->errors(warn => 1) ], [], "$_: nothing in the log" for qw(A B);
+};
+
+subtest 'an answer to a worker that exits brings no key back that was taken away' => sub {
+    my $redis = redis();
+    my $relay = relay(upstream => $redis->address);
+    my ($old, $new) = (new_session_key(), new_session_key());
+    my ($first, $port) = (free_port(), free_port());
+    my $conf = sub { my ($at, $key) = @_; conf($at, $redis, keys => 'period=60s', fetch_timeout => '30s', more => "ssl_session_key $key;") };
+    # There is a head of the old key.
+    ready(nginx(log => 'info', conf => $conf->($first, $old)));
+    my ($from, $to) = ($redis->address, '127.0.0.1:' . $relay->port);
+    $relay->hold('reply');
+    my $nginx = nginx(log => 'info', conf => $conf->($port, $old) =~ s/server $from/server $to/r);
+    wait_until { $relay->stats->{reply} } 5, 'the head on its way';
+    # Keeps the worker.
+    my $client = tls_client(port => $port);
+    $client->send_raw(substr $client->client_hello, 0, 10);
+    my $pos = $nginx->log_pos;
+    $nginx->reload($conf->($port, $new));
+    wait_until { $nginx->log_count(qr/SSL session ticket key has changed/, from => $pos) } 10, 'new keys';
+    $relay->release('reply');
+    wait_until { !$relay->stats->{reply} } 5, 'the answer';
+    $client->close;
+    wait_until { !$nginx->old_workers } 10, 'the end of the old worker';
+    for my $protocol (@protocols) {
+        my $made = visit($port, protocol => $protocol);
+        my $seen = visit($port, protocol => $protocol, session => $made->{session});
+        is_deeply [ @$seen{qw(status reused)} ], [ 'TICKET', 1 ], "$protocol: resumed";
+    }
+    is $nginx->log_count(qr/SSL session ticket key has changed/, from => $pos), 1, 'they have not changed again';
+};
+
+subtest 'without a master, a reload that takes the keys away' => sub {
+    my $redis = redis();
+    my $conf  = conf(free_port(), $redis, keys => 'period=1s');
+    my $nginx = nginx(start => 0, main => 'master_process off;', log => 'info', conf => $conf);
+    my $dir   = $nginx->dir;
+    my $process = SSLSession::Process->spawn(name => 'nginx', out => "$dir/output", cmd => [ $nginx->_command('-e', "$dir/first.log") ]);
+    ready($nginx);
+    $nginx->write_conf($conf =~ s/ssl_session_ticket_keys .*//r);
+    my $pos = $nginx->log_pos;
+    $process->signal('HUP');
+    # nginx has unmapped the zone that the configuration before has, and keeps that for half a minute.
+    wait_until { $nginx->log_count(qr/using the "\w+" event method/, from => $pos) } 10, 'the reload';
+    my $asked = time + 1;
+    wait_until { time > $asked } 5, 'questions that are not asked any more';
+    ok $process->alive, 'nginx is there';
+    $process->signal('QUIT');
+    is $process->wait_exit, 0, 'and ends in order';
 };
 
 subtest 'a machine that starts without the store has no keys, and does without' => sub {
