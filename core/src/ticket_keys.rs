@@ -449,6 +449,11 @@ impl TicketKeys {
 
     /// Wipes the keys whose names are none of `ours`, also those that encrypt. Under the mutex.
     pub fn retain(&self, ours: impl Fn(&KeyName) -> bool) {
+        let mut wanted = KeyName([0; NAME_LEN]);
+        load(&self.wanted, &mut wanted.0);
+        if !ours(&wanted) {
+            store(&self.wanted, &[0; NAME_LEN]);
+        }
         self.wipe_if(|slot| slot.ends() != FREE && !ours(&slot.name()));
     }
 

@@ -2,7 +2,9 @@
 
 use core::time::Duration;
 
-use nginx_sys::{ngx_cached_time, ngx_exiting, ngx_quit, ngx_random, ngx_terminate, ngx_time};
+use nginx_sys::{
+    ngx_cached_time, ngx_cycle, ngx_exiting, ngx_quit, ngx_random, ngx_terminate, ngx_time,
+};
 
 /// Microseconds of a clock that does not go back, the same in all processes of the machine. It does
 /// not stand still during a turn of the event loop, as nginx's does: a turn with hundreds of
@@ -38,6 +40,13 @@ pub fn since_1970() -> Duration {
 pub fn random() -> u32 {
     // random() gives 31 bits.
     (ngx_random() as u32) << 1
+}
+
+/// The configuration in use, by a number. A worker has one for life; with `master_process off` a reload
+/// brings another one, and takes the zones that it does not have away from those before it.
+pub fn configuration() -> usize {
+    // SAFETY: a static of nginx's, which is only compared.
+    unsafe { ngx_cycle }.addr()
 }
 
 /// Whether this worker finishes what it has and then exits.

@@ -151,7 +151,9 @@ impl Handler for Policy {
     }
 
     fn allows_early_data(&self, connection: &Connection) -> bool {
-        connection.attached::<Policy>().is_some_and(|attached| attached.state().has_taken())
+        // What was taken need not be what is resumed: a stateless ticket can be shown again.
+        let state = connection.attached::<Policy>().map(Attached::state);
+        state.is_some_and(|state| state.has_taken() && state.tickets().resumed().is_none())
     }
 
     fn session_made(self: &Rc<Self>, connection: &Connection, session: &SessionRef) {

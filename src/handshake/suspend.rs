@@ -219,11 +219,17 @@ impl State {
     }
 }
 
+/// Whether nginx lets the handshake wait in OpenSSL's callback for the ClientHello.
+fn waits_in_callback(attached: &Attached<Policy>) -> bool {
+    attached.connection().waits() == Waits::InCallback
+}
+
 impl Handshake {
     fn hello(&mut self, policy: &Policy, attached: &Attached<Policy>, hello: &HelloRef) -> Hello {
         match self.phase {
-            // Attached only when OpenSSL asked for a session: this is the second ClientHello.
-            Phase::AwaitHello if !policy.suspends() => {}
+            // Attached only when OpenSSL asked for a session, or a ticket was looked at: this is the second
+            // ClientHello, of a handshake that need not wait, or cannot.
+            Phase::AwaitHello if !policy.suspends() || !waits_in_callback(attached) => {}
             Phase::AwaitHello => match hello.read() {
                 Some(hello) => self.look_up_offered(policy, attached, &hello),
                 None => debug!(attached.log(), "SSL session fetch: {}", Unreadable::Malformed),
@@ -375,7 +381,7 @@ impl Handshake {
             ids.tickets = SessionIds::default();
         }
         let ticket = policy.offered_ticket(&connection, hello);
-        if matches!(ticket, OfferedTicket::Read) && !connection.has_tickets() {
+        if !matches!(ticket, OfferedTicket::None) && !connection.has_tickets() {
             // It comes first, so that OpenSSL asks for no other; one that is taken would be lost.
             ids.tickets = SessionIds::default();
         }

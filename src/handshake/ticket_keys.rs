@@ -54,6 +54,8 @@ pub struct Keeper {
     ring: Rc<KeyRing<Evp>>,
     zone: SharedValue<TicketKeys>,
     times: Times,
+    /// The configuration that it began in.
+    began: Cell<usize>,
     tick: Event<Keeper, Tick>,
     /// Clients have keys that are not known.
     want: Event<Keeper, Want>,
@@ -87,6 +89,7 @@ impl Keeper {
             ring,
             zone,
             times,
+            began: Cell::new(0),
             tick: Event::new(this.clone()),
             want: Event::new(this.clone()),
             ours: Cell::new([None; OURS]),
@@ -106,6 +109,7 @@ impl Keeper {
 
     /// The worker begins.
     pub fn begin(&self) {
+        self.began.set(clock::configuration());
         self.forget_foreign();
         let now = clock::now_ms();
         // Whoever had to ask may not have known what this one does not know any more.
@@ -118,6 +122,12 @@ impl Keeper {
     /// The worker exits.
     pub fn close(&self) {
         self.tick.cancel();
+    }
+
+    /// Whether another configuration has taken the place of this one, or is about to: that may not have the
+    /// zone any more, or not the key of the ring that has named what was asked for.
+    fn is_over(&self) -> bool {
+        clock::is_exiting() || clock::configuration() != self.began.get()
     }
 
     /// Forgets the keys that a configuration before this one had, and that belong to no key of the ring
@@ -133,7 +143,8 @@ impl Keeper {
 
     /// The key that encrypts.
     pub fn current(&self) -> Option<TicketKey> {
-        self.zone.get()?.current()
+        // As in find().
+        self.zone.get()?.current().filter(|key| self.is_ours(&key.name))
     }
 
     /// The key of that name, and whether it is the one that encrypts. One that is ours and not known is
@@ -152,7 +163,7 @@ impl Keeper {
 
     /// Whether a key of the ring has made a name. Those of the last ones are remembered: that is a MAC less
     /// for a handshake.
-    fn is_ours(&self, name: &KeyName) -> bool {
+    pub fn is_ours(&self, name: &KeyName) -> bool {
         let mut ours = self.ours.get();
         if ours.contains(&Some(*name)) {
             return true;
@@ -196,9 +207,11 @@ impl Keeper {
         match outcome {
             Outcome::Hit => self.key_found(name, value),
             Outcome::Miss => {
+                let now = clock::now_ms();
                 if let Ok(mut missed) = self.missed.try_borrow_mut() {
+                    missed.retain(|(_, until)| *until > now);
                     if missed.len() < MAX_KEYS && missed.try_reserve(1).is_ok() {
-                        missed.push((*name, clock::now_ms().saturating_add(FORGOTTEN)));
+                        missed.push((*name, now.saturating_add(FORGOTTEN)));
                     }
                 }
             }
@@ -284,6 +297,9 @@ impl Keeper {
 
     /// The tier has answered.
     pub fn answered(&self, index: usize, outcome: Outcome, value: &[u8]) {
+        if self.is_over() {
+            return;
+        }
         if index == HEAD {
             match outcome {
                 Outcome::Hit => self.head_found(value),
@@ -454,7 +470,7 @@ fn expires(left: u64) -> i64 {
 
 impl Handle<Tick> for Keeper {
     fn fired(&self, _: &mut Turn) {
-        if clock::is_exiting() {
+        if self.is_over() {
             return;
         }
         let (now, pause) = (clock::now_ms(), self.pause());

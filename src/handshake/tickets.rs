@@ -53,7 +53,7 @@ pub enum OfferedTicket {
     None,
     /// One that OpenSSL will read.
     Read,
-    /// One with a key that is not known.
+    /// One with a key that is the fleet's, and not known.
     Unknown(KeyName),
 }
 
@@ -84,6 +84,7 @@ impl Policy {
         let name = if tls13 { hello.identity_key } else { hello.ticket_key };
         let Some(name) = name else { return OfferedTicket::None };
         match &self.rules.tickets {
+            Some(tickets) if !tickets.keeper.is_ours(&name) => OfferedTicket::None,
             Some(tickets) if tickets.keeper.is_known(&name) => OfferedTicket::Read,
             Some(_) => OfferedTicket::Unknown(name),
             None if connection.has_tickets() => OfferedTicket::Read,

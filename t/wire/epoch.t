@@ -224,6 +224,47 @@ subtest 'stateless tickets under keys of the fleet ask for themselves' => sub {
     nothing_else($_) for @nginx;
 };
 
+subtest 'nor does a client get round it with a stateless ticket' => sub {
+    my ($redis, $port) = (redis(), free_port());
+    my $conf  = conf($port, 'server ' . $redis->address . ';', more => ['ssl_session_ticket_keys store;']);
+    my $nginx = nginx(log => 'info', conf => $conf =~ s/tickets off/tickets on/r);
+    wait_until { $nginx->log_count(qr/SSL session ticket key has changed/) } 10, 'ticket keys';
+    my @protocols = qw(TLSv1.2 TLSv1.3);
+    my $file = tmpdir() . '/session.';
+    # What is longer than 32 KB is not read ahead of OpenSSL, except by a patched nginx.
+    my @long  = (args => [ '-alpn', join ',', 'http/1.1', map { 'x' x 250 . $_ } 1000 .. 1140 ]);
+    my $visit = sub { my ($protocol, @arg) = @_; s_client(port => $port, protocol => $protocol, @arg) };
+    $visit->($_, sess_out => $file . $_) for @protocols;
+    for my $protocol (@protocols) {
+        my @in = (sess_in => $file . $protocol);
+        wait_until { $visit->($protocol, @in)->reused && $visit->($protocol, @in, @long)->reused } 5,
+            "$protocol: one that cannot ask resumes just after one that has";
+    }
+    # It was not asked for a second.
+    next_second(1);
+    withdraw($redis);
+    is $visit->($_, sess_in => $file . $_, @long)->reused, 0, "$_: nothing that may be withdrawn" for @protocols;
+    is $visit->($_, sess_in => $file . $_)->reused, 0, "$_: nor what is" for @protocols;
+    nothing_else($nginx);
+};
+
+subtest 'a second ClientHello that comes when the epoch is to be asked for again' => sub {
+    # Nothing is looked up for a server without a cache, so that its handshakes cannot wait.
+    my ($redis, $port, $asks) = (redis(), free_port(), free_port());
+    my $conf  = conf($port, 'server ' . $redis->address . ';', more => ['ssl_session_ticket_keys store;', 'ssl_session_cache off;', 'ssl_ecdh_curve secp384r1;',
+        "server { listen 127.0.0.1:$asks ssl; ssl_session_cache none; location / { return 200 '|'; } }" ]);
+    my $nginx = nginx(log => 'info', conf => $conf =~ s/tickets off/tickets on/r);
+    wait_until { $nginx->log_count(qr/SSL session ticket key has changed/) } 10, 'ticket keys';
+    my @tls13 = (protocol => 'TLSv1.3');
+    my $session = visit($port, @tls13, groups => 'P-384')->{session};
+    wait_until { visit($asks, @tls13, groups => 'P-384', session => $session); visit($port, @tls13, groups => 'P-384', session => $session)->{reused} } 5, 'an answer';
+    my $client = tls_client(port => $port, @tls13, groups => 'X25519:P-384', session => $session)->start;
+    wait_until { $client->_pull(0.1); $client->hello_retried } 5, 'a HelloRetryRequest';
+    next_second(1);
+    ok $client->handshake, 'the handshake goes on' or diag $client->error;
+    nothing_else($nginx);
+};
+
 for my $cache ('shared:own:1m', 'builtin:100 shared:own:1m') {
     subtest "nginx's own cache, $cache, does not bring a withdrawn session back" => sub {
         my ($redis, $port) = (redis(), free_port());

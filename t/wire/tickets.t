@@ -5,6 +5,7 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
+use SSLSession::Process;
 use Test::More;
 
 my $certs = certs();
@@ -143,6 +144,31 @@ subtest 'sessions are stored, and tickets made while the store is away' => sub {
     is_deeply [ $nginx{$_}->errors(warn => 1, except => qr/is down: |is not available/) ], [], "$_: nothing in the log" for qw(A B);
 };
 
+subtest 'a connection for stores that was lost is made again while tickets take their place' => sub {
+    my $redis = redis();
+    my $relay = relay(upstream => $redis->address);
+    my $port  = free_port();
+    my $conf  = conf($port, $redis, sessions => [qw(fetch store)], tickets => 'off', more => 'ssl_session_fallback tickets;');
+    my ($from, $to) = ($redis->address, '127.0.0.1:' . $relay->port);
+    my $nginx = nginx(conf => $conf =~ s/server $from/server $to/r);
+    ready($nginx);
+    my $visit = sub { visit($port, protocol => 'TLSv1.3', session => $_[0]) };
+    my $made  = $visit->();
+    is $made->{stored}, 'STORED', 'stored';
+    wait_until { $redis->cmd('EXISTS', cache_key($made->{session})) } 5, 'the session in the store';
+    is $visit->($made->{session})->{status}, 'HIT', 'the connection for lookups is well';
+    # What is there stays, and nothing new comes.
+    $relay->refuse;
+    my ($id) = map { /^id=(\d+) .* cmd=set(?:ex)? / ? $1 : () } split /\n/, $redis->cmd(qw(CLIENT LIST));
+    $redis->cmd(qw(CLIENT KILL ID), $id);
+    wait_until { $visit->()->{stored} eq 'TICKET' } 5, 'a ticket in its place';
+    $relay->refuse(0);
+    my $seen;
+    wait_until { ($seen = $visit->())->{stored} eq 'STORED' } 15, 'the store has its connection again';
+    wait_until { $redis->cmd('EXISTS', cache_key($seen->{session})) } 5, 'the session in the store';
+    is_deeply [ $nginx->errors(warn => 1, except => qr/127\.0\.0\.1:\d+[ ,:]/) ], [], 'nothing else in the log';
+};
+
 for my $waits (1, 0) {
     subtest 'a key that is not known is asked for' . ($waits ? ', and waited for' : '') => sub {
         my $redis = redis();
@@ -219,6 +245,55 @@ subtest 'a key that is taken away takes its ticket keys with it' => sub {
         is $resumes->('A', $protocol, $session), 1, 'on both';
     }
     is_deeply [ $nginx{$_}->errors(warn => 1) ], [], "$_: nothing in the log" for qw(A B);
+};
+
+subtest 'an answer to a worker that exits brings no key back that was taken away' => sub {
+    my $redis = redis();
+    my $relay = relay(upstream => $redis->address);
+    my ($old, $new) = (new_session_key(), new_session_key());
+    my ($first, $port) = (free_port(), free_port());
+    my $conf = sub { my ($at, $key) = @_; conf($at, $redis, keys => 'period=60s', fetch_timeout => '30s', more => "ssl_session_key $key;") };
+    # There is a head of the old key.
+    ready(nginx(log => 'info', conf => $conf->($first, $old)));
+    my ($from, $to) = ($redis->address, '127.0.0.1:' . $relay->port);
+    $relay->hold('reply');
+    my $nginx = nginx(log => 'info', conf => $conf->($port, $old) =~ s/server $from/server $to/r);
+    wait_until { $relay->stats->{reply} } 5, 'the head on its way';
+    # Keeps the worker.
+    my $client = tls_client(port => $port);
+    $client->send_raw(substr $client->client_hello, 0, 10);
+    my $pos = $nginx->log_pos;
+    $nginx->reload($conf->($port, $new));
+    wait_until { $nginx->log_count(qr/SSL session ticket key has changed/, from => $pos) } 10, 'new keys';
+    $relay->release('reply');
+    wait_until { !$relay->stats->{reply} } 5, 'the answer';
+    $client->close;
+    wait_until { !$nginx->old_workers } 10, 'the end of the old worker';
+    for my $protocol (@protocols) {
+        my $made = visit($port, protocol => $protocol);
+        my $seen = visit($port, protocol => $protocol, session => $made->{session});
+        is_deeply [ @$seen{qw(status reused)} ], [ 'TICKET', 1 ], "$protocol: resumed";
+    }
+    is $nginx->log_count(qr/SSL session ticket key has changed/, from => $pos), 1, 'they have not changed again';
+};
+
+subtest 'without a master, a reload that takes the keys away' => sub {
+    my $redis = redis();
+    my $conf  = conf(free_port(), $redis, keys => 'period=1s');
+    my $nginx = nginx(start => 0, main => 'master_process off;', log => 'info', conf => $conf);
+    my $dir   = $nginx->dir;
+    my $process = SSLSession::Process->spawn(name => 'nginx', out => "$dir/output", cmd => [ $nginx->_command('-e', "$dir/first.log") ]);
+    ready($nginx);
+    $nginx->write_conf($conf =~ s/ssl_session_ticket_keys .*//r);
+    my $pos = $nginx->log_pos;
+    $process->signal('HUP');
+    # nginx has unmapped the zone that the configuration before has, and keeps that for half a minute.
+    wait_until { $nginx->log_count(qr/using the "\w+" event method/, from => $pos) } 10, 'the reload';
+    my $asked = time + 1;
+    wait_until { time > $asked } 5, 'questions that are not asked any more';
+    ok $process->alive, 'nginx is there';
+    $process->signal('QUIT');
+    is $process->wait_exit, 0, 'and ends in order';
 };
 
 subtest 'a machine that starts without the store has no keys, and does without' => sub {

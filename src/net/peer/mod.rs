@@ -338,7 +338,9 @@ impl Peer {
     /// connection to it is silent or has its queue full. Has a probe begun where one is due.
     pub fn accepts_stores(&self) -> bool {
         let Ok(mut state) = self.state.try_borrow_mut() else { return false };
-        if self.admit(&mut state, clock::now_ms()).is_err() || state.stores_breaker.is_open() {
+        let now = clock::now_ms();
+        // Nobody else may make the probe: no store is tried then.
+        if self.admit(&mut state, now).is_err() || self.admit_store(&mut state, now).is_err() {
             return false;
         }
         let has_room = |line: &Rc<Line>| line.unanswered() < self.limits.queue;
@@ -512,6 +514,21 @@ impl Peer {
         }
     }
 
+    /// Whether a store may be made now. Has a probe of its connection begun where one is due.
+    fn admit_store(&self, state: &mut State, now: u64) -> Result<(), Refused> {
+        match state.stores_breaker.ask(now) {
+            Verdict::Go => return Ok(()),
+            Verdict::Refuse => {}
+            Verdict::Probe => match Line::new(self, Lane::Stores, true) {
+                Ok(line) => state.stores = Some(line),
+                Err(OutOfMemory) => {
+                    state.stores_breaker.failed(now, clock::random());
+                }
+            },
+        }
+        Err(Refused::Down)
+    }
+
     /// What the workers know of the server together.
     fn board(&self) -> Option<Board<'_>> {
         let boards = self.limits.boards.as_ref()?.get()?;
@@ -534,20 +551,7 @@ impl Peer {
     /// The connection for a request, which is opened if it is not there.
     fn line(&self, state: &mut State, lane: Lane, now: u64) -> Result<Rc<Line>, Refused> {
         if lane == Lane::Stores {
-            let probe = match state.stores_breaker.ask(now) {
-                Verdict::Go => false,
-                Verdict::Refuse => return Err(Refused::Down),
-                Verdict::Probe => true,
-            };
-            if probe {
-                match Line::new(self, lane, true) {
-                    Ok(line) => state.stores = Some(line),
-                    Err(OutOfMemory) => {
-                        state.stores_breaker.failed(now, clock::random());
-                    }
-                }
-                return Err(Refused::Down);
-            }
+            self.admit_store(state, now)?;
         }
         let place = match lane {
             Lane::Lookups => &mut state.lookups,
