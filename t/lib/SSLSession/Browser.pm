@@ -23,7 +23,7 @@ sub binary {
     return $ENV{TEST_CHROMIUM} // (grep { -x } map { my $name = $_; map { "$_/$name" } split /:/, $ENV{PATH} } @names)[0];
 }
 
-# width => 1280, height => 800, mobile => 0
+# width => 1280, height => 800, mobile => 0, args => [more of the command line]
 sub new {
     my ($class, %arg) = @_;
     my $dir  = new_dir('browser');
@@ -37,7 +37,7 @@ sub new {
         # /dev/shm is 64 MB in a container.
         '--disable-dev-shm-usage',
         # Chromium's sandbox does not work for root.
-        $> == 0 ? '--no-sandbox' : (), 'about:blank');
+        $> == 0 ? '--no-sandbox' : (), @{ $arg{args} // [] }, 'about:blank');
     pipe my $commands, $self->{to} or croak "pipe: $!";
     pipe $self->{from}, my $answers or croak "pipe: $!";
     $self->{process} = SSLSession::Process->spawn(

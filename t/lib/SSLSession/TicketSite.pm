@@ -67,12 +67,12 @@ sub conf {
 CONF
 }
 
-# A server block. (name => 'one', listen => parameters, more => what it has)
+# A server block. (name => 'one', port => another one, listen => parameters, more => what it has)
 sub block {
     my ($port, %arg) = @_;
     return <<"CONF";
     server {
-        listen 127.0.0.1:$port ssl ${\ ($arg{listen} // '') };
+        listen 127.0.0.1:${\ ($arg{port} // $port) } ssl ${\ ($arg{listen} // '') };
         server_name ${\ ($arg{name} // 'one') };
         ${\ ($arg{more} // '') }
         location / { return 200 "\$ssl_session_fetch_status|\$ssl_session_store_status|\$pid|\$ssl_client_verify"; }
