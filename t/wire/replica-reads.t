@@ -152,8 +152,8 @@ subtest 'the near one of two replicas' => sub {
     is_deeply $edge->statuses(@some), { HIT => 40 }, 'hits';
     my $tried = $relay->requests('GET');
     cmp_ok $tried, '>=', 1, 'the far one is tried';
-    cmp_ok $tried, '<=', 3, "and hardly used: $tried of 40";
-    cmp_ok $near->calls('get'), '>=', 37, 'as the near one is';
+    cmp_ok $tried, '<=', 10, "and hardly used: $tried of 40";
+    cmp_ok $near->calls('get'), '>=', 30, 'as the near one is';
     $near->kill;
     is_deeply $edge->statuses(@some), { HIT => 40 }, 'and is there when the near one is not';
     cmp_ok $relay->requests('GET'), '>=', 35, 'for all';
