@@ -189,7 +189,12 @@ subtest 'a session is offered to none but its own server' => sub {
         for my $n (1 .. 2) {
             $_->cmd(qw(CLIENT KILL TYPE normal SKIPME yes)) for @redis;
             wait_for_hit($port, $_) for @session;
-            is_deeply [ map { kinds($_) } @tls ], [ ([ 'full', ('reused') x $n ]) x 2 ], "$protocol: its own";
+            for my $tls (@tls) {
+                # A lookup may have met the end, whose full handshake has a session to store on a link of its own.
+                my ($first, @others) = @{ kinds($tls) };
+                is_deeply [ $first, grep { $_ ne 'reused' } @others ], ['full'], "$protocol: its own";
+                cmp_ok scalar @others, '>=', $n, 'for each link';
+            }
         }
         lines_are($nginx, @lost);
     }
@@ -322,7 +327,8 @@ subtest 'many tickets and many connections: nothing is left over' => sub {
         # A session is a kilobyte at least, and there are $rounds of them.
         cmp_ok $after - $rss, '<=', 200, "$protocol, $tickets tickets: $rss KB before, $after KB after"
             unless $ENV{TEST_NGINX_USE_VALGRIND};
-        wait_until { $nginx->fds <= $fds } 5, 'the end of the last connection';
+        # The link for stores may have come since.
+        wait_until { $nginx->fds <= $fds + 1 } 5, 'the end of the last connection';
         my %kinds;
         $kinds{$_}++ for @{ kinds($tls) };
         is $kinds{full}, $tickets || $protocol eq 'TLSv1.2' ? 1 : scalar @{ kinds($tls) }, 'full handshakes';
