@@ -179,15 +179,6 @@ impl Keeper {
         is_ours
     }
 
-    /// Whether the key of that name is known. One that is ours and not known is asked for.
-    pub fn knows(&self, name: &KeyName) -> bool {
-        let known = self.is_known(name);
-        if !known {
-            self.want(name);
-        }
-        known
-    }
-
     /// Whether the key of that name is known.
     pub fn is_known(&self, name: &KeyName) -> bool {
         self.zone.get().is_some_and(|keys| keys.knows(name, clock::now_ms()))
@@ -226,10 +217,9 @@ impl Keeper {
         self.missed.try_borrow().is_ok_and(|missed| missed.iter().any(is))
     }
 
-    fn want(&self, name: &KeyName) {
-        if self.ring.ticket_entry(name).is_none() {
-            return;
-        }
+    /// Asks for a key that is ours and not known, in an event of its own: the next client that has it may
+    /// find it.
+    pub fn want(&self, name: &KeyName) {
         let now = clock::now_ms();
         let (Ok(mut wanted), Ok(mut missed)) =
             (self.wanted.try_borrow_mut(), self.missed.try_borrow_mut())

@@ -65,14 +65,6 @@ impl TicketState {
     }
 }
 
-impl Tickets {
-    /// What a ClientHello says the key of its ticket by, if it is one that is known.
-    fn offered<'a>(&self, hello: &'a ClientHello, tls13: bool) -> Option<&'a KeyName> {
-        let name = if tls13 { &hello.identity_key } else { &hello.ticket_key };
-        name.as_ref().filter(|name| self.keeper.knows(name))
-    }
-}
-
 impl Policy {
     /// What a client offers by way of a stateless ticket.
     pub(super) fn offered_ticket(
@@ -112,7 +104,14 @@ impl Policy {
         if !connection.offers_resumption() {
             return;
         }
-        let reads = tickets.offered(&hello, tls13).is_some();
+        let reads = match self.offered_ticket(connection, &hello) {
+            OfferedTicket::Read => true,
+            OfferedTicket::Unknown(name) => {
+                tickets.keeper.want(&name);
+                false
+            }
+            OfferedTicket::None => false,
+        };
         let gives = !tls13 && hello.ticket != TicketOffer::Absent && {
             let knows_id = hello.session_id.is_some_and(|id| {
                 self.has_keys() && self.rules.ring.known(&id, Tls::UpTo12).is_some()
@@ -225,9 +224,7 @@ impl Policy {
                 return false;
             }
         }
-        let now = clock::unix_time();
-        // OpenSSL would not resume it either, but say so to nobody.
-        session.expires(now) >= now && self.suits(connection, session, "a ticket")
+        self.suits(connection, session, "a ticket")
     }
 
     /// The key of that name, or the one that encrypts, and whether it is that one.
@@ -250,16 +247,19 @@ impl Policy {
         let Some(tickets) = &self.rules.tickets else { return };
         let is_tls13 = connection.is_tls13();
         let by_server = connection.server_has_tickets();
+        let falls_back = !by_server
+            && (is_tls13 || connection.has_tickets())
+            && self.falls_back(connection, tickets);
         if is_tls13 && !only_openssl_resumes(connection) {
             let stateless = tickets.keeper.has_current()
-                && (by_server || (self.falls_back(connection, tickets) && self.may_leave(session)));
+                && (by_server || (falls_back && self.may_leave(session)));
             if stateless != connection.has_tickets() {
                 connection.set_tickets(stateless);
             }
         }
         let is_fallback = connection.has_tickets() && !by_server;
         let resumed = connection.attached::<Policy>().map(|it| it.state().tickets().resumed());
-        let falls_back = is_fallback && self.falls_back(connection, tickets);
+        let falls_back = is_fallback && falls_back;
         let most = tickets.fallback.filter(|_| falls_back).unwrap_or(i64::MAX);
         if is_tls13 && (is_fallback || resumed.flatten().is_some()) {
             // What was resumed from a ticket of a fallback has its time.
