@@ -167,9 +167,9 @@ subtest 'tiers.conf: its log tells of each visit' => sub {
 };
 
 subtest 'early-data.conf: a recorded request is executed once' => sub {
-    my ($log, @done) = ("$checkout/target/try/application.log");
+    my ($log, @done, @seen) = ("$checkout/target/try/application.log");
     # None is accepted where the machine is too busy for Redis to be in time.
-    wait_until {
+    eval { wait_until {
         unlink $log;
         my $nginx = start('early-data.conf');
         my @at    = (port => $port{'early-data.conf'}, sni => 'localhost');
@@ -186,8 +186,9 @@ subtest 'early-data.conf: a recorded request is executed once' => sub {
         stop($nginx);
         @done = slurp($log) =~ m{"POST /application/pay }g;
         # Its Finished may come before nginx has read the request: then it is not early any more.
+        push @seen, "$came->{resumed} of 20 copies resumed, @{[ scalar @done ]} executed, the owner's: " . $owner->early_data . ", $said";
         @done && $owner->early_data eq 'accepted' && $said =~ /^early data: 1?\n\z/;
-    } 30, 'early data to be accepted';
+    } 30, 'early data to be accepted' } or diag $@, @seen, slurp("$checkout/target/try/error.log");
     is scalar @done, 1, 'and one is executed';
 };
 

@@ -88,16 +88,20 @@ sub send_flight {
 
 # Waits until their servers have done with them, and returns what became of them: { answered,
 # resumed }, how many got a ServerHello, and one that resumes. A server that has said so has decided
-# about the early data, too; then the client's side ends, and the server does what it has accepted,
-# and ends its own.
+# about the early data, too: it does what it has accepted, and ends the connection. Where it goes on
+# waiting for the handshake's end it has accepted none, and the client's side ends: not before, as
+# nginx gives up a request that it proxies when it sees that.
 sub settle {
     my (@sent) = @_;
     my %of     = map { fileno $_->{sock} => $_ } @sent;
     my $select = IO::Select->new(map { $_->{sock} } @sent);
     my $deadline = time + 20 * patience();
     while (my $left = $select->count) {
-        my @ready = $select->can_read($deadline - time);
-        croak "no answer on $left of " . @sent . ' connections' if !@ready;
+        my @ready = $select->can_read(0.3 * patience());
+        if (!@ready) {
+            croak "no answer on $left of " . @sent . ' connections' if time > $deadline;
+            shutdown $_, 1 for grep { $of{ fileno $_ }{resumed} } $select->handles;
+        }
         for my $sock (@ready) {
             my $one = $of{ fileno $sock };
             if (!sysread $sock, $one->{got}, 65536, length $one->{got}) {
@@ -105,7 +109,7 @@ sub settle {
                 next;
             }
             next if defined $one->{resumed} || !defined($one->{resumed} = _resumes($one->{got}));
-            shutdown $sock, 1;
+            shutdown $sock, 1 if !$one->{resumed};
         }
     }
     close $_->{sock} for @sent;

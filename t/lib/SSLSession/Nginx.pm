@@ -330,8 +330,16 @@ sub cpu { return _sum($_[0], sub { (split ' ', (slurp("/proc/$_[0]/stat") =~ /\)
                  / POSIX::sysconf(POSIX::_SC_CLK_TCK()) }
 # Under a sanitizer, which keeps what was freed, the memory of each is the same.
 sub rss { return $ENV{TEST_NGINX_SANITIZE} ? 1 : _sum($_[0], sub { slurp("/proc/$_[0]/status") =~ /^VmRSS:\s*(\d+)/m }) }
-sub fds { return _sum($_[0], sub { scalar(() = glob "/proc/$_[0]/fd/*") }) }
-sub sockets { return _sum($_[0], sub { scalar grep { /^socket:/ } map { readlink // '' } glob "/proc/$_[0]/fd/*" }) }
+sub fds { return _at_rest($_[0], sub { scalar(() = glob "/proc/$_[0]/fd/*") }) }
+sub sockets { return _at_rest($_[0], sub { scalar grep { /^socket:/ } map { readlink // '' } glob "/proc/$_[0]/fd/*" }) }
+
+# A worker that sleeps has closed what it had of its master's, and what clients have left. One that
+# is never seen asleep is counted as it is.
+sub _at_rest {
+    my ($self, $of) = @_;
+    eval { wait_until { !grep { state_of($_) !~ /^[ST]$/ } $self->workers } 2, 'workers to sleep' };
+    return _sum($self, $of);
+}
 
 sub _sum {
     my ($self, $of) = @_;

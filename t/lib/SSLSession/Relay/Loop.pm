@@ -42,7 +42,10 @@ sub run {
         $wait = 0 if $wait < 0;
         # What is held has no time: do not spin on it.
         $wait = 0.01 if $held && $wait < 0.01;
-        for my $fh ($read->can_read($wait)) {
+        # Of what has come on several connections meanwhile nobody knows the order. A store goes before
+        # the lookup of a client that came back.
+        my %stores = map { $_->{client} => 1 } grep { $_->{stores} } values %{ $self->{pairs} };
+        for my $fh (sort { ($stores{$b} // 0) <=> ($stores{$a} // 0) } $read->can_read($wait)) {
             if ($fh == $self->{control}) {
                 my $order = SSLSession::Relay::_get($fh) or return;
                 my ($name, @args) = @$order;
@@ -192,6 +195,7 @@ sub record {
     while (my $request = $pair->{opaque} ? length $pair->{parse} && [ $pair->{parse} ] : next_request(\$pair->{parse})) {
         $pair->{parse} = '' if $pair->{opaque};
         push @{ $self->{requests} }, $request;
+        $pair->{stores} = 1 if $request->[0] =~ /^(?:set|ms)$/i;
         $self->answer($pair, @$request) if $self->{canned};
     }
 }
@@ -252,7 +256,7 @@ sub queue {
 
 sub flush {
     my ($self) = @_;
-    for my $pair (values %{ $self->{pairs} }) {
+    for my $pair (sort { ($b->{stores} // 0) <=> ($a->{stores} // 0) } values %{ $self->{pairs} }) {
         for my $way (qw(request reply)) {
             $self->flush_way($pair, $way) or last;
         }
