@@ -10,7 +10,8 @@ import subprocess
 from compare import compare, spread
 from processes import Load, Nginx, Process, check_logs, wait
 from settings import (ALONE, CERTIFICATES, CROWD, FEW_ROUNDS, FULL_SLICE, LOAD_CPU, LOADS, LOOKUPS,
-                      PATIENCE, RECONNECTS, SCHEDULE, SET_ROUNDS, SESSIONS, SLICE, VERSIONS, Failed)
+                      PATIENCE, RECONNECTS, SCHEDULE, SET_ROUNDS, SESSIONS, SLICE, TRACED, VERSIONS,
+                      Failed)
 from stores import Memcached, Redis, both
 
 REDUCED = ("nginx shared", "shared:", "redis")
@@ -269,7 +270,7 @@ def syscalls(built, work, _):
     for version in VERSIONS:
         for name, site in sites.all.items():
             load = site.primed(version, SESSIONS)
-            n = max(SESSIONS, load.ask("prime", 0)["sessions"])
+            n = TRACED or max(SESSIONS, load.ask("prime", 0)["sessions"])
             for clients in (ALONE, CROWD):
                 load.go("resume", n, clients, cpu=True)
                 file = os.path.join(work, "strace")

@@ -20,6 +20,7 @@ SLICES = size(3, 1)                     # in which each round goes over the serv
 SESSIONS = size(512, 256)
 SOURCES = 8                             # addresses that clients come from, so that ports suffice
 ALONE, CROWD = 1, 64                    # clients at the same time
+TRACED = size(None, CROWD)              # handshakes under strace, if not one of each session
 # Resumed handshakes in one go, a tenth of a second.
 SLICE = {(ALONE, "1.2"): size(300, 12), (ALONE, "1.3"): size(120, 12),
          (CROWD, "1.2"): size(1000, 72), (CROWD, "1.3"): size(300, 72)}
