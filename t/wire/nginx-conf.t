@@ -236,7 +236,7 @@ sub start {
     wait_until {
         die "nginx does not start: " . slurp("$checkout/output") . slurp("$checkout/target/try/error.log")
             unless $process->alive;
-        -s "$checkout/target/try/nginx.pid";
+        -s "$checkout/target/try/nginx.pid" && IO::Socket::INET->new(PeerAddr => "127.0.0.1:$port{$file}");
     } 20, 'start of nginx';
     return $process;
 }

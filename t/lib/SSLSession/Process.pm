@@ -93,6 +93,8 @@ sub cont  { $_[0]->signal('CONT') }
 sub wait_exit {
     my ($self, $seconds) = @_;
     wait_until { !$self->alive } $seconds // 10, "exit of $self->{name}";
+    # The group's number may be another's before this test ends, if nobody is left in it.
+    $self->{gone} = 1 if !$self->group;
     return $self->status;
 }
 
