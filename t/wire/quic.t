@@ -18,7 +18,7 @@ chomp $python;
 my $certs = certs();
 my $redis = redis();
 my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
-my $ms    = 4000 * patience();
+my $ms    = 10_000 * patience();
 
 # Since 1.29 and OpenSSL 3.5 nginx gives OpenSSL the handshake by OpenSSL's own functions: it reads
 # from nobody, and only the callback can wait.
