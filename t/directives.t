@@ -3593,3 +3593,53 @@ server {
     ssl_session_backend writes { server 127.0.0.1; }
     ssl_session_fetch shared:tls:1m redis://127.0.0.1 single_use;
     ssl_session_store shared:tls:1m writes;
+
+
+
+=== TEST 379: an epoch in a target that is named
+--- http_config
+    ssl_session_backend eu { server 127.0.0.1; }
+    ssl_session_fetch shared:tls:1m eu redis://127.0.0.1:6380;
+    ssl_session_epoch epoch eu;
+
+
+
+=== TEST 380: an epoch in an unknown target
+--- http_config
+    ssl_session_fetch redis://127.0.0.1;
+    ssl_session_epoch epoch eu; # here
+--- emerg: unknown SSL session backend "eu" in "ssl_session_epoch"
+
+
+
+=== TEST 381: an epoch in a target that nothing is fetched from
+--- http_config
+    ssl_session_backend eu { server 127.0.0.1; }
+    ssl_session_fetch redis://127.0.0.1;
+    ssl_session_store eu;
+    ssl_session_epoch epoch eu; # here
+--- emerg: "ssl_session_epoch" names no target of "ssl_session_fetch" that other machines share
+
+
+
+=== TEST 382: an epoch in a zone
+--- http_config
+    ssl_session_fetch shared:tls:1m redis://127.0.0.1;
+    ssl_session_epoch epoch shared:tls:1m; # here
+--- emerg: "ssl_session_epoch" names no target of "ssl_session_fetch" that other machines share
+
+
+
+=== TEST 383: an epoch off
+--- http_config
+    ssl_session_fetch redis://127.0.0.1;
+    ssl_session_epoch epoch off; # here
+--- emerg: invalid target "off" in "ssl_session_epoch": leave the directive out
+
+
+
+=== TEST 384: an epoch in a target, and another word
+--- http_config
+    ssl_session_fetch redis://127.0.0.1;
+    ssl_session_epoch epoch redis://127.0.0.1 more; # here
+--- emerg: invalid number of arguments in "ssl_session_epoch" directive

@@ -9,8 +9,8 @@ use std::vec::Vec;
 #[cfg(ngx_feature = "stream_ssl")]
 use nginx_sys::NGX_STREAM_MAIN_CONF;
 use nginx_sys::{
-    NGX_CONF_1MORE, NGX_CONF_BLOCK, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_CONF_TAKE123,
-    NGX_HTTP_LOC_CONF, NGX_HTTP_MAIN_CONF, ngx_command_t,
+    NGX_CONF_1MORE, NGX_CONF_BLOCK, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_CONF_TAKE12,
+    NGX_CONF_TAKE123, NGX_HTTP_LOC_CONF, NGX_HTTP_MAIN_CONF, ngx_command_t,
 };
 use session_core::cache_key::MAX_TEXT;
 use session_core::stats::Record;
@@ -72,7 +72,7 @@ const MAIN_COMMANDS: [ngx_command_t; 11] = [
     directive::<SslSessionStore>(NGX_HTTP_MAIN_CONF | NGX_CONF_1MORE),
     directive::<SslSessionBackend>(NGX_HTTP_MAIN_CONF | NGX_CONF_BLOCK | NGX_CONF_TAKE1),
     directive::<SslSessionKey>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
-    directive::<SslSessionEpoch>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
+    directive::<SslSessionEpoch>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE12),
     directive::<SslSessionLifetime>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
     directive::<SslSessionBind>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
     directive::<SslSessionTicketKeys>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE123),
@@ -111,8 +111,7 @@ pub struct MainConf {
     /// Names of servers that did not resolve.
     unresolved: Vec<Unresolved>,
     keys: Keys,
-    /// The name of the epoch's entry, and where the directive stands.
-    epoch: Option<(String, Place)>,
+    epoch: Option<EpochSettings>,
     /// Set where a ticket of TLS 1.3 is good for one handshake only.
     single_use: Option<TakenFrom>,
     /// How long after its full handshake a session is good, in seconds.
@@ -146,6 +145,15 @@ enum Use {
     Tier(Rc<dyn Tier>),
     /// A backend, which may be defined further down.
     Backend(String),
+}
+
+/// What `ssl_session_epoch` says.
+struct EpochSettings {
+    /// The name of the entry.
+    name: String,
+    /// Where it is, if that is said.
+    target: Option<Use>,
+    place: Place,
 }
 
 /// Which target tickets are taken out of that are good for one handshake.
@@ -222,6 +230,7 @@ impl Directive for SslSessionEpoch {
             return Err(DUPLICATE);
         }
         let name = word(cf);
+        let target = cf.words().nth(2).map(ToString::to_string);
         let readable = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
         if name.is_empty() || name.len() > MAX_TEXT || !name.bytes().all(readable) {
             return Err(cf.refuse(format_args!(
@@ -229,7 +238,12 @@ impl Directive for SslSessionEpoch {
                  letters, digits and \"._-\""
             )));
         }
-        conf.epoch = Some((name, cf.place()));
+        let directive = "ssl_session_epoch";
+        let target = match target {
+            None => None,
+            Some(target) => Some(conf.one_target(cf, directive, &target)?),
+        };
+        conf.epoch = Some(EpochSettings { name, target, place: cf.place() });
         Ok(())
     }
 }
@@ -382,6 +396,27 @@ impl MainConf {
             }
         }
         Ok((Targets { directive: name, place: cf.place(), targets }, has_parameter))
+    }
+
+    /// Reads the target of a directive that has one.
+    fn one_target(
+        &mut self,
+        cf: &mut Conf,
+        directive: &'static str,
+        text: &str,
+    ) -> Result<Use, Refusal> {
+        match Target::parse(text) {
+            Ok(Target::Off) => Err(cf.refuse(format_args!(
+                "invalid target \"off\" in \"{directive}\": leave the directive out"
+            ))),
+            Ok(Target::Backend(word)) if is_parameter(word) => {
+                let word = Redacted(word);
+                Err(cf.refuse(format_args!("invalid target \"{word}\" in \"{directive}\"")))
+            }
+            Ok(Target::Backend(backend)) => Ok(Use::Backend(backend.to_string())),
+            Ok(target) => Ok(Use::Tier(self.tier(cf, text, target)?)),
+            Err(error) => Err(invalid(cf, text, directive, error)),
+        }
     }
 
     /// The tier of a target that is complete in itself.
@@ -559,10 +594,19 @@ impl MainConf {
         }
     }
 
-    /// Who watches the epoch: it is kept in the last tier that other machines share. With another
-    /// name, or in another tier, it is another one, of which nothing is known.
+    /// Who watches the epoch: it is kept in the tier that is named, or else in the last one that other
+    /// machines share. With another name, or in another tier, it is another one, of which nothing is known.
     fn watch(&mut self, cf: &mut Conf, fetch: &[Rc<dyn Tier>]) -> Result<Option<Watch>, Refusal> {
-        let Some((name, place)) = self.epoch.take() else { return Ok(None) };
+        let Some(EpochSettings { name, target, place }) = self.epoch.take() else {
+            return Ok(None);
+        };
+        let named = target.map(|target| Targets {
+            directive: "ssl_session_epoch",
+            place: place.clone(),
+            targets: Vec::from([target]),
+        });
+        let is_named = named.is_some();
+        let named = self.resolve(cf, named)?.pop();
         let refuse = |text: fmt::Arguments<'_>| {
             cf.say_at(Level::Emerg, &place, format_args!("\"ssl_session_epoch\" {text}"));
             Err(Refusal::Said)
@@ -571,13 +615,18 @@ impl MainConf {
         let Keys::Files(_) = self.keys else {
             return refuse(format_args!("without \"ssl_session_key\""));
         };
-        match fetch.iter().rev().find(|tier| !tier.is_local()) {
+        let is_meant =
+            |tier: &&Rc<dyn Tier>| named.as_ref().is_none_or(|named| is_same(tier, named));
+        match fetch.iter().rev().filter(|tier| !tier.is_local()).find(is_meant) {
             Some(tier) => {
                 let zone = std::format!("SSL session epoch \"{name}\" in \"{}\"", tier.name());
                 // As for the counters.
                 let zone = SharedValue::declare(cf, &zone, crate::backend_module())?;
                 Ok(Some(Watch::new(name, Rc::clone(tier), zone)))
             }
+            None if is_named => refuse(format_args!(
+                "names no target of \"ssl_session_fetch\" that other machines share"
+            )),
             None => refuse(format_args!(
                 "without a target of \"ssl_session_fetch\" that other machines share"
             )),

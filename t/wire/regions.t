@@ -285,6 +285,56 @@ subtest 'single_use, both take from us: a ticket of either region is resumed in 
     quiet($_, qr/is down: |not stored in "us"|server closed connection/) for values %site;
 };
 
+# Withdraws what was made up to now, and nothing that is made from the next second on: it holds for six
+# seconds more than it says.
+sub withdraw { my (@stores) = @_; $_->cmd('SET', 'tls:epoch', time - 6) for @stores; next_second(1) }
+
+# Sessions are as old as whole seconds tell.
+sub next_second { my $last = time + ($_[0] // 0); wait_until { time > $last } 5, 'the next second' }
+
+subtest 'an epoch that each region has in its own store' => sub {
+    my ($eu, $us) = (redis(), redis());
+    my $relay = relay(upstream => $us->address);
+    my %at    = (eu => $eu->address, us => '127.0.0.1:' . $relay->port);
+    my %site  = map { $_ => site($_, %at, more => ["ssl_session_epoch epoch $_;"]) } qw(eu us);
+    my $old   = made($site{eu}, 'TLSv1.2', $eu, $us);
+    resumed_from($site{$_}, 'TLSv1.2', $old, $_, "$_: resumed before") for qw(eu us);
+    is scalar(grep { $_->[1] eq 'tls:epoch' } $relay->requests('GET')), 1, 'us is asked for it by its own machine alone';
+    withdraw($eu);
+    is visit($site{eu}, 'TLSv1.2', $old)->{answer}, 'MISS ', 'set in eu: withdrawn there';
+    resumed_from($site{us}, 'TLSv1.2', $old, 'us', 'and not in us');
+    withdraw($eu, $us);
+    is visit($site{us}, 'TLSv1.2', $old)->{answer}, 'MISS ', 'until it is set in us';
+
+    # Without the other region tickets are renewed as ever.
+    $relay->refuse;
+    $relay->close_all;
+    my $session = made($site{eu}, 'TLSv1.3', $eu);
+    my $start   = time;
+    wait_until {
+        my $seen = resumed_from($site{eu}, 'TLSv1.3', $session, 'eu', 'us is away: a ticket is resumed');
+        $session = $seen->{session};
+        wait_until { has($eu, $session) } 5, 'and renewed';
+        next_second();
+        time > $start + 6;
+    } 30, 'longer than an answer is good for';
+    quiet($_, qr/is down: |not stored in "us"|server closed connection/) for values %site;
+};
+
+subtest 'an epoch in the far one, as it is by default' => sub {
+    my ($eu, $us) = (redis(), redis());
+    my %at   = (eu => $eu->address, us => $us->address, more => ['ssl_session_epoch epoch;']);
+    my %site = map { $_ => site($_, %at) } qw(eu us);
+    my $old  = made($site{eu}, 'TLSv1.2', $eu, $us);
+    resumed_from($site{$_}, 'TLSv1.2', $old, $_, "$_: resumed before") for qw(eu us);
+    withdraw($eu);
+    resumed_from($site{eu}, 'TLSv1.2', $old, 'eu', 'set in eu: eu does not hear of it');
+    is visit($site{us}, 'TLSv1.2', $old)->{answer}, 'MISS ', 'us does';
+    withdraw($eu, $us);
+    is visit($site{eu}, 'TLSv1.2', $old)->{answer}, 'MISS ', 'set in both: both do';
+    quiet($_) for values %site;
+};
+
 subtest 'stateless tickets whose keys are in one of the two' => sub {
     my ($eu, $us) = (redis(), redis());
     my $relay = relay(upstream => $us->address);
