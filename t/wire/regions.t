@@ -153,6 +153,33 @@ subtest 'a far store that is slow, away or hangs delays no handshake and no othe
     quiet($site, qr/is down: |not stored in "us"|server closed connection/);
 };
 
+subtest 'a far store costs its round trip for a miss and for a take, and nothing else' => sub {
+    my $away = 400 * patience();
+    my ($eu, $us) = (redis(), redis());
+    my $relay = relay(upstream => $us->address);
+    my %at    = (eu => $eu->address, us => '127.0.0.1:' . $relay->port, more => ['ssl_session_epoch epoch eu;']);
+    my %site  = map { $_ => site('eu', %at, fetch => $_) } 'eu us', 'eu us single_use=us';
+    my ($plain, $takes) = @site{ 'eu us', 'eu us single_use=us' };
+    my %made  = map { $_ => made($plain, $_, $eu, $us) } @both;
+    my $taken = made($takes, 'TLSv1.3', $us);
+    # Both know the way.
+    visit($_, 'TLSv1.2', with_session_id($made{'TLSv1.2'}, issue_id('TLSv1.2'))) for values %site;
+    $relay->delay($away);
+    for my $protocol (@both) {
+        my $seen = resumed_from($plain, $protocol, $made{$protocol}, 'eu', "$protocol: a hit in the near one");
+        cmp_ok $seen->{ms}, '<', $away / 2, sprintf 'does not wait for the far one: %d ms', $seen->{ms};
+        forget($eu, $made{$protocol});
+        $seen = resumed_from($plain, $protocol, $made{$protocol}, 'us', 'a miss there');
+        cmp_ok $seen->{ms}, '>=', $away - 5, sprintf 'waits for it: %d ms', $seen->{ms};
+        cmp_ok $seen->{ms}, '<', 2 * $away, 'once';
+    }
+    my $seen = resumed_from($takes, 'TLSv1.3', $taken, 'us', 'a take');
+    cmp_ok $seen->{ms}, '>=', $away - 5, sprintf 'waits for it: %d ms', $seen->{ms};
+    $seen = resumed_from($takes, 'TLSv1.2', $made{'TLSv1.2'}, 'eu', 'and TLS 1.2 beside it');
+    cmp_ok $seen->{ms}, '<', $away / 2, sprintf 'does not: %d ms', $seen->{ms};
+    quiet($_) for values %site;
+};
+
 subtest 'the near one fails: the far one is asked within its time' => sub {
     my $near_time = 300 * patience();
     for my $protocol (@both) {
@@ -350,6 +377,33 @@ subtest 'stateless tickets whose keys are in one of the two' => sub {
     is visit($site{eu}, 'TLSv1.2', $ticket)->{answer}, 'TICKET ', 'and while us cannot be reached';
     is_deeply [ grep { !/^tls:[\w-]{43}$/ } $eu->keys ], [], 'eu has no keys of tickets';
     quiet($_, qr/is down: |not stored in "us"|server closed connection/) for values %site;
+};
+
+subtest 'a fallback while one of the two is away' => sub {
+    my ($eu, $us) = (redis(), redis());
+    my %relay = (eu => relay(upstream => $eu->address), us => relay(upstream => $us->address));
+    my %at    = map { $_ => '127.0.0.1:' . $relay{$_}->port } qw(eu us);
+    $at{more} = [ 'ssl_session_ticket_keys us;', 'ssl_session_fallback tickets;' ];
+    my ($plain, $takes) = map { site('eu', %at, fetch => $_) } 'eu us', 'eu us single_use=us';
+    my $stored = sub { my ($site, $protocol) = @_; return visit($site, $protocol)->{stored} };
+    for my $site ($plain, $takes) {
+        wait_until { $site->{nginx}->log_count(qr/SSL session ticket key has changed in "us"/) } 10, 'ticket keys';
+        is $stored->($site, $_), 'STORED', "$_: stored" for @both;
+    }
+    for my $away (qw(eu us)) {
+        $relay{$away}->refuse;
+        $relay{$away}->close_all;
+        for my $site ($plain, $takes) {
+            wait_until { $stored->($site, 'TLSv1.2') eq 'TICKET' } 20, "$away is away: a ticket in TLS 1.2";
+        }
+        is $stored->($plain, 'TLSv1.3'), 'TICKET', 'and in TLS 1.3';
+        is $stored->($takes, 'TLSv1.3'), $away eq 'us' ? 'TICKET' : 'STORED', 'unless tickets are in the other one';
+        $relay{$away}->refuse(0);
+        for my $site ($plain, $takes) {
+            wait_until { 2 == grep { $stored->($site, $_) eq 'STORED' } @both } 20, "$away is back";
+        }
+    }
+    quiet($_, qr/is down: |not stored in|server closed connection/) for $plain, $takes;
 };
 
 done_testing;
