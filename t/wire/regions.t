@@ -131,7 +131,6 @@ subtest 'a far store that is slow, away or hangs delays no handshake and no othe
     my ($eu, $us) = (redis(), redis());
     my $relay = relay(upstream => $us->address);
     my $site  = site('eu', eu => $eu->address, us => '127.0.0.1:' . $relay->port);
-    my $other = site('eu', eu => $us->address, us => $eu->address);
     for my $protocol (@both) {
         visit($site, $protocol);
         $relay->hold('request');
@@ -149,6 +148,10 @@ subtest 'a far store that is slow, away or hangs delays no handshake and no othe
     for my $protocol (@both) {
         my $session = made($site, $protocol, $eu);
         resumed_from($site, $protocol, $session, 'eu', "$protocol: stored in the near one all the same");
+        forget($eu, $session);
+        my $seen = visit($site, $protocol, $session);
+        is $seen->{answer}, 'DOWN ', 'what the near one lacks is a full handshake';
+        cmp_ok $seen->{ms}, '<', $whole / 4, 'at once';
     }
     quiet($site, qr/is down: |not stored in "us"|server closed connection/);
 };
@@ -181,7 +184,7 @@ subtest 'a far store costs its round trip for a miss and for a take, and nothing
 };
 
 subtest 'the near one fails: the far one is asked within its time' => sub {
-    my $near_time = 300 * patience();
+    my $near_time = 600 * patience();
     for my $protocol (@both) {
         my ($eu, $us) = (redis(), redis());
         my $relay = relay(upstream => $eu->address);
@@ -245,6 +248,24 @@ subtest 'a session that is withdrawn by a fatal alert is removed from both' => s
 };
 
 my $flights = 0;
+
+subtest 'a removal that one of them does not hear is lost there' => sub {
+    my ($eu, $us) = (redis(), redis());
+    my $relay = relay(upstream => $us->address);
+    my $site  = site('eu', eu => $eu->address, us => '127.0.0.1:' . $relay->port);
+    my $session = made($site, 'TLSv1.2', $eu, $us);
+    my $client  = tls_client(port => $site->{port}, protocol => 'TLSv1.2', session => $session, handshake => 1);
+    is $client->reused, 1, 'resumed';
+    $relay->refuse;
+    $relay->close_all;
+    $client->send_raw("\x17\x03\x03\x00\x40" . 'x' x 64);
+    $client->wait_closed;
+    wait_until { !has($eu, $session) } 5, 'removal';
+    $relay->refuse(0);
+    wait_until { visit($site, 'TLSv1.2', $session)->{answer} eq 'HIT us' } 20, 'the session, where it was not heard of';
+    wait_until { has($eu, $session) } 5, 'and its copy in the other one';
+    quiet($site, qr/is down: |not stored in "us"|server closed connection|SSL_read/);
+};
 
 # One flight of early data, twice at each of these machines: how many were resumed, and how often it was done.
 sub replayed {
