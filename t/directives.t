@@ -3496,3 +3496,150 @@ server {
     ssl_session_store redis://127.0.0.1;
     ssl_session_tickets_tls12 on; # here
 --- emerg: "ssl_session_tickets_tls12" without "ssl_session_ticket_keys"
+
+
+
+=== TEST 367: single_use of a target by its name, wherever it stands
+--- http_config
+    ssl_session_backend eu { server 127.0.0.1; }
+    ssl_session_backend us { server 127.0.0.1:6380; }
+    ssl_session_fetch shared:tls:1m eu us redis://127.0.0.1:6381 single_use=eu;
+    ssl_session_store eu us;
+
+
+
+=== TEST 368: single_use of a target by its address
+--- http_config
+    ssl_session_fetch shared:tls:1m redis://:s3cret@127.0.0.1 redis://127.0.0.1:6380 single_use=redis://:s3cret@127.0.0.1;
+    ssl_session_store redis://:s3cret@127.0.0.1 redis://127.0.0.1:6380;
+
+
+
+=== TEST 369: single_use of several targets that other machines share gets a warning
+--- http_config
+    ssl_session_backend eu { server 127.0.0.1; }
+    ssl_session_fetch eu redis://:s3cret@127.0.0.1:6380 single_use; # here
+    ssl_session_store eu redis://:s3cret@127.0.0.1:6380;
+--- warn: "single_use" takes tickets out of "redis://127.0.0.1:6380", the last of several targets: name the one that all machines take them from, as in "single_use=target"
+
+
+
+=== TEST 370: single_use of one target that other machines share, and of one that they do not
+--- http_config
+    ssl_session_fetch shared:tls:1m redis://127.0.0.1 single_use;
+    ssl_session_store shared:tls:1m redis://127.0.0.1;
+
+
+
+=== TEST 371: single_use of a target that is none of them
+--- http_config
+    ssl_session_backend eu { server 127.0.0.1; }
+    ssl_session_fetch redis://127.0.0.1 single_use=eu; # here
+--- emerg: "single_use" names "eu", which is no target of "ssl_session_fetch"
+
+
+
+=== TEST 372: single_use of an address that is none of them
+--- http_config
+    ssl_session_fetch redis://127.0.0.1 single_use=redis://:s3cret@127.0.0.1; # here
+--- emerg: "single_use" names "redis://***@127.0.0.1", which is no target of "ssl_session_fetch"
+
+
+
+=== TEST 373: single_use of nothing by name
+--- http_config
+    ssl_session_fetch redis://127.0.0.1 single_use=; # here
+--- emerg: "single_use" names "", which is no target of "ssl_session_fetch"
+
+
+
+=== TEST 374: single_use of a target, before the targets
+--- http_config
+    ssl_session_backend eu { server 127.0.0.1; }
+    ssl_session_fetch single_use=eu eu; # here
+--- emerg: "single_use=eu" is allowed at the end of "ssl_session_fetch" only
+
+
+
+=== TEST 375: single_use of a target, of a store
+--- http_config
+    ssl_session_backend eu { server 127.0.0.1; }
+    ssl_session_store eu single_use=eu; # here
+--- emerg: "single_use=eu" is allowed at the end of "ssl_session_fetch" only
+
+
+
+=== TEST 376: a backend named like the parameter
+--- http_config
+    ssl_session_backend single_use=eu { # here
+        server 127.0.0.1;
+    }
+--- emerg: invalid SSL session backend name "single_use=eu"
+
+
+
+=== TEST 377: single_use, and several targets to store in that it does not take from
+--- http_config
+    ssl_session_backend eu { server 127.0.0.1; }
+    ssl_session_backend us { server 127.0.0.1:6380; }
+    ssl_session_fetch redis://127.0.0.1:6381 single_use;
+    ssl_session_store shared:tls:1m eu us; # here
+--- emerg: "ssl_session_store" has several targets that other machines share, and not "redis://127.0.0.1:6381", out of which "single_use" takes tickets
+
+
+
+=== TEST 378: single_use, and one target to store in that other machines share
+--- http_config
+    ssl_session_backend writes { server 127.0.0.1; }
+    ssl_session_fetch shared:tls:1m redis://127.0.0.1 single_use;
+    ssl_session_store shared:tls:1m writes;
+
+
+
+=== TEST 379: an epoch in a target that is named
+--- http_config
+    ssl_session_backend eu { server 127.0.0.1; }
+    ssl_session_fetch shared:tls:1m eu redis://127.0.0.1:6380;
+    ssl_session_epoch epoch eu;
+
+
+
+=== TEST 380: an epoch in an unknown target
+--- http_config
+    ssl_session_fetch redis://127.0.0.1;
+    ssl_session_epoch epoch eu; # here
+--- emerg: unknown SSL session backend "eu" in "ssl_session_epoch"
+
+
+
+=== TEST 381: an epoch in a target that nothing is fetched from
+--- http_config
+    ssl_session_backend eu { server 127.0.0.1; }
+    ssl_session_fetch redis://127.0.0.1;
+    ssl_session_store eu;
+    ssl_session_epoch epoch eu; # here
+--- emerg: "ssl_session_epoch" names no target of "ssl_session_fetch" that other machines share
+
+
+
+=== TEST 382: an epoch in a zone
+--- http_config
+    ssl_session_fetch shared:tls:1m redis://127.0.0.1;
+    ssl_session_epoch epoch shared:tls:1m; # here
+--- emerg: "ssl_session_epoch" names no target of "ssl_session_fetch" that other machines share
+
+
+
+=== TEST 383: an epoch off
+--- http_config
+    ssl_session_fetch redis://127.0.0.1;
+    ssl_session_epoch epoch off; # here
+--- emerg: invalid target "off" in "ssl_session_epoch": leave the directive out
+
+
+
+=== TEST 384: an epoch in a target, and another word
+--- http_config
+    ssl_session_fetch redis://127.0.0.1;
+    ssl_session_epoch epoch redis://127.0.0.1 more; # here
+--- emerg: invalid number of arguments in "ssl_session_epoch" directive

@@ -1,7 +1,7 @@
 //! The directives, and what they make of the policy.
 
 use core::ffi::CStr;
-use core::{fmt, mem};
+use core::{fmt, mem, ptr};
 use std::rc::{Rc, Weak};
 use std::string::{String, ToString};
 use std::vec::Vec;
@@ -9,8 +9,8 @@ use std::vec::Vec;
 #[cfg(ngx_feature = "stream_ssl")]
 use nginx_sys::NGX_STREAM_MAIN_CONF;
 use nginx_sys::{
-    NGX_CONF_1MORE, NGX_CONF_BLOCK, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_CONF_TAKE123,
-    NGX_HTTP_LOC_CONF, NGX_HTTP_MAIN_CONF, ngx_command_t,
+    NGX_CONF_1MORE, NGX_CONF_BLOCK, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_CONF_TAKE12,
+    NGX_CONF_TAKE123, NGX_HTTP_LOC_CONF, NGX_HTTP_MAIN_CONF, ngx_command_t,
 };
 use session_core::cache_key::MAX_TEXT;
 use session_core::stats::Record;
@@ -27,7 +27,7 @@ use crate::ffi::module::{self, Commands, Module};
 use crate::ffi::shared_value::SharedValue;
 use crate::ffi::tls::{self, Hooked};
 use crate::ffi::turn::Turn;
-use crate::handshake::{Policy, Rules, Watch};
+use crate::handshake::{Policy, Rules, SingleUse, Watch};
 use crate::log_at;
 use crate::net::backend::{Answers, Backend as Servers};
 use crate::status::page::{Counted, Status};
@@ -48,7 +48,8 @@ use tickets::{
     TicketSettings,
 };
 
-/// The parameter of `ssl_session_fetch` that makes tickets good for one handshake.
+/// The parameter of `ssl_session_fetch` that makes tickets good for one handshake. `=` and a target may
+/// follow.
 const SINGLE_USE: &str = "single_use";
 /// The parameter of `ssl_session_store` that leaves out sessions of clients with certificates.
 const NO_CLIENT_CERT: &str = "no_client_cert";
@@ -71,7 +72,7 @@ const MAIN_COMMANDS: [ngx_command_t; 11] = [
     directive::<SslSessionStore>(NGX_HTTP_MAIN_CONF | NGX_CONF_1MORE),
     directive::<SslSessionBackend>(NGX_HTTP_MAIN_CONF | NGX_CONF_BLOCK | NGX_CONF_TAKE1),
     directive::<SslSessionKey>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
-    directive::<SslSessionEpoch>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
+    directive::<SslSessionEpoch>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE12),
     directive::<SslSessionLifetime>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
     directive::<SslSessionBind>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
     directive::<SslSessionTicketKeys>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE123),
@@ -110,10 +111,9 @@ pub struct MainConf {
     /// Names of servers that did not resolve.
     unresolved: Vec<Unresolved>,
     keys: Keys,
-    /// The name of the epoch's entry, and where the directive stands.
-    epoch: Option<(String, Place)>,
-    /// Whether a ticket of TLS 1.3 is good for one handshake only.
-    single_use: bool,
+    epoch: Option<EpochSettings>,
+    /// Set where a ticket of TLS 1.3 is good for one handshake only.
+    single_use: Option<TakenFrom>,
     /// How long after its full handshake a session is good, in seconds.
     lifetime: Option<i64>,
     /// What of a server's certificates a session is bound to.
@@ -147,6 +147,24 @@ enum Use {
     Backend(String),
 }
 
+/// What `ssl_session_epoch` says.
+struct EpochSettings {
+    /// The name of the entry.
+    name: String,
+    /// Where it is, if that is said.
+    target: Option<Use>,
+    place: Place,
+}
+
+/// Which target tickets are taken out of that are good for one handshake.
+#[derive(Clone, Copy)]
+struct TakenFrom {
+    /// Its place among those of `ssl_session_fetch`.
+    tier: usize,
+    /// Whether it is named. Otherwise it is the last one.
+    is_named: bool,
+}
+
 struct SslSessionFetch;
 
 impl Directive for SslSessionFetch {
@@ -157,10 +175,28 @@ impl Directive for SslSessionFetch {
         if conf.fetch.is_some() {
             return Err(DUPLICATE);
         }
-        let words: Vec<String> = cf.words().skip(1).map(ToString::to_string).collect();
+        let mut words: Vec<String> = cf.words().skip(1).map(ToString::to_string).collect();
+        let named = words.last().and_then(|last| Some(last.split_once('=')?.1.to_string()));
+        let named = named.filter(|_| words.last().is_some_and(|last| is_single_use(last)));
+        if let (Some(last), Some(_)) = (words.last_mut(), &named) {
+            *last = SINGLE_USE.to_string();
+        }
         let (targets, single_use) = conf.targets(cf, "ssl_session_fetch", &words, SINGLE_USE)?;
+        if single_use {
+            let tier = match &named {
+                Some(named) => words.iter().rev().skip(1).rev().position(|word| word == named),
+                None => targets.targets.len().checked_sub(1),
+            };
+            let Some(tier) = tier else {
+                let named = named.unwrap_or_default();
+                return Err(cf.refuse(format_args!(
+                    "\"single_use\" names \"{}\", which is no target of \"ssl_session_fetch\"",
+                    Redacted(&named)
+                )));
+            };
+            conf.single_use = Some(TakenFrom { tier, is_named: named.is_some() });
+        }
         conf.fetch = Some(targets);
-        conf.single_use = single_use;
         Ok(())
     }
 }
@@ -194,6 +230,7 @@ impl Directive for SslSessionEpoch {
             return Err(DUPLICATE);
         }
         let name = word(cf);
+        let target = cf.words().nth(2).map(ToString::to_string);
         let readable = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
         if name.is_empty() || name.len() > MAX_TEXT || !name.bytes().all(readable) {
             return Err(cf.refuse(format_args!(
@@ -201,7 +238,12 @@ impl Directive for SslSessionEpoch {
                  letters, digits and \"._-\""
             )));
         }
-        conf.epoch = Some((name, cf.place()));
+        let directive = "ssl_session_epoch";
+        let target = match target {
+            None => None,
+            Some(target) => Some(conf.one_target(cf, directive, &target)?),
+        };
+        conf.epoch = Some(EpochSettings { name, target, place: cf.place() });
         Ok(())
     }
 }
@@ -342,7 +384,8 @@ impl MainConf {
                     );
                 }
                 Ok(Target::Backend(word)) if is_parameter(word) => {
-                    let place = if word == SINGLE_USE { "fetch" } else { "store" };
+                    let place = if word == NO_CLIENT_CERT { "store" } else { "fetch" };
+                    let word = Redacted(word);
                     return Err(cf.refuse(format_args!(
                         "\"{word}\" is allowed at the end of \"ssl_session_{place}\" only"
                     )));
@@ -353,6 +396,27 @@ impl MainConf {
             }
         }
         Ok((Targets { directive: name, place: cf.place(), targets }, has_parameter))
+    }
+
+    /// Reads the target of a directive that has one.
+    fn one_target(
+        &mut self,
+        cf: &mut Conf,
+        directive: &'static str,
+        text: &str,
+    ) -> Result<Use, Refusal> {
+        match Target::parse(text) {
+            Ok(Target::Off) => Err(cf.refuse(format_args!(
+                "invalid target \"off\" in \"{directive}\": leave the directive out"
+            ))),
+            Ok(Target::Backend(word)) if is_parameter(word) => {
+                let word = Redacted(word);
+                Err(cf.refuse(format_args!("invalid target \"{word}\" in \"{directive}\"")))
+            }
+            Ok(Target::Backend(backend)) => Ok(Use::Backend(backend.to_string())),
+            Ok(target) => Ok(Use::Tier(self.tier(cf, text, target)?)),
+            Err(error) => Err(invalid(cf, text, directive, error)),
+        }
     }
 
     /// The tier of a target that is complete in itself.
@@ -484,10 +548,65 @@ impl MainConf {
         Ok(())
     }
 
-    /// Who watches the epoch: it is kept in the last tier that other machines share. With another
-    /// name, or in another tier, it is another one, of which nothing is known.
+    /// Where tickets are taken from, and stored, that are good for one handshake. `place` is that of
+    /// `ssl_session_fetch`, and the other one that of `ssl_session_store`.
+    fn single_use(
+        &self,
+        cf: &Conf,
+        (place, store_place): (Option<Place>, Option<Place>),
+        fetch: &[Rc<dyn Tier>],
+        store: &[Rc<dyn Tier>],
+    ) -> Result<Option<SingleUse>, Refusal> {
+        let Some(TakenFrom { tier, is_named }) = self.single_use else { return Ok(None) };
+        let Some(owner) = fetch.get(tier) else { return Ok(None) };
+        let shared = fetch.iter().filter(|tier| !tier.is_local()).count();
+        if let Some(place) = place.filter(|_| !is_named && shared > 1) {
+            cf.say_at(
+                Level::Warn,
+                &place,
+                format_args!(
+                    "\"single_use\" takes tickets out of \"{}\", the last of several targets: name the \
+                     one that all machines take them from, as in \"single_use=target\"",
+                    owner.name()
+                ),
+            );
+        }
+        let of_owner = |tier: &&Rc<dyn Tier>| is_same(tier, owner);
+        let mut targets: Vec<_> = store.iter().filter(of_owner).map(Rc::clone).collect();
+        if targets.is_empty() {
+            // One target for what is read and another for what is written may lead to one store.
+            targets = store.iter().filter(|tier| !tier.is_local()).map(Rc::clone).collect();
+        }
+        match store_place.filter(|_| targets.len() > 1) {
+            Some(place) => {
+                cf.say_at(
+                    Level::Emerg,
+                    &place,
+                    format_args!(
+                        "\"ssl_session_store\" has several targets that other machines share, and \
+                         not \"{}\", out of which \"single_use\" takes tickets",
+                        owner.name()
+                    ),
+                );
+                Err(Refusal::Said)
+            }
+            None => Ok(Some(SingleUse { tier, store: targets })),
+        }
+    }
+
+    /// Who watches the epoch: it is kept in the tier that is named, or else in the last one that other
+    /// machines share. With another name, or in another tier, it is another one, of which nothing is known.
     fn watch(&mut self, cf: &mut Conf, fetch: &[Rc<dyn Tier>]) -> Result<Option<Watch>, Refusal> {
-        let Some((name, place)) = self.epoch.take() else { return Ok(None) };
+        let Some(EpochSettings { name, target, place }) = self.epoch.take() else {
+            return Ok(None);
+        };
+        let named = target.map(|target| Targets {
+            directive: "ssl_session_epoch",
+            place: place.clone(),
+            targets: Vec::from([target]),
+        });
+        let is_named = named.is_some();
+        let named = self.resolve(cf, named)?.pop();
         let refuse = |text: fmt::Arguments<'_>| {
             cf.say_at(Level::Emerg, &place, format_args!("\"ssl_session_epoch\" {text}"));
             Err(Refusal::Said)
@@ -496,13 +615,18 @@ impl MainConf {
         let Keys::Files(_) = self.keys else {
             return refuse(format_args!("without \"ssl_session_key\""));
         };
-        match fetch.iter().rev().find(|tier| !tier.is_local()) {
+        let is_meant =
+            |tier: &&Rc<dyn Tier>| named.as_ref().is_none_or(|named| is_same(tier, named));
+        match fetch.iter().rev().filter(|tier| !tier.is_local()).find(is_meant) {
             Some(tier) => {
                 let zone = std::format!("SSL session epoch \"{name}\" in \"{}\"", tier.name());
                 // As for the counters.
                 let zone = SharedValue::declare(cf, &zone, crate::backend_module())?;
                 Ok(Some(Watch::new(name, Rc::clone(tier), zone)))
             }
+            None if is_named => refuse(format_args!(
+                "names no target of \"ssl_session_fetch\" that other machines share"
+            )),
             None => refuse(format_args!(
                 "without a target of \"ssl_session_fetch\" that other machines share"
             )),
@@ -530,9 +654,10 @@ impl module::MainConf for MainConf {
             self.counters =
                 Some(Counters::declare(cf, COUNTERS, COUNTERS_LEN, crate::backend_module())?);
         }
-        let fetch = self.fetch.take();
+        let (fetch, store) = (self.fetch.take(), self.store.take());
+        let place = |targets: &Option<Targets>| targets.as_ref().map(|it| it.place.clone());
+        let places = (place(&fetch), place(&store));
         let fetch = self.resolve(cf, fetch)?;
-        let store = self.store.take();
         let store = self.resolve(cf, store)?;
         let servers = M::Block::servers(cf);
         let ticket_tier = self.ticket_tier(cf)?;
@@ -542,14 +667,15 @@ impl module::MainConf for MainConf {
         }
         self.warn_of_open_store(cf, fetch.iter().chain(&store));
         let epoch = self.watch(cf, &fetch)?;
-        let fresh = self.single_use.then_some(SINGLE_USE);
+        let single_use = self.single_use(cf, places, &fetch, &store)?;
+        let fresh = single_use.as_ref().map(|_| SINGLE_USE);
         let fresh = fresh.or(epoch.as_ref().map(|_| "ssl_session_epoch"));
         let ring = Rc::new(mem::take(&mut self.keys).into_ring(cf)?);
         let tickets = self.tickets(cf, ticket_tier, &ring, &servers, &store)?;
         let has_ticket_keys = tickets.is_some();
         let policy = Rc::new(Policy::new(Rules {
             fetch,
-            single_use: self.single_use,
+            single_use,
             store,
             client_certificates: !self.no_client_cert,
             ring,
@@ -677,7 +803,16 @@ fn word(cf: &Conf) -> String {
 }
 
 fn is_parameter(word: &str) -> bool {
-    [SINGLE_USE, NO_CLIENT_CERT].contains(&word)
+    word == NO_CLIENT_CERT || is_single_use(word)
+}
+
+/// Whether a word is `single_use`, with a target or without.
+fn is_single_use(word: &str) -> bool {
+    word.strip_prefix(SINGLE_USE).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+}
+
+fn is_same(one: &Rc<dyn Tier>, other: &Rc<dyn Tier>) -> bool {
+    ptr::addr_eq(Rc::as_ptr(one), Rc::as_ptr(other))
 }
 
 fn invalid(cf: &mut Conf, word: &str, directive: &str, error: TargetError) -> Refusal {

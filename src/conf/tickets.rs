@@ -7,10 +7,9 @@ use std::string::{String, ToString};
 use std::vec::Vec;
 
 use session_core::key_ring::KeyRing;
-use session_core::target::{Redacted, Target};
 use session_core::ticket_keys::{MAX_KEYS, Times};
 
-use super::{Keys, MainConf, Targets, Use, invalid, is_parameter, word};
+use super::{Keys, MainConf, Targets, Use, word};
 use crate::ffi::block::Server;
 use crate::ffi::conf::{Conf, DUPLICATE, Directive, Place, Refusal};
 use crate::ffi::crypto::Evp;
@@ -89,20 +88,7 @@ impl Directive for SslSessionTicketKeys {
             }
         }
         let directive = "ssl_session_ticket_keys";
-        let target = match Target::parse(text) {
-            Ok(Target::Off) => {
-                return Err(cf.refuse(format_args!(
-                    "invalid target \"off\" in \"{directive}\": leave the directive out"
-                )));
-            }
-            Ok(Target::Backend(word)) if is_parameter(word) => {
-                let word = Redacted(word);
-                return Err(cf.refuse(format_args!("invalid target \"{word}\" in \"{directive}\"")));
-            }
-            Ok(Target::Backend(backend)) => Use::Backend(backend.to_string()),
-            Ok(target) => Use::Tier(conf.tier(cf, text, target)?),
-            Err(error) => return Err(invalid(cf, text, directive, error)),
-        };
+        let target = conf.one_target(cf, directive, text)?;
         conf.tickets.keys = Some(KeySettings {
             target: Some(target),
             place: cf.place(),

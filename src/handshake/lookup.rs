@@ -19,7 +19,7 @@ use crate::tier::Tier;
 /// One session ID on its way through the tiers.
 pub struct Lookup {
     entry: Entry,
-    /// Whether the entry is taken out of the last tier; then no other tier is asked or told.
+    /// Whether the entry is taken out of its tier; then no other tier is asked or told.
     take: bool,
     /// The tier that is asked, or that had the entry, or the number of tiers.
     tier: usize,
@@ -64,9 +64,9 @@ impl Lookup {
         }
     }
 
-    /// A lookup that takes the entry out of the last of so many tiers.
-    pub fn take(entry: Entry, tiers: usize) -> Self {
-        Lookup { take: true, tier: tiers.saturating_sub(1), refill: false, ..Lookup::new(entry) }
+    /// A lookup that takes the entry out of a tier.
+    pub fn take(entry: Entry, tier: usize) -> Self {
+        Lookup { take: true, tier, refill: false, ..Lookup::new(entry) }
     }
 
     /// The session ID.
@@ -162,10 +162,15 @@ impl Lookup {
             match self.ask_local(&**tier) {
                 Some(outcome) if self.record(tiers, outcome, log) => return true,
                 Some(_) => {}
-                None => self.tier = self.tier.saturating_add(1),
+                None => self.leave(),
             }
         }
         false
+    }
+
+    /// Goes on to the next tier. After the one that an entry is taken out of there is none.
+    fn leave(&mut self) {
+        self.tier = if self.take { usize::MAX } else { self.tier.saturating_add(1) };
     }
 
     /// The tier that was asked has answered.
@@ -238,7 +243,7 @@ impl Lookup {
         if outcome == Outcome::Corrupt {
             self.corrupt = self.corrupt.or(Some(self.tier));
         }
-        self.tier = self.tier.saturating_add(1);
+        self.leave();
         false
     }
 }

@@ -38,7 +38,7 @@ mod tickets;
 
 pub use epoch::Watch;
 use messages::pass;
-pub use policy::{Policy, Rules};
+pub use policy::{Policy, Rules, SingleUse};
 pub use report::Report;
 pub use store::MAX_ENTRY;
 use suspend::State;
@@ -147,7 +147,7 @@ impl Handler for Policy {
     }
 
     fn restricts_early_data(&self) -> bool {
-        self.rules.single_use
+        self.rules.single_use.is_some()
     }
 
     fn allows_early_data(&self, connection: &Connection) -> bool {

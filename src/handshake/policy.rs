@@ -27,9 +27,8 @@ use crate::tier::Tier;
 pub struct Rules {
     /// Where sessions are looked up, in this order.
     pub fetch: Vec<Rc<dyn Tier>>,
-    /// Whether a ticket of TLS 1.3 is good for one handshake only: it is taken out of the last
-    /// tier of `fetch`. Those before it may have copies, and are not asked.
-    pub single_use: bool,
+    /// Set where a ticket of TLS 1.3 is good for one handshake only.
+    pub single_use: Option<SingleUse>,
     /// Where they are stored: in all of these.
     pub store: Vec<Rc<dyn Tier>>,
     /// Whether those of clients that have shown a certificate are stored, too.
@@ -42,6 +41,15 @@ pub struct Rules {
     pub epoch: Option<Watch>,
     /// How long after its full handshake a session may be resumed, in seconds.
     pub lifetime: i64,
+}
+
+/// Where the tickets are that are good for one handshake.
+pub struct SingleUse {
+    /// The tier of `fetch` that they are taken out of. No other one is asked for them.
+    pub tier: usize,
+    /// Where they are stored. That is one place for all machines: of two copies each could be taken, by
+    /// machines that do not agree on the tier.
+    pub store: Vec<Rc<dyn Tier>>,
 }
 
 /// What is done about sessions, for all servers of a configuration.
@@ -123,16 +131,24 @@ impl Policy {
 
     /// Whether a session is good for one handshake only.
     pub(super) fn takes(&self, tls: Tls) -> bool {
-        self.rules.single_use && tls == Tls::V13
+        self.single_use(tls).is_some()
+    }
+
+    fn single_use(&self, tls: Tls) -> Option<&SingleUse> {
+        self.rules.single_use.as_ref().filter(|_| tls == Tls::V13)
+    }
+
+    /// Where a session is stored.
+    pub(super) fn targets(&self, tls: Tls) -> &[Rc<dyn Tier>] {
+        self.single_use(tls).map_or(&self.rules.store, |single_use| &single_use.store)
     }
 
     /// A lookup of a session ID that was offered; none if the ID is forged.
     pub(super) fn lookup(&self, id: &SessionId, tls: Tls) -> Option<Lookup> {
         let entry = self.rules.ring.known(id, tls)?;
-        Some(if self.takes(tls) {
-            Lookup::take(entry, self.rules.fetch.len())
-        } else {
-            Lookup::new(entry)
+        Some(match self.single_use(tls) {
+            Some(single_use) => Lookup::take(entry, single_use.tier),
+            None => Lookup::new(entry),
         })
     }
 

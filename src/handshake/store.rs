@@ -36,7 +36,7 @@ impl Policy {
         !self.rules.store.is_empty() && !stateless()
     }
 
-    /// Stores a session in all targets.
+    /// Stores a session in all targets that are for it.
     pub(super) fn store(&self, connection: &Connection, session: &SessionRef) -> Stored {
         if !self.rules.client_certificates && session.has_certificate() {
             return Stored::Skipped;
@@ -57,8 +57,8 @@ impl Policy {
         }
         // A client that cannot wait for a store will not get the session from there.
         let only_local = self.suspends && connection.waits() == Waits::Not;
-        let mut tiers =
-            self.rules.store.iter().filter(|tier| tier.is_local() || !only_local).peekable();
+        let targets = self.targets(tls(connection.is_tls13()));
+        let mut tiers = targets.iter().filter(|tier| tier.is_local() || !only_local).peekable();
         if tiers.peek().is_none() {
             return Stored::Skipped;
         }

@@ -17,7 +17,7 @@ use session_core::outcome::Outcome;
 use session_core::stored::Stored;
 use session_core::ticket_keys::{KeyName, TicketKey};
 
-use super::policy::{Policy, only_openssl_resumes};
+use super::policy::{Policy, only_openssl_resumes, tls};
 use super::ticket_keys::Keeper;
 use crate::debug;
 use crate::ffi::clock;
@@ -131,13 +131,14 @@ impl Policy {
     /// Whether a client of TLS 1.2 that would take a ticket gets one, at a server without tickets.
     fn gives_tickets12(&self, connection: &Connection, tickets: &Tickets, knows_id: bool) -> bool {
         let ids_only = !tickets.tls12 || knows_id;
-        tickets.keeper.has_current() && (!ids_only || self.falls_back(connection, tickets))
+        tickets.keeper.has_current()
+            && (!ids_only || self.falls_back(connection, tickets, Tls::UpTo12))
     }
 
     /// Whether what this connection comes to could not be stored, so that it gets a stateless ticket.
-    fn falls_back(&self, connection: &Connection, tickets: &Tickets) -> bool {
+    fn falls_back(&self, connection: &Connection, tickets: &Tickets, tls: Tls) -> bool {
         let cannot_wait = || self.suspends && connection.waits() == Waits::Not;
-        let mut stores = self.rules.store.iter().filter(|tier| !tier.is_local());
+        let mut stores = self.targets(tls).iter().filter(|tier| !tier.is_local());
         tickets.fallback.is_some()
             && connection.offers_resumption()
             && (cannot_wait() || stores.any(|tier| !tier.accepts()))
@@ -249,7 +250,7 @@ impl Policy {
         let by_server = connection.server_has_tickets();
         let falls_back = !by_server
             && (is_tls13 || connection.has_tickets())
-            && self.falls_back(connection, tickets);
+            && self.falls_back(connection, tickets, tls(is_tls13));
         if is_tls13 && !only_openssl_resumes(connection) {
             let stateless = tickets.keeper.has_current()
                 && (by_server || (falls_back && self.may_leave(session)));

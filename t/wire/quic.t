@@ -208,6 +208,23 @@ if ($waits) {
         is_deeply [ $nginx->errors ], [], 'no error in the log';
     };
 
+    subtest 'a reload ends a handshake that waits, and its worker' => sub {
+        $ms = 4000 * patience();
+        my ($port, $nginx) = site('store');
+        my $session = stored($port, 'reloaded');
+        my $gets    = $relay->requests('GET');
+        $relay->hold;
+        my $client = client($port, '--session', $session, '--early');
+        wait_until { $relay->requests('GET') > $gets } 20, 'a lookup';
+        $nginx->reload;
+        my $seen = $client->();
+        like $seen->{error}, qr/0x0 graceful shutdown/, 'nginx closes it' or diag explain $seen;
+        wait_until { !$nginx->old_workers } 20, 'the end of the old worker';
+        $relay->release;
+        is visit($port, '--session', $session)->{body}, 'h3 r HIT store STORED', 'its client is resumed when it connects anew';
+        is_deeply [ $nginx->errors ], [], 'no error in the log';
+    };
+
     subtest 'single_use: a ticket is good for one handshake' => sub {
         my ($port, $nginx) = site('store single_use', early => 'on');
         my $session = stored($port, 'once');

@@ -199,8 +199,10 @@ for my $kind (qw(redis shared)) {
 subtest 'a nearer tier is not asked for what is taken, and not refilled' => sub {
     my ($port, $redis) = (free_port(), redis());
     my @server = (server => '127.0.0.1:' . $redis->port);
-    my $nginx = nginx(conf => conf($port, @server, fetch => 'shared:near:1m store single_use', store => 'shared:near:1m store'));
+    # With copies in the nearer tier, as there are where sessions were not taken before.
+    my $nginx = nginx(conf => conf($port, @server, fetch => 'shared:near:1m store', store => 'shared:near:1m store'));
     my $session = stored_session($port, $redis);
+    $nginx->reload(conf($port, @server, fetch => 'shared:near:1m store single_use', store => 'shared:near:1m store'));
     my $seen = visit($port, session => $session);
     is $seen->{status}, 'HIT', 'hit';
     is $seen->{tier}, 'store', 'in the last tier, though the nearer one has it';
