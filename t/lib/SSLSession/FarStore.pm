@@ -13,10 +13,10 @@ use SSLSession::Nginx;
 use SSLSession::Process;
 use SSLSession::Redis;
 use SSLSession::Sealing qw(cache_key);
-use SSLSession::Util qw(free_port new_dir patience slurp spew wait_until);
+use SSLSession::Util qw(free_port new_dir slurp spew wait_until);
 
-use List::Util qw(max);
-use Test::More ();
+use List::Util qw(sum0);
+use Socket qw(inet_aton);
 use Time::HiRes qw(time);
 
 # wire => ..., kind => 'redis', 'rediss' (over TLS) or 'memcached'
@@ -31,7 +31,7 @@ sub new {
             : SSLSession::Redis->new(bind => $bind, $kind eq 'rediss' ? (tls => 1) : ());
     });
     my $conf = $self->_conf($arg{limits} // {});
-    $self->{nginx} = SSLSession::Nginx->new(conf => $conf, log => 'info');
+    $self->{nginx} = SSLSession::Nginx->new(conf => $conf, log => $arg{log} // 'info');
     return $self;
 }
 
@@ -57,6 +57,7 @@ sub _conf {
     server {
         listen 127.0.0.1:$self->{port} ssl;
         location / { return 200 "\$ssl_session_fetch_status|\$ssl_session_fetch_time"; }
+        location /status { ssl_session_status; }
     }
 CONF
 }
@@ -81,6 +82,22 @@ sub visit {
     my ($status, $time) = split /\|/, $answer;
     my $wrong = !!$client->reused eq ($status eq 'HIT') ? '' : "$status, reused: " . $client->reused;
     return ($status, $time, $wrong);
+}
+
+# What the server's counters have come to: a sum over their labels, as 'failures' or 'connections'.
+sub counted {
+    my ($self, $name) = @_;
+    my $page = SSLSession::Client->new(port => $self->{port})->request('/status');
+    return sum0($page =~ /^nginx_ssl_session_server_${name}_total\{[^}]*\} (\d+)$/mg);
+}
+
+# How many connections nginx has to the store, as the system has it.
+sub links {
+    my ($self) = @_;
+    my ($host, $port) = $self->server =~ /^(.*):(\d+)$/;
+    my $remote = sprintf '%08X:%04X', unpack('L', inet_aton($host)), $port;
+    # In the near place; of the store itself the test has no connection there.
+    return scalar grep { my @field = split; $field[2] eq $remote && $field[3] eq '01' } split /\n/, slurp('/proc/net/tcp');
 }
 
 # A session that the store has.
