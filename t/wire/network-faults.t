@@ -49,7 +49,10 @@ sub idle_links {
     my ($fault, $check) = @_;
     # Both links of each are there, and work.
     for my $kind (@kinds) {
-        wait_until { $known{$kind} = $store{$kind}->session; ($store{$kind}->visit($known{$kind}))[0] eq 'HIT' } 10, 'a hit';
+        wait_until {
+            $known{$kind} = $store{$kind}->session;
+            ($store{$kind}->visit($known{$kind}))[0] eq 'HIT';
+        } 10, 'a hit';
         is $store{$kind}->links, 2, "$kind: two links";
     }
     my %from = map { $_ => $store{$_}->nginx->log_pos } @kinds;
@@ -121,11 +124,12 @@ subtest 'with keepalive a link that was forgotten is found dead before it is nee
 };
 
 # How long all packets vanish while clients come, in seconds.
-for my $length (1, 5) {
-    subtest "all packets vanish for $length s while clients come" => sub {
+for my $seconds (1, 5) {
+    subtest "all packets vanish for $seconds s while clients come" => sub {
+        my $length = $seconds * patience();
         # Shorter, so that the server is down for most of that.
         my $short  = 0.1 * patience();
-        my @kinds  = $length > 1 ? 'redis' : qw(redis memcached);
+        my @kinds  = $seconds > 1 ? 'redis' : qw(redis memcached);
         my %store  = map { $_ => store($_, fetch_timeout => ms($short)) } @kinds;
         $store{$_}->begin(clients => 2, pause => 0.01) for @kinds;
         for my $kind (@kinds) {
@@ -151,7 +155,7 @@ for my $length (1, 5) {
             note "$kind: ", join ' ', map { "$_ $seen{$_}" } sort keys %seen;
             is_deeply [ sort keys %seen ], [qw(DOWN TIMEOUT)], "$kind: lookups are late, then not made";
             my $down = (first { $_->[1] eq 'DOWN' } @during)->[0];
-            cmp_ok $down - $began, '<', 4 * $short + 0.3 * patience(), "$kind: the server is found down after four timeouts";
+            cmp_ok $down - $began, '<', 4 * $short + 0.3 * patience(), "$kind: the server is down after four timeouts";
             my @late = grep { $_->[0] > $down + 0.05 * patience() && $_->[1] ne 'DOWN' } @during;
             is scalar @late, 0, "$kind: from then on nobody waits";
             cmp_ok max(map { $_->[2] } @during), '<', $short + 0.2 * patience(), "$kind: and nobody has waited longer than that";
