@@ -94,6 +94,12 @@ pub enum Hint<'a> {
     SpeaksTls,
     /// The server may speak no TLS.
     SpeaksNoTls,
+    /// The server may speak no TLS, or be too far away for the time that its handshake has.
+    NoTlsInTime,
+    /// The server may be too far away for the time that connecting has.
+    ConnectTimeout,
+    /// The server answers, but too late.
+    FetchTimeout,
 }
 
 impl fmt::Display for Hint<'_> {
@@ -175,6 +181,12 @@ impl fmt::Display for Hint<'_> {
             Hint::WantsTls => "if the server wants TLS: \"ssl on\", or \"rediss://\"",
             Hint::SpeaksTls => "the server speaks TLS: \"ssl on\", or \"rediss://\"",
             Hint::SpeaksNoTls => "if the server speaks no TLS: \"ssl off\", or \"redis://\"",
+            Hint::NoTlsInTime => {
+                "if the server speaks no TLS: \"ssl off\", or \"redis://\"; if it is far away: \
+                 raise \"connect_timeout\""
+            }
+            Hint::ConnectTimeout => "if the server is far away: raise \"connect_timeout\"",
+            Hint::FetchTimeout => "if the server is far away: raise \"fetch_timeout\"",
         })
     }
 }

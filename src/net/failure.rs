@@ -72,7 +72,9 @@ impl Failure {
             Failure::Tls(text) => client::hint(text).or_else(|| codec.missing(step?)),
             Failure::Closed | Failure::Io(_) => codec.missing(step?),
             Failure::Handshake(error) => error.hint(),
-            Failure::HandshakeTimeout => Some(Hint::SpeaksNoTls),
+            Failure::ConnectTimeout => Some(Hint::ConnectTimeout),
+            Failure::HandshakeTimeout => Some(Hint::NoTlsInTime),
+            Failure::Conversation(conversation::Failure::Slow(_)) => Some(Hint::FetchTimeout),
             _ => None,
         }
     }

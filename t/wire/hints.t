@@ -151,7 +151,7 @@ hinted 'a full server', at(redis(maxmemory => '1')),
 my $no_tls = 'if the server speaks no TLS: "ssl off", or "redis://"';
 my %tls = (ssl => 'on', ssl_trusted_certificate => $certs->{ca_crt}, connect_timeout => 500 * patience() . 'ms');
 hinted 'a port without TLS', at(redis()), %tls,
-    says => qr/$redis is down: SSL handshake (?:timed out|failed: .*)/, hint => $no_tls;
+    says => qr/$redis is down: SSL handshake timed out/, hint => "$no_tls; if it is far away: raise \"connect_timeout\"";
 hinted 'a port without TLS that answers', at('127.0.0.1:' . fake_server(on_connect => "-ERR no\r\n", canned => [])->port), %tls,
     says => qr/$redis is down: SSL handshake failed: .*wrong version number.*/, hint => $no_tls;
 hinted 'a memcached without TLS', at(memcached()), %tls, protocol => 'memcached',

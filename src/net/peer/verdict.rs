@@ -292,6 +292,12 @@ impl Peer {
         } else {
             None
         };
+        // What has forgotten the one has forgotten the other, and a store is not made again.
+        let forgotten = if facts.stale && role == Role::Lookups {
+            state.stores.clone().filter(|it| it.with(|it| it.is_idle(now)).unwrap_or(false))
+        } else {
+            None
+        };
         drop(guard);
         if trips {
             // If it was the session that the server did not like, the next one is not.
@@ -303,8 +309,8 @@ impl Peer {
         if server && (failure.is_of_connecting() || role == Role::Probe) {
             self.next_address();
         }
-        if let Some(second) = unused {
-            second.hang_up(turn);
+        for line in [unused, forgotten].into_iter().flatten() {
+            line.hang_up(turn);
         }
         if let Some(stores) = others {
             stores.settle(turn, Err(conversation::Failure::Suspect.into()));

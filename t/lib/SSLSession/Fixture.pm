@@ -27,6 +27,7 @@ use SSLSession::NameServer;
 use SSLSession::Prometheus;
 use SSLSession::Relay;
 use SSLSession::TlsRelay;
+use SSLSession::Wire;
 use SSLSession::Client;
 use SSLSession::Browser;
 use SSLSession::Sealing qw(session_key new_session_key issue_id seal unseal);
@@ -39,7 +40,7 @@ alarm(($ENV{TEST_DEADLINE} || 120) * patience());
 
 our @EXPORT = qw($doing root tmpdir new_dir free_port wait_until patience slurp spew state_of
                  nginx_binary module_path certs nginx nginx_version nginx_patched event_methods conf_test redis
-                 redis_cluster redis_sentinel memcached name_server prometheus relay fake_server tls_relay
+                 redis_cluster redis_sentinel memcached name_server prometheus relay fake_server tls_relay wire
                  s_server s_client s_client_start tls_client browser refragment session_name
                  session_id with_session_id without_secret beside_ticket has_stream cache_key plain_key session_key
                  new_session_key issue_id seal unseal);
@@ -61,6 +62,7 @@ sub relay          { SSLSession::Relay->new(@_) }
 sub name_server    { SSLSession::NameServer->new }
 sub fake_server    { SSLSession::Relay->new(@_) }
 sub tls_relay      { SSLSession::TlsRelay->new(@_) }
+sub wire           { SSLSession::Wire->new }
 sub s_server       { SSLSession::OpenSSL::Server->new(@_) }
 sub s_client       { SSLSession::OpenSSL->run(@_) }
 sub s_client_start { SSLSession::OpenSSL->start(@_) }

@@ -8,7 +8,7 @@ use warnings;
 use parent 'SSLSession::Server';
 use SSLSession::Util qw(free_port new_dir);
 
-# port => ..., or unix => 1: a socket in place of a port
+# port => ..., or unix => 1: a socket in place of a port; bind => '10.0.0.1' in place of 127.0.0.1
 # memory => 64 (MB), item_size => '1m' (of the largest item), args => [more]
 # start => 0 leaves it stopped
 sub new {
@@ -21,7 +21,8 @@ sub new {
     return $self;
 }
 
-sub address { $_[0]{unix} ? "unix:$_[0]{unix}" : "127.0.0.1:$_[0]{port}" }
+sub host    { $_[0]{arg}{bind} // '127.0.0.1' }
+sub address { $_[0]{unix} ? "unix:$_[0]{unix}" : $_[0]->host . ":$_[0]{port}" }
 sub url     { 'memcached://' . $_[0]->address }
 
 # Starts it, or starts it again on the same address, empty; with arguments of new() changed.
@@ -32,7 +33,7 @@ sub start {
         # Its maintainer's references to entries would now and then hide them from keys().
         qw(memcached -t 1 -o no_lru_maintainer), '-m', $arg->{memory} // 64, '-I', $arg->{item_size} // '1m',
         $< ? () : qw(-u root),
-        defined $self->{unix} ? ('-s', $self->{unix}) : (qw(-l 127.0.0.1 -U 0 -p), $self->{port}),
+        defined $self->{unix} ? ('-s', $self->{unix}) : (qw(-U 0 -l), $self->host, '-p', $self->{port}),
         @{ $arg->{args} // [] },
     ], sub { eval { $self->raw("version\r\n") } });
 }

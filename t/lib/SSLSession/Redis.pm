@@ -62,6 +62,8 @@ sub configure {
         'daemonize no', 'user fixture on nopass ~* &* +@all',
         $arg->{sentinel} ? () : ('save ""', 'appendonly no', 'repl-diskless-sync-delay 0'),
     );
+    # It would answer nobody beyond loopback.
+    push @conf, 'protected-mode no' if $arg->{bind};
     push @conf, $self->_tls_conf if $self->{tls_port};
     push @conf, "requirepass $arg->{password}", "masterauth $arg->{password}" if defined $arg->{password};
     push @conf, map { "user $_ on $arg->{users}{$_}" } sort keys %{ $arg->{users} // {} };

@@ -60,7 +60,7 @@ sub _connect {
     my ($self) = @_;
     return if $self->{sock};
     $self->{sock} = $self->{port} && !$self->{by_unix}
-        ? IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $self->{port}, Timeout => 5)
+        ? IO::Socket::INET->new(PeerAddr => $self->host, PeerPort => $self->{port}, Timeout => 5)
         : IO::Socket::UNIX->new(Peer => $self->{unix});
     $self->{sock} or die "connect: $!\n";
     $self->{bytes} = '';
