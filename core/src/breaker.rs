@@ -8,7 +8,7 @@
 //! A server may answer probes and fail requests. So the length of the pauses is not forgotten when a
 //! probe succeeds: the server is on trial, and the next failure opens the breaker at once, with the
 //! pause that was due. Each request that is answered takes one doubling back, and a server that was
-//! up for as long as it was down has passed.
+//! up for as long as it was down, or could have been, has passed.
 //!
 //! The workers of a machine have a [`Board`] in common for each server, on which the one that finds
 //! it down, or up again, puts that down for the others. While it is up the board has the time of the
@@ -418,7 +418,9 @@ impl Breaker {
     /// The server answered a probe. Returns whether that closed the breaker.
     pub fn recovered(&mut self, now: u64) -> bool {
         let (State::Open { down, .. } | State::Probing { down }) = self.state else { return false };
-        let until = now.saturating_add(now.saturating_sub(down.since));
+        // Chance may have made the pauses shorter than a failure takes to show.
+        let whole = (0..down.pauses).fold(0u64, |sum, n| sum.saturating_add(self.whole_pause(n)));
+        let until = now.saturating_add(now.saturating_sub(down.since).max(whole));
         let trial = Some(Trial { until, pauses: down.pauses });
         self.state = State::Closed { fails: 0, since: 0, trial };
         true
@@ -434,8 +436,9 @@ impl Breaker {
 
     /// The server failed. Returns whether that opened the breaker.
     ///
-    /// `random` spreads the pause over 75 to 100 % of its length, so that a fleet does not come
-    /// back all at once.
+    /// `random` takes off any part of the pause, so that a fleet does not come back all at once: what a
+    /// server can take of it is over in a moment, and the rest of it had better not try at the same time
+    /// again.
     pub fn failed(&mut self, now: u64, random: u32) -> bool {
         match self.state {
             State::Closed { fails, since, trial } => {
@@ -478,7 +481,7 @@ impl Breaker {
     /// The pause after those that there were.
     fn pause(&self, down: Down, now: u64, random: u32) -> State {
         let full = self.whole_pause(down.pauses);
-        let jitter = (full / 4).saturating_mul(u64::from(random)) >> 32;
+        let jitter = full.saturating_mul(u64::from(random)) >> 32;
         let until = now.saturating_add(full.saturating_sub(jitter));
         State::Open { until, down: Down { pauses: down.pauses.saturating_add(1), ..down } }
     }
@@ -587,6 +590,18 @@ mod tests {
     }
 
     #[test]
+    fn pauses_that_chance_made_short_make_no_shorter_trial() {
+        let mut breaker = Breaker::default();
+        for now in [1000, 1001, 1002] {
+            breaker.failed(now, u32::MAX);
+            assert_eq!(breaker.ask(now + 1), Verdict::Probe);
+        }
+        assert!(breaker.recovered(1003));
+        assert!(breaker.failed(1003 + 699, 0));
+        assert_eq!(until(&breaker), 1003 + 699 + 800, "as after 100, 200 and 400 ms");
+    }
+
+    #[test]
     fn an_answer_does_not_close_an_open_breaker() {
         let mut breaker = Breaker::default();
         breaker.failed(0, 0);
@@ -609,10 +624,15 @@ mod tests {
     }
 
     #[test]
-    fn jitter_takes_off_a_quarter_at_most() {
-        let mut breaker = Breaker::default();
-        breaker.failed(0, u32::MAX);
-        assert!((75..=77).contains(&until(&breaker)), "{breaker:?}");
+    fn jitter_takes_off_any_part_of_a_pause() {
+        for (random, pause) in [(0, 100), (1 << 30, 75), (1 << 31, 50), (u32::MAX, 1)] {
+            let mut breaker = Breaker::default();
+            breaker.failed(0, random);
+            assert_eq!(until(&breaker), pause);
+            // The next one is as long as if this one had been.
+            breaker.failed(0, 0);
+            assert_eq!(until(&breaker), 2 * FIRST_PAUSE);
+        }
     }
 
     #[test]
