@@ -8,10 +8,14 @@
 //! A server may answer probes and fail requests. So the length of the pauses is not forgotten when a
 //! probe succeeds: the server is on trial, and the next failure opens the breaker at once, with the
 //! pause that was due. Each request that is answered takes one doubling back, and a server that was
-//! up for as long as it was down has passed.
+//! up for as long as it was down, or could have been, has passed.
 //!
 //! The workers of a machine have a [`Board`] in common for each server, on which the one that finds
-//! it down, or up again, puts that down for the others.
+//! it down, or up again, puts that down for the others. While it is up the board has the time of the
+//! last answer that one of them got. A connection that cannot be made says little while others work:
+//! many machines that connect at once make a server slow to accept. So long as it was
+//! [reached](Board::reached) the failure is the connection's, which has a [`Breaker`] of its own that
+//! nobody else hears of.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,6 +23,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 pub const FIRST_PAUSE: u64 = 100;
 /// The longest pause, in milliseconds, unless `fail_timeout` is shorter.
 pub const LONGEST_PAUSE: u64 = 5000;
+/// How long before an attempt to connect an answer to somebody else counts for it, in milliseconds.
+pub const LATELY: u64 = 1000;
+/// How exact the time of the last answer is, in milliseconds: it is not written for each.
+const EXACT: u64 = 100;
 
 /// What opens a breaker. The default is nginx's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,12 +74,13 @@ pub struct Board<'a> {
     generation: u16,
 }
 
-/// What is on a [`Board`]: until when the server is left alone, or 0 if it is up, and how many pauses
-/// there were.
+/// What is on a [`Board`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Note {
-    until: u64,
-    pauses: u32,
+enum Note {
+    /// The server is down, and left alone until then. `pauses`: how many there were, with this one.
+    Down { until: u64, pauses: u32 },
+    /// It is up. When it has last answered somebody; 0 if it has not, or a connection was lost since.
+    Up { heard: u64 },
 }
 
 /// How many servers there are boards for. Those that come later have none.
@@ -88,6 +97,8 @@ pub struct Boards {
 struct Place {
     server: AtomicU64,
     word: AtomicU64,
+    /// Until when a worker asks on a second connection whether the server works.
+    doubt: AtomicU64,
 }
 
 impl Boards {
@@ -103,25 +114,48 @@ impl Boards {
         })
     }
 
-    /// The word at a place.
-    pub fn word(&self, place: usize) -> Option<&AtomicU64> {
-        self.places.get(place).map(|place| &place.word)
+    /// Whether a worker may ask the server at a place, on a second connection, why it is silent; else
+    /// another one does. One that dies over it has it for `most` milliseconds.
+    pub fn doubts(&self, place: usize, now: u64, most: u64) -> bool {
+        let Some(Place { doubt, .. }) = self.places.get(place) else { return true };
+        let relaxed = Ordering::Relaxed;
+        let until = doubt.load(relaxed);
+        let next = now.saturating_add(most);
+        until <= now && doubt.compare_exchange(until, next, relaxed, relaxed).is_ok()
+    }
+
+    /// The worker that asked has its answer, or none.
+    pub fn doubted(&self, place: usize) {
+        if let Some(Place { doubt, .. }) = self.places.get(place) {
+            doubt.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// The board at a place, as a configuration sees it.
+    pub fn board(&self, place: usize, generation: u16) -> Option<Board<'_>> {
+        self.places.get(place).map(|place| Board::new(&place.word, generation))
     }
 }
 
 impl Default for Boards {
     fn default() -> Self {
         Boards {
-            places: [const { Place { server: AtomicU64::new(0), word: AtomicU64::new(0) } };
-                SERVERS],
+            places: [const {
+                Place {
+                    server: AtomicU64::new(0),
+                    word: AtomicU64::new(0),
+                    doubt: AtomicU64::new(0),
+                }
+            }; SERVERS],
         }
     }
 }
 
-/// The bits of a word: the generation, the pauses, and the time in milliseconds.
-const UNTIL_BITS: u32 = 42;
+/// The bits of a word: the generation, the pauses, which are none while the server is up, and the time
+/// in milliseconds.
+const TIME_BITS: u32 = 42;
 const PAUSES_BITS: u32 = 6;
-const UNTIL_MASK: u64 = (1 << UNTIL_BITS) - 1;
+const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
 const PAUSES_MASK: u64 = (1 << PAUSES_BITS) - 1;
 /// How long what another configuration has put down is in the way, in milliseconds after the time.
 const FOREIGN: u64 = 2 * LONGEST_PAUSE;
@@ -133,40 +167,91 @@ impl<'a> Board<'a> {
     }
 
     fn pack(self, note: Note) -> u64 {
-        let pauses = u64::from(note.pauses).min(PAUSES_MASK);
-        let generation = u64::from(self.generation) << (UNTIL_BITS + PAUSES_BITS);
-        generation | pauses << UNTIL_BITS | note.until.min(UNTIL_MASK)
+        let (time, pauses) = match note {
+            Note::Down { until, pauses } => (until, u64::from(pauses).clamp(1, PAUSES_MASK)),
+            Note::Up { heard } => (heard, 0),
+        };
+        let generation = u64::from(self.generation) << (TIME_BITS + PAUSES_BITS);
+        generation | pauses << TIME_BITS | time.min(TIME_MASK)
+    }
+
+    fn unpack(word: u64) -> Note {
+        let time = word & TIME_MASK;
+        match u32::try_from(word >> TIME_BITS & PAUSES_MASK).unwrap_or(0) {
+            0 => Note::Up { heard: time },
+            pauses => Note::Down { until: time, pauses },
+        }
+    }
+
+    /// Whether a word was written by this configuration.
+    fn is_own(self, word: u64) -> bool {
+        word >> (TIME_BITS + PAUSES_BITS) == u64::from(self.generation)
     }
 
     /// What is on it, unless it is another configuration's.
     fn read(self) -> Option<Note> {
         let word = self.word.load(Ordering::Relaxed);
-        let note = Note {
-            until: word & UNTIL_MASK,
-            pauses: u32::try_from(word >> UNTIL_BITS & PAUSES_MASK).unwrap_or(0),
-        };
-        (word >> (UNTIL_BITS + PAUSES_BITS) == u64::from(self.generation)).then_some(note)
+        self.is_own(word).then_some(Self::unpack(word))
+    }
+
+    /// Whether a word may be replaced by what this configuration knows at `now`: another one's that has
+    /// the server down stays as long as that counts.
+    fn may_replace(self, word: u64, now: u64) -> bool {
+        self.is_own(word)
+            || match Self::unpack(word) {
+                Note::Down { until, .. } => until.saturating_add(FOREIGN) < now,
+                Note::Up { .. } => true,
+            }
     }
 
     /// Puts a note in the place of what is there, unless that is news.
     fn write(self, note: Note, now: u64) {
-        let word = self.word.load(Ordering::Relaxed);
-        let until = word & UNTIL_MASK;
-        if self.read().is_some() || until == 0 || until.saturating_add(FOREIGN) < now {
+        if self.may_replace(self.word.load(Ordering::Relaxed), now) {
             self.word.store(self.pack(note), Ordering::Relaxed);
         }
     }
 
+    /// The server has answered. Cheap: it is written once in a while, and never over that it is down.
+    pub fn heard(self, now: u64) {
+        let word = self.word.load(Ordering::Relaxed);
+        let due = match (self.is_own(word), Self::unpack(word)) {
+            (true, Note::Up { heard }) => now.saturating_sub(heard) >= EXACT,
+            (true, Note::Down { .. }) => false,
+            (false, _) => self.may_replace(word, now),
+        };
+        if due {
+            self.exchange(word, Note::Up { heard: now });
+        }
+    }
+
+    /// A connection that worked was lost: what was heard before may be the last of the server.
+    pub fn lost(self) {
+        let word = self.word.load(Ordering::Relaxed);
+        if self.is_own(word) && matches!(Self::unpack(word), Note::Up { .. }) {
+            self.exchange(word, Note::Up { heard: 0 });
+        }
+    }
+
+    /// Whether the server has answered anybody after `since`, and no connection was lost after that.
+    pub fn reached(self, since: u64) -> bool {
+        matches!(self.read(), Some(Note::Up { heard }) if heard > since)
+    }
+
+    /// Puts a note in the place of a word, unless somebody was faster. Whether it is there.
+    fn exchange(self, word: u64, note: Note) -> bool {
+        let relaxed = Ordering::Relaxed;
+        self.word.compare_exchange(word, self.pack(note), relaxed, relaxed).is_ok()
+    }
+
     /// Takes the probe that is due, for so long as it may take. Whether nobody else was first.
-    fn claim(self, note: Note, until: u64) -> bool {
-        let claimed = self.pack(Note { until, ..note });
-        let exchanged = self.word.compare_exchange(
-            self.pack(note),
-            claimed,
-            Ordering::Relaxed,
-            Ordering::Relaxed,
-        );
-        exchanged.is_ok()
+    fn claim(self, now: u64, most: u64) -> bool {
+        let word = self.word.load(Ordering::Relaxed);
+        match Self::unpack(word) {
+            Note::Down { until, pauses } if self.is_own(word) && until <= now => {
+                self.exchange(word, Note::Down { until: now.saturating_add(most), pauses })
+            }
+            _ => false,
+        }
     }
 }
 
@@ -257,30 +342,29 @@ impl Breaker {
     /// Takes over what others know. To be called before [`Breaker::ask`].
     pub fn hear(&mut self, board: Board<'_>, now: u64) -> News {
         let Some(note) = board.read() else { return News::None };
-        match &mut self.state {
-            State::Closed { .. } if note.until > 0 => {
-                let down = Down { since: now, pauses: note.pauses };
-                self.state = State::Open { until: note.until, down };
+        match (&mut self.state, note) {
+            (State::Closed { .. }, Note::Down { until, pauses }) => {
+                self.state = State::Open { until, down: Down { since: now, pauses } };
                 News::Down
             }
-            State::Open { .. } if note.until == 0 => {
+            (State::Open { .. }, Note::Up { .. }) => {
                 self.recovered(now);
                 News::Up
             }
-            State::Open { until, down } => {
-                *until = note.until;
-                down.pauses = note.pauses;
+            (State::Open { until, down }, Note::Down { until: others, pauses }) => {
+                *until = others;
+                down.pauses = pauses;
                 News::None
             }
-            State::Closed { .. } | State::Probing { .. } => News::None,
+            (State::Closed { .. }, Note::Up { .. }) | (State::Probing { .. }, _) => News::None,
         }
     }
 
     /// Tells others how the server stands now.
     pub fn tell(&self, board: Board<'_>, now: u64) {
         let note = match self.state {
-            State::Open { until, down } => Note { until, pauses: down.pauses },
-            State::Closed { .. } => Note { until: 0, pauses: 0 },
+            State::Open { until, down } => Note::Down { until, pauses: down.pauses },
+            State::Closed { .. } => Note::Up { heard: now },
             State::Probing { .. } => return,
         };
         if board.read() != Some(note) {
@@ -292,9 +376,7 @@ impl Breaker {
     /// worker that dies with it has it for `most` milliseconds.
     pub fn claims(&mut self, board: Board<'_>, now: u64, most: u64) -> bool {
         let State::Probing { down } = self.state else { return false };
-        let Some(note) = board.read() else { return true };
-        let until = now.saturating_add(most);
-        if note.until > 0 && note.until <= now && board.claim(note, until) {
+        if board.read().is_none() || board.claim(now, most) {
             return true;
         }
         // Another one has begun, or is through with it: that is heard before the next request.
@@ -315,6 +397,13 @@ impl Breaker {
         }
     }
 
+    /// The probe was dropped: another one is due.
+    pub fn dropped(&mut self, now: u64) {
+        if let State::Probing { down } = self.state {
+            self.state = State::Open { until: now, down };
+        }
+    }
+
     /// The server answered a request as it should: the failures so far are forgotten, and one of the
     /// pauses that came before the last probe.
     pub fn succeeded(&mut self) {
@@ -329,16 +418,27 @@ impl Breaker {
     /// The server answered a probe. Returns whether that closed the breaker.
     pub fn recovered(&mut self, now: u64) -> bool {
         let (State::Open { down, .. } | State::Probing { down }) = self.state else { return false };
-        let until = now.saturating_add(now.saturating_sub(down.since));
+        // Chance may have made the pauses shorter than a failure takes to show.
+        let whole = (0..down.pauses).fold(0u64, |sum, n| sum.saturating_add(self.whole_pause(n)));
+        let until = now.saturating_add(now.saturating_sub(down.since).max(whole));
         let trial = Some(Trial { until, pauses: down.pauses });
         self.state = State::Closed { fails: 0, since: 0, trial };
         true
     }
 
+    /// Whether one more failure would open it.
+    pub fn is_about_to_open(&self, now: u64) -> bool {
+        let State::Closed { fails, since, trial } = self.state else { return false };
+        let (fails, _) = self.count(fails, since, now);
+        let opens = self.config.max_fails != 0 && fails >= self.config.max_fails;
+        opens || trial.is_some_and(|trial| now < trial.until)
+    }
+
     /// The server failed. Returns whether that opened the breaker.
     ///
-    /// `random` spreads the pause over 75 to 100 % of its length, so that a fleet does not come
-    /// back all at once.
+    /// `random` takes off any part of the pause, so that a fleet does not come back all at once: what a
+    /// server can take of it is over in a moment, and the rest of it had better not try at the same time
+    /// again.
     pub fn failed(&mut self, now: u64, random: u32) -> bool {
         match self.state {
             State::Closed { fails, since, trial } => {
@@ -371,12 +471,17 @@ impl Breaker {
         }
     }
 
+    /// How long the pause after so many is, at the most.
+    fn whole_pause(&self, pauses: u32) -> u64 {
+        FIRST_PAUSE
+            .saturating_mul(1u64.checked_shl(pauses).unwrap_or(u64::MAX))
+            .min(self.config.longest_pause())
+    }
+
     /// The pause after those that there were.
     fn pause(&self, down: Down, now: u64, random: u32) -> State {
-        let full = FIRST_PAUSE
-            .saturating_mul(1u64.checked_shl(down.pauses).unwrap_or(u64::MAX))
-            .min(self.config.longest_pause());
-        let jitter = (full / 4).saturating_mul(u64::from(random)) >> 32;
+        let full = self.whole_pause(down.pauses);
+        let jitter = full.saturating_mul(u64::from(random)) >> 32;
         let until = now.saturating_add(full.saturating_sub(jitter));
         State::Open { until, down: Down { pauses: down.pauses.saturating_add(1), ..down } }
     }
@@ -485,6 +590,18 @@ mod tests {
     }
 
     #[test]
+    fn pauses_that_chance_made_short_make_no_shorter_trial() {
+        let mut breaker = Breaker::default();
+        for now in [1000, 1001, 1002] {
+            breaker.failed(now, u32::MAX);
+            assert_eq!(breaker.ask(now + 1), Verdict::Probe);
+        }
+        assert!(breaker.recovered(1003));
+        assert!(breaker.failed(1003 + 699, 0));
+        assert_eq!(until(&breaker), 1003 + 699 + 800, "as after 100, 200 and 400 ms");
+    }
+
+    #[test]
     fn an_answer_does_not_close_an_open_breaker() {
         let mut breaker = Breaker::default();
         breaker.failed(0, 0);
@@ -507,10 +624,15 @@ mod tests {
     }
 
     #[test]
-    fn jitter_takes_off_a_quarter_at_most() {
-        let mut breaker = Breaker::default();
-        breaker.failed(0, u32::MAX);
-        assert!((75..=77).contains(&until(&breaker)), "{breaker:?}");
+    fn jitter_takes_off_any_part_of_a_pause() {
+        for (random, pause) in [(0, 100), (1 << 30, 75), (1 << 31, 50), (u32::MAX, 1)] {
+            let mut breaker = Breaker::default();
+            breaker.failed(0, random);
+            assert_eq!(until(&breaker), pause);
+            // The next one is as long as if this one had been.
+            breaker.failed(0, 0);
+            assert_eq!(until(&breaker), 2 * FIRST_PAUSE);
+        }
     }
 
     #[test]
@@ -630,14 +752,14 @@ mod tests {
     fn each_server_has_a_word_of_its_own_while_there_is_room() {
         let boards = Boards::default();
         let servers = (0..SERVERS as u64).map(|n| 7 + 1000 * n);
-        let word = |server| boards.word(boards.place(server).unwrap()).unwrap();
+        let word = |server| boards.board(boards.place(server).unwrap(), 7).unwrap().word;
         for server in servers.clone() {
             assert_eq!(word(server).fetch_add(server, Ordering::Relaxed), 0, "nobody else has it");
         }
         for server in servers {
             assert_eq!(word(server).load(Ordering::Relaxed), server);
         }
-        assert!(boards.place(3).is_none() && boards.word(SERVERS).is_none());
+        assert!(boards.place(3).is_none() && boards.board(SERVERS, 7).is_none());
         assert!(Boards::default().place(0).is_some());
     }
 
@@ -658,6 +780,113 @@ mod tests {
     }
 
     #[test]
+    fn what_one_worker_hears_of_a_server_counts_for_all() {
+        let word = AtomicU64::new(0);
+        let board = Board::new(&word, 7);
+        assert!(!board.reached(0), "nobody has heard anything");
+        board.heard(5000);
+        assert!(board.reached(4999));
+        assert!(!board.reached(5000), "an answer of before shows nothing");
+        // It is written once in a while.
+        board.heard(5000 + EXACT - 1);
+        assert!(!board.reached(5000));
+        board.heard(5000 + EXACT);
+        assert!(board.reached(5000));
+        let mut worker = Breaker::default();
+        assert_eq!(worker.hear(board, 5200), News::None, "it goes on counting as up");
+        assert_eq!(worker.ask(5200), Verdict::Go);
+    }
+
+    #[test]
+    fn a_lost_connection_takes_back_what_was_heard() {
+        let word = AtomicU64::new(0);
+        let board = Board::new(&word, 7);
+        board.heard(5000);
+        board.lost();
+        assert!(!board.reached(0));
+        board.heard(5001);
+        assert!(board.reached(5000), "others are answered still");
+    }
+
+    #[test]
+    fn an_answer_does_not_take_from_the_board_that_a_server_is_down() {
+        let word = AtomicU64::new(0);
+        let board = Board::new(&word, 7);
+        let (mut worker, mut other) = (Breaker::default(), Breaker::default());
+        board.heard(900);
+        worker.failed(1000, 0);
+        worker.tell(board, 1000);
+        board.heard(1050);
+        board.lost();
+        assert!(!board.reached(0), "a server that is down was not reached");
+        assert_eq!(other.hear(board, 1060), News::Down);
+        assert_eq!(other.ask(1100), Verdict::Probe);
+        assert!(other.claims(board, 1100, 300));
+        // Up again, which is an answer.
+        other.recovered(1110);
+        other.tell(board, 1110);
+        assert!(board.reached(1109));
+        assert_eq!(worker.hear(board, 1111), News::Up);
+        assert!(!worker.claims(board, 1112, 300), "there is no probe to be had");
+    }
+
+    #[test]
+    fn what_another_configuration_has_heard_shows_nothing_and_is_not_in_the_way() {
+        let word = AtomicU64::new(0);
+        let (old, new) = (Board::new(&word, 7), Board::new(&word, 8));
+        old.heard(1000);
+        assert!(!new.reached(0));
+        new.lost();
+        assert!(old.reached(999));
+        new.heard(1001);
+        assert!(new.reached(1000));
+        // That it has the server down stays.
+        let mut worker = Breaker::default();
+        worker.failed(1010, 0);
+        worker.tell(old, 1010);
+        new.heard(1200);
+        assert!(!new.reached(0));
+        assert_eq!(old.read(), Some(Note::Down { until: 1110, pauses: 1 }));
+    }
+
+    #[test]
+    fn one_worker_at_a_time_asks_why_a_server_is_silent() {
+        let boards = Boards::default();
+        let place = boards.place(3).unwrap();
+        assert!(boards.doubts(place, 1000, 300));
+        assert!(!boards.doubts(place, 1299, 300));
+        assert!(boards.doubts(place, 1300, 300), "who has it may have died");
+        boards.doubted(place);
+        assert!(boards.doubts(place, 1301, 300));
+        assert!(boards.doubts(boards.place(4).unwrap(), 1301, 300), "of each server");
+    }
+
+    #[test]
+    fn it_is_known_whether_a_failure_would_open_it() {
+        let mut breaker = breaker(2, 1000);
+        assert!(!breaker.is_about_to_open(0));
+        breaker.failed(0, 0);
+        assert!(breaker.is_about_to_open(1000));
+        assert!(!breaker.is_about_to_open(1001), "that one is forgotten");
+        breaker.failed(10, 0);
+        assert!(!breaker.is_about_to_open(10), "it is open");
+        assert!(on_trial(2).is_about_to_open(1710));
+        assert!(!self::breaker(0, 1000).is_about_to_open(0));
+    }
+
+    #[test]
+    fn a_probe_that_is_dropped_is_due_again() {
+        let mut breaker = Breaker::default();
+        breaker.failed(0, 0);
+        assert_eq!(breaker.ask(100), Verdict::Probe);
+        breaker.dropped(120);
+        assert_eq!(breaker.ask(120), Verdict::Probe);
+        breaker.recovered(130);
+        breaker.dropped(140);
+        assert_eq!(breaker.ask(140), Verdict::Go);
+    }
+
+    #[test]
     fn a_configuration_does_not_hear_what_another_one_has_told() {
         let word = AtomicU64::new(0);
         let (old, new) = (Board::new(&word, 7), Board::new(&word, 8));
@@ -670,13 +899,13 @@ mod tests {
         // Nor does it take the board away while that counts.
         next.failed(1002, 0);
         next.tell(new, 1002);
-        assert_eq!(old.read(), Some(Note { until: 1100, pauses: 1 }));
+        assert_eq!(old.read(), Some(Note::Down { until: 1100, pauses: 1 }));
         assert_eq!(next.ask(1102), Verdict::Probe);
         assert!(next.claims(new, 1102, 300), "each probes for itself");
         next.failed(12_000, 0);
         next.tell(new, 12_000);
         assert_eq!(old.read(), None);
-        assert_eq!(new.read(), Some(Note { until: 12_200, pauses: 2 }));
+        assert_eq!(new.read(), Some(Note::Down { until: 12_200, pauses: 2 }));
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub struct Limits {
     pub store_timeout: u64,
     /// How long the server has to accept the greeting.
     pub greet_timeout: u64,
+    /// After how many timeouts of silence the server counts as mute.
+    pub mute: u64,
     /// After how many timeouts of silence the connection is given up.
     pub silence: u64,
     /// How many requests may be unanswered, those included whose deadline has passed.
@@ -293,6 +295,10 @@ pub struct Conversation<W> {
     stale: bool,
     /// Whether it is silent, as [`Conversation::tick`] has found.
     silent: bool,
+    /// Whether it has been silent for so long that the server may be down, and since when, until that is
+    /// asked.
+    mute: bool,
+    muted: Option<u64>,
     /// When the first lookup was late after the last one that was not.
     late_since: Option<u64>,
     /// How many answers in a row may have belonged to another request.
@@ -305,6 +311,9 @@ pub struct Conversation<W> {
     is_heard: bool,
     /// Whether a probe was accepted since [`Conversation::take_accepted`].
     accepted: bool,
+    /// Whether anything but a step of the greeting was answered, or the greeting to its end, since
+    /// [`Conversation::take_answered`].
+    answered: bool,
     /// Whether the server has refused a request.
     has_refused: bool,
     ends: Vec<End<W>>,
@@ -323,10 +332,11 @@ enum Stage {
 }
 
 /// Nothing has been heard since `since`, of which the connection has to be asked about from `from`
-/// on, and which ends it at `until`.
+/// on, which the server is blamed for from `mute` on, and which ends it at `until`.
 struct Silence {
     since: u64,
     from: u64,
+    mute: u64,
     until: u64,
 }
 
@@ -448,12 +458,15 @@ impl<W: Copy> Conversation<W> {
             heard: 0,
             stale: false,
             silent: false,
+            mute: false,
+            muted: None,
             late_since: None,
             suspect: 0,
             proven: false,
             good: false,
             is_heard: false,
             accepted: false,
+            answered: false,
             has_refused: false,
             ends: Vec::new(),
             counts: Counts::default(),
@@ -738,6 +751,7 @@ impl<W: Copy> Conversation<W> {
             if request.kind.is_lookup() && !request.expired {
                 self.late_since = None;
             }
+            self.answered |= !matches!(request.kind, Kind::Greeting(_)) || self.steps == 0;
             // A server that greets and then says nothing is no good.
             match request.kind {
                 Kind::Greeting(_) => self.accepted |= self.probe && self.steps == 0,
@@ -765,6 +779,8 @@ impl<W: Copy> Conversation<W> {
         self.heard = now;
         self.stale = false;
         self.silent = false;
+        self.mute = false;
+        self.muted = None;
     }
 
     /// Whether a redirection is for the waiter to follow.
@@ -829,6 +845,12 @@ impl<W: Copy> Conversation<W> {
         mem::take(&mut self.accepted)
     }
 
+    /// Whether the server has answered since this was asked last: a request, in time or not, or all of
+    /// the greeting. A part of that shows nothing: the next part may be refused.
+    pub fn take_answered(&mut self) -> bool {
+        mem::take(&mut self.answered)
+    }
+
     /// What happened since this was asked last.
     pub fn take_counts(&mut self) -> Counts {
         mem::take(&mut self.counts)
@@ -856,6 +878,10 @@ impl<W: Copy> Conversation<W> {
             if silence.until <= now {
                 return Err(Failure::Silent(now.saturating_sub(silence.since)));
             }
+            if silence.mute <= now && !self.mute {
+                self.mute = true;
+                self.muted = Some(silence.since);
+            }
         }
         if slow {
             let late = now.saturating_sub(*self.late_since.get_or_insert(now));
@@ -873,7 +899,11 @@ impl<W: Copy> Conversation<W> {
             Stage::Opening | Stage::Open => None,
         };
         let silence = self.silence();
-        let silence = silence.map(|it| if self.silent { it.until } else { it.from });
+        let silence = silence.map(|it| match (self.silent, self.mute) {
+            (false, _) => it.from,
+            (true, false) => it.mute.min(it.until),
+            (true, true) => it.until,
+        });
         [greeting, silence, self.inflight.next_deadline()].into_iter().flatten().min()
     }
 
@@ -888,6 +918,7 @@ impl<W: Copy> Conversation<W> {
         Some(Silence {
             since,
             from: since.saturating_add(patience),
+            mute: since.saturating_add(timeout.saturating_mul(self.limits.mute)),
             until: since.saturating_add(timeout.saturating_mul(self.limits.silence)),
         })
     }
@@ -895,6 +926,23 @@ impl<W: Copy> Conversation<W> {
     /// Whether the connection is silent.
     pub fn is_silent(&self) -> bool {
         self.silent
+    }
+
+    /// Whether the silence is so long by now that the server may be down, with when it began. Told once
+    /// for each silence.
+    pub fn take_muted(&mut self) -> Option<u64> {
+        self.muted.take()
+    }
+
+    /// Whether something came since the last answer, and no answer to its end. What drips is read for
+    /// nothing.
+    pub fn is_amid_reply(&self) -> bool {
+        self.input.len() > self.decoded || self.skip > 0 || self.aside > 0
+    }
+
+    /// The server is not asked any more for a while: that answers were late before counts no more.
+    pub fn rest(&mut self) {
+        self.late_since = None;
     }
 
     /// For how long nothing has been heard, with something to be answered.

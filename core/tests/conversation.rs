@@ -30,6 +30,7 @@ const LIMITS: Limits = Limits {
     fetch_timeout: FETCH,
     store_timeout: STORE,
     greet_timeout: GREET,
+    mute: SILENCE,
     silence: SILENCE,
     queue: QUEUE,
     max_value: MAX_VALUE,
@@ -1010,6 +1011,73 @@ fn a_silent_connection_is_given_up_after_some_timeouts_more() {
     assert_eq!(failure.to_string(), "no answer within 200 ms");
     assert_eq!(failure.outcome(), Outcome::Timeout);
     assert_eq!(script.fail(failure.outcome()), (1, vec!["2: TIMEOUT".into()]));
+}
+
+#[test]
+fn a_silence_that_is_long_is_told_once_before_the_connection_is_given_up() {
+    let mut script = Script::connected(Redis::default(), Limits { silence: 20, ..LIMITS });
+    script.at(10).get(1);
+    script.write();
+    assert_eq!(script.at(60).tick(), ["1: TIMEOUT"]);
+    assert_eq!(script.conversation.take_muted(), None);
+    assert_eq!(script.next(), Some(10 + SILENCE * FETCH));
+    assert_eq!(script.at(210).tick(), NONE);
+    assert_eq!(script.conversation.take_muted(), Some(10), "since it was asked");
+    assert_eq!(script.conversation.take_muted(), None);
+    assert_eq!(script.next(), Some(10 + 20 * FETCH));
+    assert!(!script.conversation.is_amid_reply());
+    assert_eq!(script.at(490).read(&value("one")[..5]), NONE);
+    assert!(script.conversation.is_amid_reply(), "which is no silence that can be waited for");
+    // A late answer ends it, and the next silence is another one.
+    assert_eq!(script.at(500).read(&value("one")[5..]), NONE);
+    assert!(!script.conversation.is_amid_reply());
+    assert!(!script.is_silent());
+    script.at(600).get(2);
+    script.write();
+    script.at(650).tick();
+    script.at(800).tick();
+    assert_eq!(script.conversation.take_muted(), Some(600));
+    assert_eq!(script.at(1600).try_tick(), Err(Failure::Silent(20 * FETCH)));
+}
+
+#[test]
+fn answers_that_are_late_or_refuse_show_that_a_server_is_there_and_a_part_of_the_greeting_does_not()
+{
+    let mut script = Script::greeting();
+    script.write();
+    assert_eq!(script.read("+OK\r\n"), NONE);
+    assert!(!script.conversation.take_answered());
+    let mut script = Script::redis();
+    script.at(10).get(1);
+    script.write();
+    assert_eq!(script.at(60).tick(), ["1: TIMEOUT"]);
+    assert_eq!(script.at(70).read(value("one")), NONE);
+    assert!(!script.conversation.take_good());
+    assert!(script.conversation.take_answered());
+    assert!(!script.conversation.take_answered(), "told once");
+    script.get(2);
+    script.write();
+    script.read("-ERR no\r\n");
+    assert!(script.conversation.take_answered());
+}
+
+#[test]
+fn a_server_that_rested_was_not_late_all_the_time() {
+    let mut script = Script::redis();
+    let late = |script: &mut Script, now: u64| {
+        script.at(now).get(1);
+        script.write();
+        let ticked = script.at(now + FETCH).try_tick();
+        script.at(now + FETCH + 1).read(value("one"));
+        ticked
+    };
+    let mut now = 10;
+    while now < 900 {
+        late(&mut script, now).unwrap();
+        now += 60;
+    }
+    script.conversation.rest();
+    late(&mut script, 5000).unwrap();
 }
 
 #[test]

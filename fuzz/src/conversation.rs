@@ -203,6 +203,7 @@ impl Run {
             fetch_timeout: 50,
             store_timeout: if limits & 0x40 != 0 { 200 } else { 20 },
             greet_timeout: 70,
+            mute: 4,
             silence: 4,
             queue: usize::from(limits % 16),
             max_value: MAX_VALUE,

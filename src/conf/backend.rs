@@ -36,7 +36,7 @@ use crate::net::route::{Cluster, Links, Member, Route, Sentinel, Servers as Choi
 /// What cache keys begin with where nothing else is said.
 const KEY_PREFIX: &[u8] = b"tls:";
 /// Default of `connect_timeout`, in milliseconds.
-const CONNECT_TIMEOUT: u64 = 100;
+const CONNECT_TIMEOUT: u64 = 1000;
 /// Default of `fetch_timeout`, in milliseconds.
 const FETCH_TIMEOUT: u64 = 50;
 /// Default of `store_timeout`, in milliseconds.

@@ -226,16 +226,15 @@ sub pauses {
 # What a pause may take longer: the next lookup starts the attempt.
 my $late = 0.1 * patience();
 
-subtest 'the pauses between probes double, with jitter, up to fail_timeout' => sub {
+subtest 'the pauses between probes are shorter than one that doubles, up to fail_timeout' => sub {
     my @full   = (0.1, 0.2, 0.4, 0.8, 1, 1);
     my @pauses = pauses('max_fails=1 fail_timeout=1s', scalar @full);
     note join ' ', map { sprintf '%.3f', $_ } @pauses;
     for my $n (0 .. $#full) {
-        cmp_ok $pauses[$n], '>', 0.75 * $full[$n] - 0.005, "pause $n: no less than three quarters of $full[$n] s";
-        cmp_ok $pauses[$n], '<', $full[$n] + $late, 'and no more than all of it';
+        cmp_ok $pauses[$n], '<', $full[$n] + $late, "pause $n: no more than $full[$n] s";
     }
-    # The chance that it is there and does not show is one in thousands of millions.
-    my @short = grep { $pauses[$_] < 0.99 * $full[$_] } 0 .. $#full;
+    # Chance takes off any part of each. That all are as long as they may be does not happen in a million times.
+    my @short = grep { $pauses[$_] < 0.9 * $full[$_] } 0 .. $#full;
     cmp_ok scalar(@short), '>', 0, 'some are shorter';
 };
 

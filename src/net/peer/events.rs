@@ -231,9 +231,10 @@ impl Line {
         let hint = failure.hint(&*peer.codec, step, peer.tls.is_some(), heard);
         let (asked, stale) = (conversation.unanswered() > 0, conversation.is_stale());
         let (proven, refused) = (conversation.is_proven(), conversation.has_refused());
+        let made = conversation.is_open();
         let (lost, ends) = conversation.fail(failure.outcome(), stale || of_link);
         self.shut(turn);
-        let facts = Facts { action, hint: Hinted(hint), asked, stale, proven, refused, lost };
+        let facts = Facts { action, hint: Hinted(hint), asked, stale, proven, refused, lost, made };
         peer.ended(turn, self, failure, &facts);
         Some(ends)
     }
@@ -409,6 +410,13 @@ impl Handle<Tick> for Line {
         }
         if result.is_ok() && self.is_silent() {
             peer.silent(self);
+            let muted = self.with(Conversation::take_muted).flatten();
+            if let Some(since) = muted.filter(|_| self.lane == Lane::Lookups) {
+                if !peer.mute(self, since, now) {
+                    let ms = now.saturating_sub(since);
+                    result = Err(conversation::Failure::Silent(ms).into());
+                }
+            }
         }
         let told = self.settle(turn, result);
         self.arm();

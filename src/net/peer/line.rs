@@ -35,6 +35,8 @@ pub(super) struct Line {
     pub(super) demoted: Cell<bool>,
     /// Whether another connection was opened for its silence.
     pub(super) doubted: Cell<bool>,
+    /// When it was begun.
+    pub(super) since: u64,
     /// The next deadline.
     pub(super) tick: Event<Line, Tick>,
     /// Something is to be opened, written or closed.
@@ -78,7 +80,21 @@ impl Line {
     /// A connection that is opened at the end of this turn. `probe`: nothing is asked of the server
     /// but whether it works.
     pub(super) fn new(peer: &Peer, lane: Lane, probe: bool) -> Result<Rc<Self>, OutOfMemory> {
-        let limits = peer.limits.of_conversation(lane, probe);
+        Self::begun(peer, lane, probe, peer.limits.of_conversation(lane, probe))
+    }
+
+    /// The same in the place of one that could not be made while others reach the server: that is to be
+    /// made, however long that takes, before anything is asked.
+    pub(super) fn again(peer: &Peer, lane: Lane) -> Result<Rc<Self>, OutOfMemory> {
+        Self::begun(peer, lane, true, peer.limits.of_conversation(lane, false))
+    }
+
+    fn begun(
+        peer: &Peer,
+        lane: Lane,
+        probe: bool,
+        limits: conversation::Limits,
+    ) -> Result<Rc<Self>, OutOfMemory> {
         let conversation = Conversation::new(Rc::clone(&peer.codec), limits, probe)?;
         let talk = Talk { conversation: Some(conversation), hold: Hold::default() };
         let line = Rc::new_cyclic(|this| Line {
@@ -90,6 +106,7 @@ impl Line {
             leaves: Cell::new(false),
             demoted: Cell::new(false),
             doubted: Cell::new(false),
+            since: clock::now_ms(),
             tick: Event::new(this.clone()),
             work: Event::new(this.clone()),
         });

@@ -49,9 +49,12 @@ mod verdict;
 use line::{Lane, Line};
 use verdict::Verdict as SecondLook;
 
-/// After how many timeouts of silence a connection for lookups is given up, and one for what is stored
-/// and removed, which a server may have reasons to let wait.
-const SILENCE: u64 = 4;
+/// After how many timeouts in which no connection for lookups is answered a server is mute.
+const MUTE: u64 = 4;
+/// After how many timeouts of silence a connection for lookups is given up: while a server is down it may
+/// be answered all the same. And one for what is stored and removed, which a server may have reasons to
+/// let wait.
+const SILENCE: u64 = 200;
 const SILENCE_OF_STORES: u64 = 10;
 
 /// Tells requests that wait for an answer from others that have tokens.
@@ -150,6 +153,7 @@ impl Limits {
                 true => self.fetch_timeout,
                 false => self.connect_timeout.max(self.fetch_timeout),
             },
+            mute: MUTE,
             silence: match lane {
                 Lane::Lookups => SILENCE,
                 Lane::Stores => SILENCE_OF_STORES,
@@ -219,7 +223,8 @@ struct State {
     /// Connections on which no more is asked, and which have something to answer.
     leaving: Vec<Rc<Line>>,
     breaker: Breaker,
-    /// Opened by what befalls stores while lookups go well.
+    /// Opened by what befalls one of the connections while the server is reached by others.
+    lookups_breaker: Breaker,
     stores_breaker: Breaker,
     /// Whether the server is to be forgotten when it has answered what it was asked.
     retired: bool,
@@ -271,6 +276,7 @@ impl Peer {
                 second: None,
                 leaving: Vec::new(),
                 breaker: Breaker::new(breaker),
+                lookups_breaker: Breaker::new(breaker),
                 stores_breaker: Breaker::new(breaker),
                 retired: false,
                 renewed: None,
@@ -340,7 +346,9 @@ impl Peer {
         let Ok(mut state) = self.state.try_borrow_mut() else { return false };
         let now = clock::now_ms();
         // Nobody else may make the probe: no store is tried then.
-        if self.admit(&mut state, now).is_err() || self.admit_store(&mut state, now).is_err() {
+        if self.admit(&mut state, now).is_err()
+            || self.admit_lane(&mut state, Lane::Stores, now).is_err()
+        {
             return false;
         }
         let has_room = |line: &Rc<Line>| line.unanswered() < self.limits.queue;
@@ -484,12 +492,13 @@ impl Peer {
                 News::Up => {
                     // Who has made the probe has said it.
                     state.said_down = false;
+                    state.wake();
                     self.show_state(state);
                 }
                 News::Down => {
                     // Who has found that out has said it.
                     state.said_down = true;
-                    state.desert();
+                    state.rest();
                     self.show_state(state);
                 }
             }
@@ -514,15 +523,24 @@ impl Peer {
         }
     }
 
-    /// Whether a store may be made now. Has a probe of its connection begun where one is due.
-    fn admit_store(&self, state: &mut State, now: u64) -> Result<(), Refused> {
-        match state.stores_breaker.ask(now) {
+    /// Whether something may be asked on a connection now, which may have failed while others reach the
+    /// server. Has a probe of the connection begun where one is due.
+    fn admit_lane(&self, state: &mut State, lane: Lane, now: u64) -> Result<(), Refused> {
+        let (breaker, place) = match lane {
+            Lane::Lookups => (&mut state.lookups_breaker, &mut state.lookups),
+            Lane::Stores => (&mut state.stores_breaker, &mut state.stores),
+        };
+        if place.is_none() {
+            // The probe may have been left with the server.
+            breaker.dropped(now);
+        }
+        match breaker.ask(now) {
             Verdict::Go => return Ok(()),
             Verdict::Refuse => {}
-            Verdict::Probe => match Line::new(self, Lane::Stores, true) {
-                Ok(line) => state.stores = Some(line),
+            Verdict::Probe => match Line::again(self, lane) {
+                Ok(line) => *place = Some(line),
                 Err(OutOfMemory) => {
-                    state.stores_breaker.failed(now, clock::random());
+                    breaker.failed(now, clock::random());
                 }
             },
         }
@@ -531,6 +549,11 @@ impl Peer {
 
     /// What the workers know of the server together.
     fn board(&self) -> Option<Board<'_>> {
+        let (boards, place) = self.place()?;
+        boards.board(place, self.limits.generation)
+    }
+
+    fn place(&self) -> Option<(&Boards, usize)> {
         let boards = self.limits.boards.as_ref()?.get()?;
         let place = *self.place.get_or_init(|| {
             // The same in all workers, which are of one binary.
@@ -538,7 +561,7 @@ impl Peer {
             (&self.limits.backend, std::format!("{self}")).hash(&mut hasher);
             boards.place(hasher.finish())
         });
-        Some(Board::new(boards.word(place?)?, self.limits.generation))
+        Some((boards, place?))
     }
 
     /// Tells the other workers how the server stands.
@@ -550,9 +573,7 @@ impl Peer {
 
     /// The connection for a request, which is opened if it is not there.
     fn line(&self, state: &mut State, lane: Lane, now: u64) -> Result<Rc<Line>, Refused> {
-        if lane == Lane::Stores {
-            self.admit_store(state, now)?;
-        }
+        self.admit_lane(state, lane, now)?;
         let place = match lane {
             Lane::Lookups => &mut state.lookups,
             Lane::Stores => &mut state.stores,

@@ -4,8 +4,8 @@
 use std::rc::Rc;
 use std::vec::Vec;
 
-use session_core::breaker::News;
-use session_core::conversation;
+use session_core::breaker::{LATELY, News};
+use session_core::conversation::{self, Conversation};
 use session_core::hint::Hinted;
 use session_core::stats::server as stats;
 
@@ -16,6 +16,7 @@ use crate::ffi::event::Handle;
 use crate::ffi::log::Log;
 use crate::ffi::turn::Turn;
 use crate::net::failure::Failure;
+use crate::net::wording;
 use crate::{debug, log_at};
 
 /// A server that was away answers on several connections at about the same time: so long the one that
@@ -41,6 +42,8 @@ pub(super) struct Facts<'a> {
     pub(super) refused: bool,
     /// How many requests are lost with it.
     pub(super) lost: usize,
+    /// Whether it had come to be: the server had accepted the greeting.
+    pub(super) made: bool,
 }
 
 /// What a connection was for.
@@ -80,10 +83,25 @@ impl State {
         }
     }
 
-    /// No more is asked of the server: what is under way may be answered all the same.
-    pub(super) fn desert(&mut self) {
-        let lines = [self.lookups.take(), self.stores.take(), self.second.take()];
-        lines.into_iter().for_each(|line| self.leave(line));
+    /// No more is asked of the server for a while. The connections stay: a server that many machines
+    /// connect to at once has to do without making them anew.
+    pub(super) fn rest(&mut self) {
+        let second = self.second.take();
+        self.leave(second);
+        for line in [&self.lookups, &self.stores].into_iter().flatten() {
+            line.with(Conversation::rest);
+        }
+    }
+
+    /// The server is up: what is silent still is not asked any more.
+    pub(super) fn wake(&mut self) {
+        for place in [&mut self.lookups, &mut self.stores] {
+            if let Some(line) = place.take_if(|line| line.is_silent()) {
+                line.leaves.set(true);
+                line.work.post();
+                self.leaving.push(line);
+            }
+        }
     }
 
     /// No more is asked on a connection.
@@ -100,16 +118,25 @@ impl State {
 impl Peer {
     /// Takes note of what the server has shown on a connection.
     pub(super) fn judge(&self, line: &Line) {
-        let news = line.with(|it| (it.take_counts(), it.take_good(), it.take_accepted()));
-        let Some((conversation::Counts { late, refused }, good, accepted)) = news else { return };
+        let news = line
+            .with(|it| (it.take_counts(), it.take_good(), it.take_accepted(), it.take_answered()));
+        let Some((conversation::Counts { late, refused }, good, accepted, answered)) = news else {
+            return;
+        };
         self.count.add(stats::LATE, late);
         self.count.add(stats::REFUSED, refused);
         let Ok(mut state) = self.state.try_borrow_mut() else { return };
         let state = &mut *state;
         let now = clock::now_ms();
+        if let Some(board) = self.board().filter(|_| answered) {
+            board.heard(now);
+        }
         if good {
             match line.lane {
-                Lane::Lookups => state.breaker.succeeded(),
+                Lane::Lookups => {
+                    state.lookups_breaker.succeeded();
+                    state.breaker.succeeded();
+                }
                 Lane::Stores => {
                     state.stores_breaker.succeeded();
                     if state.lookups.is_none() {
@@ -125,16 +152,20 @@ impl Peer {
             };
             if is_it(&state.stores) {
                 state.stores_breaker.recovered(now);
+            } else if is_it(&state.lookups) {
+                state.lookups_breaker.recovered(now);
             } else if is_it(&state.second) && state.breaker.recovered(now) {
                 back = true;
+                state.lookups_breaker.recovered(now);
                 self.tell(state, now);
                 self.count.add(stats::UP, 1);
-                let before = core::mem::replace(&mut state.lookups, state.second.take());
-                state.leave(before);
-                // What has been silent since then is not asked any more.
-                if state.stores.as_ref().is_some_and(|stores| stores.is_silent()) {
-                    let stores = state.stores.take();
-                    state.leave(stores);
+                state.wake();
+                let probe = state.second.take();
+                if state.lookups.as_ref().is_some_and(|lookups| lookups.is_well()) {
+                    state.leave(probe);
+                } else {
+                    let before = core::mem::replace(&mut state.lookups, probe);
+                    state.leave(before);
                 }
             } else if is_it(&state.second) {
                 self.verdict.at(now.saturating_add(GRACE), false);
@@ -163,12 +194,54 @@ impl Peer {
         // A server may have reasons to let what is written wait.
         let matters = line.lane == Lane::Lookups || stale;
         let nothing = state.retired || state.breaker.is_open() || state.second.is_some();
-        if !matters || nothing || line.leaves.get() || line.doubted.replace(true) {
+        if !matters || nothing || line.leaves.get() || line.doubted.get() {
             return;
         }
+        // Where all links of a machine are silent one worker asks for all. A link that something on the
+        // way may have forgotten is no matter of theirs.
+        let now = clock::now_ms();
+        let since = now.saturating_sub(line.with(|it| it.silent_for(now)).unwrap_or(0));
+        let alone = stale || self.board().is_none_or(|board| board.reached(since));
+        let most = self.limits.longest_probe();
+        if !alone && self.place().is_some_and(|(boards, place)| !boards.doubts(place, now, most)) {
+            return;
+        }
+        line.doubted.set(true);
         debug!(Log::cycle(), "SSL session backend {self}: silent, is asked on another connection");
         // Without memory there is no other one.
         state.second = Line::new(self, Lane::Lookups, true).ok();
+    }
+
+    /// The connection for lookups has been silent for long: the server is down, unless it answers others.
+    /// Whether the connection stays, to be used again when the server is up.
+    pub(super) fn mute(&self, line: &Line, since: u64, now: u64) -> bool {
+        let Ok(mut state) = self.state.try_borrow_mut() else { return true };
+        let state = &mut *state;
+        let is_it = state.lookups.as_ref().is_some_and(|it| core::ptr::eq(Rc::as_ptr(it), line));
+        if !is_it || state.breaker.is_open() {
+            return true;
+        }
+        if self.board().is_some_and(|board| board.reached(since)) {
+            return false;
+        }
+        let drips = line.with(|it| it.is_amid_reply()).unwrap_or(false);
+        if drips || !state.breaker.is_about_to_open(now) {
+            return false;
+        }
+        self.count.add(stats::FAILURES, 1);
+        if self.failed(state, now) {
+            self.count.add(stats::DOWN, 1);
+            state.rest();
+            if let Some(times) = state.down.pass(now) {
+                state.said_down = true;
+                let failure =
+                    Failure::from(conversation::Failure::Silent(now.saturating_sub(since)));
+                let doing = self.doing(line.with(|it| it.front()).flatten().map(wording::action));
+                log_at!(Log::cycle(), Error, "{self} is down: {failure}{}{doing}", Times(times));
+            }
+        }
+        self.show_state(state);
+        true
     }
 
     /// Whether a refusal in these words, which is being told, is of the connection, and a request
@@ -225,20 +298,34 @@ impl Peer {
         let proven = |line: &Line| line.with(|it| it.is_proven()).unwrap_or(false);
         let lookups_well = state.lookups.as_ref().is_some_and(|it| it.is_well() && proven(it));
         let was_open = state.breaker.is_open();
+        if role == Role::Second {
+            self.doubted();
+        }
+        if facts.made && failure.is_end() {
+            if let Some(board) = self.board() {
+                board.lost();
+            }
+        }
+        let reached = !not_master && self.reached(line, failure, facts, now);
         // A probe that cannot be made has failed, too: another one has to follow.
+        // While it is down only a probe tells more.
+        let reached = reached || was_open && !not_master;
         let server = match role {
-            Role::Lookups => trips,
+            Role::Lookups => trips && !reached,
             Role::Probe => true,
-            Role::Stores => trips && !suspect && (!lookups_well || not_master),
+            Role::Stores => trips && !suspect && !reached && (!lookups_well || not_master),
             Role::Second | Role::Left => not_master,
         };
-        if trips && (server || role == Role::Stores) {
+        let own = trips && !server && !was_open && matches!(role, Role::Lookups | Role::Stores);
+        if server && trips || own {
             self.count.add(stats::FAILURES, 1);
         }
         let opened = server && self.failed(state, now);
         if opened {
             self.count.add(stats::DOWN, 1);
-        } else if trips && !server && role == Role::Stores {
+        } else if own && role == Role::Lookups {
+            state.lookups_breaker.failed(now, clock::random());
+        } else if own {
             state.stores_breaker.failed(now, clock::random());
         }
         // An entry that is too large is said to be corrupt.
@@ -257,7 +344,7 @@ impl Peer {
                     Times(times)
                 );
             }
-        } else if role == Role::Probe || state.breaker.is_open() && (server || role == Role::Left) {
+        } else if role == Role::Probe || was_open || state.breaker.is_open() && server {
             debug!(Log::cycle(), "SSL session backend {self} is still down: {failure}{doing}");
         } else if matches!(failure, Failure::Shutdown) {
             if facts.lost > 0 {
@@ -277,9 +364,9 @@ impl Peer {
         }
         let mut unused = None;
         if opened {
-            // What is under way on the others may be answered all the same.
-            let lookups = state.lookups.take();
-            state.leave(lookups);
+            let second = state.second.take();
+            state.rest();
+            state.second = second;
         }
         if role == Role::Lookups && dead && !opened {
             state.lookups = state.second.take();
@@ -309,6 +396,9 @@ impl Peer {
         if server && (failure.is_of_connecting() || role == Role::Probe) {
             self.next_address();
         }
+        if unused.is_some() {
+            self.doubted();
+        }
         for line in [unused, forgotten].into_iter().flatten() {
             line.hang_up(turn);
         }
@@ -318,13 +408,20 @@ impl Peer {
         self.show();
     }
 
+    /// It is known whether the server works, or not to be known in this way: another worker may ask.
+    fn doubted(&self) {
+        if let Some((boards, place)) = self.place() {
+            boards.doubted(place);
+        }
+    }
+
     /// The server has failed. Whether that is what makes it count as down, which another worker may
     /// have found out just now.
     fn failed(&self, state: &mut State, now: u64) -> bool {
         let heard = self.board().map_or(News::None, |board| state.breaker.hear(board, now));
         if heard == News::Down {
             state.said_down = true;
-            state.desert();
+            state.rest();
             return false;
         }
         let opened = state.breaker.failed(now, clock::random());
@@ -332,6 +429,25 @@ impl Peer {
             self.tell(state, now);
         }
         opened
+    }
+
+    /// Whether the server was there for others: it has answered one of the machine's workers since
+    /// shortly before a connection was begun that did not come to be, or since one fell silent.
+    fn reached(&self, line: &Line, failure: &Failure, facts: &Facts<'_>, now: u64) -> bool {
+        let refused = matches!(
+            failure,
+            Failure::Conversation(
+                conversation::Failure::Greeting(_) | conversation::Failure::Password(_)
+            )
+        );
+        let since = match failure {
+            Failure::Conversation(conversation::Failure::Silent(ms)) if facts.made => {
+                now.saturating_sub(*ms)
+            }
+            _ if refused || !facts.made => line.since.saturating_sub(LATELY),
+            _ => return false,
+        };
+        self.board().is_some_and(|board| board.reached(since))
     }
 
     /// Whether the end of a connection is a failure of what is at its other end.
@@ -396,6 +512,7 @@ impl Handle<Verdict> for Peer {
             self.state.try_borrow_mut().ok().and_then(|mut state| {
                 if state.breaker.is_open() { None } else { state.second.take() }
             });
+        self.doubted();
         if let Some(second) = unused {
             second.hang_up(turn);
         }
