@@ -12,6 +12,7 @@ use Test::More;
 
 my $certs = certs();
 
+plan skip_all => 'a sanitizer keeps what is freed, in terabytes of its own' if $ENV{TEST_NGINX_SANITIZE};
 plan skip_all => 'the memory of a process cannot be read' if !eval { memory($$); 1 };
 
 # All that a process can write to, as it is now.
