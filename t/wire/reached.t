@@ -105,6 +105,21 @@ for my $what (sort keys %fault) {
     };
 }
 
+subtest 'a connection that was kept ends while the server is asked whether it is there' => sub {
+    my ($port, $redis, $relay, $nginx, $session) = start();
+    $relay->drop;
+    wait_until { !grep { $_->[1] ne 'DOWN' } visits($port, $session) } 20, 'the server to be down';
+    my $accepted = $relay->stats->{accepted};
+    wait_until { visits($port, $session); $relay->stats->{accepted} > $accepted } 20, 'a probe';
+    $redis->cmd('CLIENT', 'KILL', 'ID', $_->{id}) for lookups($redis);
+    visits($port, $session);
+    $relay->drop(0);
+    my %hits;
+    wait_until { $_->[1] eq 'HIT' and $hits{ $_->[0] }++ for visits($port, $session); keys %hits == 2 } 20,
+        'hits of both workers';
+    pass 'it is found to be there';
+};
+
 subtest 'all connections end, and no new one is made: the server is down, at once' => sub {
     my ($port, $redis, $relay, $nginx, $session) = start();
     my $from = $nginx->log_pos;

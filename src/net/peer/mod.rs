@@ -503,6 +503,10 @@ impl Peer {
                 }
             }
         }
+        if state.second.is_none() {
+            // Whatever became of a probe, there has to be another one.
+            state.breaker.dropped(now);
+        }
         match state.breaker.ask(now) {
             Verdict::Go => Ok(()),
             Verdict::Refuse => Err(Refused::Down),

@@ -368,10 +368,12 @@ impl Peer {
             state.rest();
             state.second = second;
         }
-        if role == Role::Lookups && dead && !opened {
-            state.lookups = state.second.take();
-        } else if role == Role::Lookups || opened {
-            unused = state.second.take();
+        match role {
+            // The second connection is the server's probe then.
+            _ if was_open => {}
+            Role::Lookups if dead && !opened => state.lookups = state.second.take(),
+            _ if role == Role::Lookups || opened => unused = state.second.take(),
+            _ => {}
         }
         // What waits may be removals of entries that are good.
         let others = if suspect && role == Role::Lookups {
