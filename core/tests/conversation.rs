@@ -1026,10 +1026,12 @@ fn a_silence_that_is_long_is_told_once_before_the_connection_is_given_up() {
     assert_eq!(script.conversation.take_muted(), None);
     assert_eq!(script.next(), Some(10 + 20 * FETCH));
     assert!(!script.conversation.is_amid_reply());
-    assert_eq!(script.at(490).read(&value("one")[..5]), NONE);
+    let reply = value("one");
+    let (begin, rest) = reply.split_at(5);
+    assert_eq!(script.at(490).read(begin), NONE);
     assert!(script.conversation.is_amid_reply(), "which is no silence that can be waited for");
     // A late answer ends it, and the next silence is another one.
-    assert_eq!(script.at(500).read(&value("one")[5..]), NONE);
+    assert_eq!(script.at(500).read(rest), NONE);
     assert!(!script.conversation.is_amid_reply());
     assert!(!script.is_silent());
     script.at(600).get(2);
