@@ -196,7 +196,7 @@ subtest 'late replies are passed over and harm no other lookup' => sub {
     my ($port, $redis) = (free_port(), redis());
     my $relay = relay(upstream => '127.0.0.1:' . $redis->port);
     my $nginx = nginx(conf => conf($port, 'store', backend('127.0.0.1:' . $relay->port, fetch_timeout => 300 * patience() . 'ms')));
-    my @sessions = map { stored_session($port, $redis) } 1 .. 6;
+    my @sessions = map { stored_session($port, $redis) } 1 .. 6 * patience();
     my %seen;
     my $round = sub {
         my @clients = map { tls_client(port => $port, protocol => 'TLSv1.2', session => $_)->start } @sessions;
