@@ -95,13 +95,9 @@ impl State {
 
     /// The server is up: what is silent still is not asked any more.
     pub(super) fn wake(&mut self) {
-        for place in [&mut self.lookups, &mut self.stores] {
-            if let Some(line) = place.take_if(|line| line.is_silent()) {
-                line.leaves.set(true);
-                line.work.post();
-                self.leaving.push(line);
-            }
-        }
+        let silent = |place: &mut Option<Rc<Line>>| place.take_if(|line| line.is_silent());
+        let lines = [silent(&mut self.lookups), silent(&mut self.stores)];
+        lines.into_iter().for_each(|line| self.leave(line));
     }
 
     /// No more is asked on a connection.
