@@ -8,7 +8,7 @@
 //! A server may answer probes and fail requests. So the length of the pauses is not forgotten when a
 //! probe succeeds: the server is on trial, and the next failure opens the breaker at once, with the
 //! pause that was due. Each request that is answered takes one doubling back, and a server that was
-//! up for as long as it was down, or could have been, has passed.
+//! up for as long as it was down, or could have been, and as a failure takes to show, has passed.
 //!
 //! The workers of a machine have a [`Board`] in common for each server, on which the one that finds
 //! it down, or up again, puts that down for the others. While it is up the board has the time of the
@@ -278,6 +278,8 @@ pub enum News {
 #[derive(Debug)]
 pub struct Breaker {
     config: Config,
+    /// How long a failure takes to show.
+    shows: u64,
     state: State,
 }
 
@@ -321,7 +323,14 @@ struct Trial {
 impl Breaker {
     /// A closed breaker: the server counts as good until it shows otherwise.
     pub const fn new(config: Config) -> Self {
-        Breaker { config, state: State::GOOD }
+        Breaker { config, shows: 0, state: State::GOOD }
+    }
+
+    /// The same, of a server whose failures take so many milliseconds to show: a trial lasts as long, at
+    /// least, and counts no more of it than [`LONGEST_PAUSE`].
+    pub fn showing(mut self, ms: u64) -> Self {
+        self.shows = ms.min(LONGEST_PAUSE);
+        self
     }
 
     /// Whether requests are refused.
@@ -420,7 +429,8 @@ impl Breaker {
         let (State::Open { down, .. } | State::Probing { down }) = self.state else { return false };
         // Chance may have made the pauses shorter than a failure takes to show.
         let whole = (0..down.pauses).fold(0u64, |sum, n| sum.saturating_add(self.whole_pause(n)));
-        let until = now.saturating_add(now.saturating_sub(down.since).max(whole));
+        let trial = now.saturating_sub(down.since).max(whole).max(self.shows);
+        let until = now.saturating_add(trial);
         let trial = Some(Trial { until, pauses: down.pauses });
         self.state = State::Closed { fails: 0, since: 0, trial };
         true
@@ -587,6 +597,20 @@ mod tests {
         let mut breaker = on_trial(2);
         assert!(!breaker.failed(2400, 0), "and it takes as many failures as ever");
         assert!(breaker.failed(2400, 0));
+    }
+
+    #[test]
+    fn a_failure_that_is_slow_to_show_comes_within_the_trial() {
+        for (shows, failed_again, last) in [(0, 800, 100), (800, 800, 200), (800, 801, 100)] {
+            let mut breaker = Breaker::new(Config::DEFAULT).showing(shows);
+            breaker.failed(0, 0);
+            assert_eq!(breaker.ask(100), Verdict::Probe);
+            assert!(breaker.recovered(100));
+            assert!(breaker.failed(100 + failed_again - 1, 0), "{shows}");
+            assert_eq!(until(&breaker), 100 + failed_again - 1 + last, "{shows}, {failed_again}");
+        }
+        let longest = Breaker::new(Config::DEFAULT).showing(60_000).shows;
+        assert_eq!(longest, LONGEST_PAUSE, "of what shows after a minute");
     }
 
     #[test]

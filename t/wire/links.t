@@ -238,17 +238,20 @@ sub most {
     return max(0, values %lines);
 }
 
+# What it answers, and fetch_timeout in milliseconds: the longer that is, the later a failure shows.
 my %fails = (
-    'says nothing to requests'     => '',
-    'ends the link with a request' => { close => 1 },
+    'says nothing to requests'            => [ '', 50 ],
+    'says nothing to requests for 200 ms' => [ '', 200 ],
+    'ends the link with a request'        => [ { close => 1 }, 50 ],
 );
 
 for my $what (sort keys %fails) {
+    my ($answer, $timeout) = @{ $fails{$what} };
     subtest "a server that answers probes and $what does not go up and down" => sub {
         my ($port, $redis) = (free_port(), redis());
-        my $server = fake_server(canned => [ sub { uc $_[0] eq 'PING' ? "+PONG\r\n" : $fails{$what} } ]);
+        my $server = fake_server(canned => [ sub { uc $_[0] eq 'PING' ? "+PONG\r\n" : $answer } ]);
         my $nginx  = nginx(conf => conf($port, '127.0.0.1:' . $server->port, store => $redis->url,
-            limits => { fetch_timeout => int(50 * patience()) . 'ms' }));
+            limits => { fetch_timeout => int($timeout * patience()) . 'ms' }));
         my $session = new_session($port, $redis);
         my ($probes) = probes($port, $server, $session, 4);
         # Pauses of up to 0.1, 0.2, 0.4, 0.8, 1.6 and 3.2 s and then 5 s; with each failure of the first kind

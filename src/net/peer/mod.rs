@@ -261,6 +261,7 @@ impl Peer {
         limits: Limits,
         replies: Weak<dyn Replies>,
     ) -> Rc<Self> {
+        let shows = limits.fetch_timeout.saturating_mul(MUTE);
         Rc::new_cyclic(|this| Peer {
             this: this.clone(),
             codec,
@@ -275,8 +276,8 @@ impl Peer {
                 stores: None,
                 second: None,
                 leaving: Vec::new(),
-                breaker: Breaker::new(breaker),
-                lookups_breaker: Breaker::new(breaker),
+                breaker: Breaker::new(breaker).showing(shows),
+                lookups_breaker: Breaker::new(breaker).showing(shows),
                 stores_breaker: Breaker::new(breaker),
                 retired: false,
                 renewed: None,
