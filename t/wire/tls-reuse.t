@@ -140,7 +140,9 @@ subtest 'ssl_session_reuse off' => sub {
             $redis->cmd(qw(CLIENT KILL TYPE normal SKIPME yes));
             wait_for_hit($port, $session);
         }
-        is_deeply kinds($tls), [ ('full') x 3 ], "$protocol: none is offered";
+        my @kinds = @{ kinds($tls) };
+        is_deeply [ grep { $_ ne 'full' } @kinds ], [], "$protocol: none is offered";
+        cmp_ok scalar @kinds, '>=', 3, 'for each link';
         lines_are($nginx, @lost);
     }
 };
@@ -234,13 +236,15 @@ subtest 'a session that the server does not accept' => sub {
         my ($nginx, $port) = nginx_with($tls->address);
         my $session = stored_session($port, $redis);
         # With other keys, then with another protocol, then with sessions that are never accepted.
-        my @seen = ('full');
+        my $n = 1;
         for my $change ({}, { protocol => $protocol eq 'TLSv1.2' ? 'TLSv1.3' : 'TLSv1.2' }, { resume => 0 }) {
             my ($name) = %$change;
             $tls->restart(%$change);
             wait_for_hit($port, $session);
-            push @seen, 'offered';
-            is_deeply kinds($tls), \@seen, 'offered, then a full handshake';
+            # A lookup may have met the end, whose full handshake has a session to store on a link of its own.
+            my ($first, @others) = @{ kinds($tls) };
+            is_deeply [ $first, grep { !/^(?:offered|reused)$/ } @others ], ['full'], 'only the first one offers nothing';
+            cmp_ok scalar(grep { $_ eq 'offered' } @others), '>=', $n++, 'offered, then a full handshake';
         }
         is $nginx->log_count(qr/SSL handshake failed/), 0, 'no handshake fails';
         lines_are($nginx, @lost, ' is down: connect\(\) failed', 'not stored in');
