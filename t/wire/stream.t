@@ -132,8 +132,8 @@ subtest 'a client that leaves, and a store that does not answer' => sub {
     $relay->drop;
     ($text) = visit($late, protocol => 'TLSv1.2', session => $session);
     like $text, qr/^\. TIMEOUT  (?:STORED|DROPPED)$/, 'a full handshake';
-    $relay->drop(0);
     like $waiting->log_like(qr/is down: no answer/), qr/backend: "stream:store"$/, 'the log tells whose store it is';
+    $relay->drop(0);
 };
 
 # OpenSSL removes a session whose connection ended without a close_notify of its own, and forgets that it

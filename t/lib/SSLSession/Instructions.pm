@@ -159,8 +159,13 @@ sub profile {
     my ($dir, $worker) = @_;
     my %before = map { $_ => 1 } glob "$dir/$worker.*";
     my $cpu = '';
-    # wait_until() looks again after a while.
-    wait_until { my $last = $cpu; $last eq ($cpu = slurp("/proc/$worker/schedstat")) } 20, 'the worker at rest';
+    # wait_until() looks again after a while. A worker that waits for a processor does not run either, and
+    # a signal that comes before it waits for events is not seen until there is one.
+    wait_until {
+        my $last = $cpu;
+        $cpu = slurp("/proc/$worker/schedstat");
+        $last eq $cpu && state_of($worker) eq 'S';
+    } 20, 'the worker at rest';
     kill USR1 => $worker;
     my $new;
     wait_until {
