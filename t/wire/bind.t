@@ -4,7 +4,6 @@ use strict;
 use warnings;
 
 use lib 't/lib';
-BEGIN { $ENV{TEST_DEADLINE} ||= 300 }
 use SSLSession::Fixture;
 use Test::More;
 

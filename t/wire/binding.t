@@ -5,7 +5,6 @@ use strict;
 use warnings;
 
 use lib 't/lib';
-BEGIN { $ENV{TEST_DEADLINE} ||= 400 }
 use SSLSession::Fixture;
 use MIME::Base64 qw(decode_base64);
 use Test::More;

@@ -5,7 +5,6 @@ use strict;
 use warnings;
 
 use lib 't/lib';
-BEGIN { $ENV{TEST_DEADLINE} ||= 600 }
 use SSLSession::Fixture;
 use SSLSession::Instructions qw(measure recorded record_file);
 use Test::More;

@@ -4,7 +4,6 @@ use strict;
 use warnings;
 
 use lib 't/lib';
-BEGIN { $ENV{TEST_DEADLINE} ||= 240 }
 use SSLSession::Fixture;
 use SSLSession::Edge;
 use List::Util qw(sum0);

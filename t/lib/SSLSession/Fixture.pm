@@ -36,7 +36,7 @@ use Exporter qw(import);
 
 # What hangs must fail, and stop what it has started. TEST_DEADLINE gives a test more seconds.
 $SIG{ALRM} = sub { print STDERR "# the test took too long\n"; exit 1 };
-alarm(($ENV{TEST_DEADLINE} || 120) * patience());
+alarm(($ENV{TEST_DEADLINE} || 600) * patience());
 
 our @EXPORT = qw($doing root tmpdir new_dir free_port wait_until patience slurp spew state_of
                  nginx_binary module_path certs nginx nginx_version nginx_patched event_methods conf_test redis
