@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 from processes import Nginx, Process, connects, free_port, wait
@@ -45,6 +46,11 @@ class Node(Nginx):
                 return "worker process" in (said := file.read()) and "shutting" not in said
         except OSError:
             return False
+
+    def own_memory(self):
+        """Its pages that no zone has, in bytes."""
+        with open(f"/proc/{self.worker}/status", encoding="ascii") as file:
+            return int(re.search(r"^RssAnon:\s+(\d+) kB", file.read(), re.M).group(1)) * 1024
 
     def lines(self):
         return self.errors().count("\n")
@@ -106,16 +112,30 @@ class Fleet:
             one.tell(f"SET tls:epoch {int(time.time())}")
 
 
-def tell(port, *words):
-    """A command and its answer, as text."""
+def tell(where, *words):
+    """A command to a port, or an address and a port, and its answer, as text."""
+    where = where if isinstance(where, tuple) else ("127.0.0.1", where)
     command = f"*{len(words)}\r\n" + "".join(f"${len(str(w))}\r\n{w}\r\n" for w in words)
-    with socket.create_connection(("127.0.0.1", port), PATIENCE) as link:
+    with socket.create_connection(where, PATIENCE) as link:
         link.settimeout(5)
         link.sendall(command.encode() + b"*1\r\n$4\r\nQUIT\r\n")
         try:
             return b"".join(iter(lambda: link.recv(65536), b"")).decode(errors="replace")
         except TimeoutError:
             return ""
+
+
+def answers(port, *words):
+    """The strings and numbers of an answer: none of ours has a line break in it."""
+    lines = tell(port, *words).split("\r\n")[:-2]
+    if lines and lines[0][:1] in "-":
+        raise Failed(f"{words[0]}: {lines[0]}")
+    return [line.removeprefix(":") for line in lines if line[:1] not in ("$", "*")]
+
+
+def answer(port, *words):
+    """The one string or number of an answer, or nothing."""
+    return next(iter(answers(port, *words)), "")
 
 
 class OneRedis(Fleet):
@@ -125,6 +145,9 @@ class OneRedis(Fleet):
         self.redises = [Redis(self.work)]
         self.faults = {"kill": self.kill, "stop": self.stop, "pause": self.pause,
                        "links": self.links, "full": self.full, "wrong": self.wrong}
+        # What takes CAP_NET_ADMIN.
+        if os.geteuid() == 0:
+            self.faults["reset"] = self.reset
 
     def block(self):
         return "".join(f"server 127.0.0.1:{redis.port};" for redis in self.redises)
@@ -149,6 +172,12 @@ class OneRedis(Fleet):
 
     def links(self, draw):
         self.redises[self.one(draw)].drop_links()
+
+    def reset(self, draw):
+        """Its connections end by RST, whichever are idle, as something on the way may have it."""
+        port = self.redises[self.one(draw)].port
+        subprocess.run(["ss", "--kill", "--tcp", "state", "established", f"sport = :{port}"],
+                       check=True, stdout=subprocess.DEVNULL)
 
     def full(self, draw):
         port = self.redises[self.one(draw)].port
@@ -198,6 +227,70 @@ class TlsRedis(OneRedis):
              f">secret-{self.password}", "~tls:*", "+get", "+set", "+del", "+ping")
 
 
+class NamedRedis(OneRedis):
+    """Two servers, of which the name leads to one, now to the other."""
+
+    name = "named"
+    host = "sessions.test"
+
+    def start(self, work):
+        super().start(work)
+        # One port, at an address for each.
+        self.redises += [AtAddress(self.work, "127.0.0.2", self.redises[0].port)]
+        self.dns = NameServer("127.0.0.1")
+        for name in ("kill", "full"):
+            del self.faults[name]
+        self.faults["name"] = self.move
+
+    def one(self, draw):
+        return 0
+
+    def keys_text(self):
+        return f"resolver 127.0.0.1:{self.dns.port} valid=1s ipv6=off; {super().keys_text()}"
+
+    def block(self):
+        return f"server {self.host}:{self.redises[0].port};"
+
+    def move(self, _):
+        self.dns.address = "127.0.0.2" if self.dns.address == "127.0.0.1" else "127.0.0.1"
+
+    def set_epoch(self):
+        for host in ("127.0.0.1", "127.0.0.2"):
+            tell((host, self.redises[0].port), "SET", "tls:epoch", int(time.time()))
+
+
+class AtAddress(Process):
+    """A plain redis-server at one address."""
+
+    def __init__(self, work, host, port):
+        home = f"{work}/{host}"
+        os.mkdir(home)
+        super().__init__(["redis-server", "--port", str(port), "--bind", host, "--save", "", "--dir", home],
+                         LOAD_CPU, stdout=subprocess.DEVNULL)
+        wait("redis-server", lambda: connects(port, host))
+
+
+class NameServer(threading.Thread):
+    """Answers each question with one address, which is good for a second."""
+
+    def __init__(self, address):
+        super().__init__(daemon=True)
+        self.address = address
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        self.start()
+
+    def run(self):
+        while True:
+            query, who = self.socket.recvfrom(512)
+            # RFC 1035, section 4: the header, and the question again; a pointer to its name.
+            end = query.index(b"\0", 12) + 5
+            header = query[:2] + b"\x81\x80" + b"\0\1\0\1\0\0\0\0"
+            record = b"\xc0\x0c\0\1\0\1" + (1).to_bytes(4, "big") + b"\0\4"
+            self.socket.sendto(header + query[12:end] + record + socket.inet_aton(self.address), who)
+
+
 class Cluster(OneRedis):
     name = "cluster"
     nodes_of = 3
@@ -218,9 +311,27 @@ class Cluster(OneRedis):
             and "cluster_known_nodes:3" in tell(r.port, "CLUSTER", "INFO") for r in self.redises))
         # A node that is killed would be another one afterwards.
         del self.faults["kill"]
+        self.faults["reshard"] = self.reshard
 
     def block(self):
         return super().block() + "cluster on;"
+
+    def reshard(self, draw):
+        """Slots move with their sessions, from one node to another."""
+        old, new = draw.sample(self.redises, 2)
+        ids = {node: answer(node.port, "CLUSTER", "MYID") for node in (old, new)}
+        for _ in range(10):
+            key = answer(old.port, "RANDOMKEY")
+            if not key:
+                break
+            slot = answer(old.port, "CLUSTER", "KEYSLOT", key)
+            tell(new.port, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[old])
+            tell(old.port, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[new])
+            # Until nothing is left: what is stored meanwhile goes to the new one.
+            while keys := answers(old.port, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+                tell(old.port, "MIGRATE", "127.0.0.1", new.port, "", 0, 5000, "KEYS", *keys)
+            for node in (new, old):
+                tell(node.port, "CLUSTER", "SETSLOT", slot, "NODE", ids[new])
 
 
 class ClusterNode(Process):
@@ -250,7 +361,7 @@ class Sentinels(OneRedis):
         with open(conf, "w", encoding="ascii") as file:
             file.write(f"port {self.port}\nbind 127.0.0.1\ndir {self.work}\n"
                        f"sentinel monitor fleet 127.0.0.1 {self.redises[0].port} 1\n"
-                       "sentinel down-after-milliseconds fleet 1000\n"
+                       "sentinel down-after-milliseconds fleet 3000\n"
                        "sentinel failover-timeout fleet 3000\n")
         self.sentinel = Process(["redis-server", conf, "--sentinel"], LOAD_CPU, stdout=subprocess.DEVNULL)
         wait("the sentinel", lambda: connects(self.port))
@@ -292,4 +403,4 @@ class OneMemcached(Fleet):
             link.recv(64)
 
 
-KINDS = (OneRedis, TwoRedises, TlsRedis, Cluster, Sentinels, OneMemcached)
+KINDS = (OneRedis, TwoRedises, TlsRedis, NamedRedis, Cluster, Sentinels, OneMemcached)

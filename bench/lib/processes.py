@@ -263,9 +263,9 @@ def free_port():
     raise Failed("no free port")
 
 
-def connects(port):
+def connects(port, host="127.0.0.1"):
     try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
+        socket.create_connection((host, port), 1).close()
         return True
     except OSError:
         return False
