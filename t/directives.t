@@ -3643,3 +3643,48 @@ server {
     ssl_session_fetch redis://127.0.0.1;
     ssl_session_epoch epoch redis://127.0.0.1 more; # here
 --- emerg: invalid number of arguments in "ssl_session_epoch" directive
+
+
+
+=== TEST 385: how many tickets a full handshake brings
+--- http_config
+    ssl_session_ticket_count 1;
+    ssl_session_fetch shared:tls:1m;
+
+
+
+=== TEST 386: how many tickets: none
+--- http_config
+    ssl_session_ticket_count 0; # here
+--- emerg: invalid number "0" in "ssl_session_ticket_count": it must be 1 to 16
+
+
+
+=== TEST 387: how many tickets: too many
+--- http_config
+    ssl_session_ticket_count 17; # here
+--- emerg: invalid number "17" in "ssl_session_ticket_count": it must be 1 to 16
+
+
+
+=== TEST 388: how many tickets: no number
+--- http_config
+    ssl_session_ticket_count +2; # here
+--- emerg: invalid number "+2" in "ssl_session_ticket_count": it must be 1 to 16
+
+
+
+=== TEST 389: how many tickets, twice
+--- http_config
+    ssl_session_ticket_count 2;
+    ssl_session_ticket_count 2; # here
+--- emerg: "ssl_session_ticket_count" directive is duplicate
+
+
+
+=== TEST 390: how many tickets of a server{}
+--- http_config
+    server {
+        ssl_session_ticket_count 1; # here
+    }
+--- emerg: "ssl_session_ticket_count" directive is not allowed here

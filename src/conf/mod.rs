@@ -59,6 +59,10 @@ const LIFETIME: i64 = 24 * 60 * 60;
 /// The longest one, in seconds: that of a ticket (RFC 8446, section 4.6.1).
 const MAX_LIFETIME: i64 = 7 * 24 * 60 * 60;
 
+/// The most of `ssl_session_ticket_count`: each is a write to the stores, and bytes in every full
+/// handshake.
+const MAX_TICKETS: usize = 16;
+
 /// The zone of the counters.
 const COUNTERS: &str = "SSL session counters";
 /// Its size in bytes: hundreds of listening addresses with a dozen workers. What is not used is not
@@ -67,7 +71,7 @@ const COUNTERS_LEN: usize = 4 * 1024 * 1024;
 
 /// The directives of both blocks. nginx has the same numbers for `http{}` and `stream{}`, and keeps
 /// them apart by the module's type.
-const MAIN_COMMANDS: [ngx_command_t; 11] = [
+const MAIN_COMMANDS: [ngx_command_t; 12] = [
     directive::<SslSessionFetch>(NGX_HTTP_MAIN_CONF | NGX_CONF_1MORE),
     directive::<SslSessionStore>(NGX_HTTP_MAIN_CONF | NGX_CONF_1MORE),
     directive::<SslSessionBackend>(NGX_HTTP_MAIN_CONF | NGX_CONF_BLOCK | NGX_CONF_TAKE1),
@@ -75,6 +79,7 @@ const MAIN_COMMANDS: [ngx_command_t; 11] = [
     directive::<SslSessionEpoch>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE12),
     directive::<SslSessionLifetime>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
     directive::<SslSessionBind>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
+    directive::<SslSessionTicketCount>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
     directive::<SslSessionTicketKeys>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE123),
     directive::<SslSessionFallback>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
     directive::<SslSessionFallbackTimeout>(NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1),
@@ -82,19 +87,19 @@ const MAIN_COMMANDS: [ngx_command_t; 11] = [
 ];
 
 /// The directives of `http{}`.
-pub static COMMANDS: Commands<[ngx_command_t; 13]> = {
-    let [a, b, c, d, e, f, g, h, i, j, k] = MAIN_COMMANDS;
+pub static COMMANDS: Commands<[ngx_command_t; 14]> = {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = MAIN_COMMANDS;
     let status = directive::<SslSessionStatus>(NGX_HTTP_LOC_CONF | NGX_CONF_NOARGS);
     let end = ngx_command_t::empty();
-    Commands::new([a, b, c, d, e, f, g, h, i, j, k, status, end])
+    Commands::new([a, b, c, d, e, f, g, h, i, j, k, l, status, end])
 };
 
 /// The directives of `stream{}`.
 #[cfg(ngx_feature = "stream_ssl")]
-pub static STREAM_COMMANDS: Commands<[ngx_command_t; 12]> = {
+pub static STREAM_COMMANDS: Commands<[ngx_command_t; 13]> = {
     const _: () = assert!(NGX_STREAM_MAIN_CONF == NGX_HTTP_MAIN_CONF);
-    let [a, b, c, d, e, f, g, h, i, j, k] = MAIN_COMMANDS;
-    Commands::new([a, b, c, d, e, f, g, h, i, j, k, ngx_command_t::empty()])
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = MAIN_COMMANDS;
+    Commands::new([a, b, c, d, e, f, g, h, i, j, k, l, ngx_command_t::empty()])
 };
 
 /// What the directives have said.
@@ -118,6 +123,8 @@ pub struct MainConf {
     lifetime: Option<i64>,
     /// What of a server's certificates a session is bound to.
     bind: Option<Bind>,
+    /// How many tickets a full handshake of TLS 1.3 brings, if that is said.
+    ticket_count: Option<usize>,
     /// What is said about stateless tickets.
     tickets: TicketSettings,
     /// Whether sessions of clients that have shown a certificate are left out.
@@ -302,6 +309,29 @@ impl Directive for SslSessionBind {
                 )));
             }
         });
+        Ok(())
+    }
+}
+
+struct SslSessionTicketCount;
+
+impl Directive for SslSessionTicketCount {
+    type Conf = MainConf;
+    const NAME: &'static CStr = c"ssl_session_ticket_count";
+
+    fn set(cf: &mut Conf, conf: &mut MainConf) -> Result<(), Refusal> {
+        if conf.ticket_count.is_some() {
+            return Err(DUPLICATE);
+        }
+        let text = word(cf);
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        let count = text.parse().ok().filter(|_| digits);
+        conf.ticket_count = count.filter(|count| (1..=MAX_TICKETS).contains(count));
+        if conf.ticket_count.is_none() {
+            return Err(cf.refuse(format_args!(
+                "invalid number \"{text}\" in \"ssl_session_ticket_count\": it must be 1 to {MAX_TICKETS}"
+            )));
+        }
         Ok(())
     }
 }
@@ -712,6 +742,9 @@ impl module::MainConf for MainConf {
             let find = M::Block::find_servers;
             let by_names = self.bind == Some(Bind::Names);
             let bound = if by_names { context.bind_to_names(self.scope) } else { Ok(()) };
+            if let Some(count) = self.ticket_count {
+                context.set_ticket_count(count);
+            }
             let mut hook = || self.hooked.hook(context, verification, *differences, find, &policy);
             if bound.and_then(|()| hook()).is_err() {
                 return Err(cf.refuse(format_args!("no memory for the SSL sessions of a server")));

@@ -18,11 +18,11 @@ use super::index::Indexes;
 use super::origin::{Common, FindServers, Judge};
 use crate::ffi::openssl::{
     Algorithm, CtxRef, SSL_CTX, SSL_CTX_get_info_callback, SSL_CTX_get_max_early_data,
-    SSL_CTX_get_options, SSL_CTX_get_session_cache_mode, SSL_CTX_get_timeout,
-    SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb, SSL_CTX_sess_set_get_cb,
+    SSL_CTX_get_num_tickets, SSL_CTX_get_options, SSL_CTX_get_session_cache_mode,
+    SSL_CTX_get_timeout, SSL_CTX_sess_get_get_cb, SSL_CTX_sess_get_new_cb, SSL_CTX_sess_set_get_cb,
     SSL_CTX_sess_set_new_cb, SSL_CTX_set_allow_early_data_cb, SSL_CTX_set_client_hello_cb,
     SSL_CTX_set_ex_data, SSL_CTX_set_generate_session_id, SSL_CTX_set_info_callback,
-    SSL_CTX_set_session_cache_mode, SSL_CTX_set_session_ticket_cb,
+    SSL_CTX_set_num_tickets, SSL_CTX_set_session_cache_mode, SSL_CTX_set_session_ticket_cb,
     SSL_CTX_set_tlsext_ticket_key_evp_cb, SSL_OP_NO_TICKET, SSL_OP_NO_TLSv1_3,
     SSL_SESS_CACHE_NO_INTERNAL_LOOKUP, SSL_SESS_CACHE_NO_INTERNAL_STORE, SSL_SESS_CACHE_SERVER,
     ask,
@@ -45,6 +45,10 @@ impl CtxRef {
         self.cache_mode() & SSL_SESS_CACHE_SERVER != 0
     }
 }
+
+/// How many tickets a full handshake of TLS 1.3 brings where nobody says anything
+/// (SSL_CTX_set_num_tickets(3)).
+const TICKETS_BY_DEFAULT: usize = 2;
 
 /// A context of a configured server.
 #[derive(Clone, Copy)]
@@ -75,6 +79,18 @@ impl Context {
     /// Whether stateless tickets are on.
     pub fn has_tickets(&self) -> bool {
         self.ctx().options() & SSL_OP_NO_TICKET == 0
+    }
+
+    /// Lets a full handshake of TLS 1.3 bring so many tickets; a resumption brings one
+    /// (SSL_CTX_set_num_tickets(3)). A server that was told another number by `ssl_conf_command
+    /// NumTickets` keeps it.
+    pub fn set_ticket_count(&self, count: usize) {
+        // SAFETY: the context is valid.
+        unsafe {
+            if SSL_CTX_get_num_tickets(self.0.as_ptr()) == TICKETS_BY_DEFAULT {
+                SSL_CTX_set_num_tickets(self.0.as_ptr(), count);
+            }
+        }
     }
 
     /// In what another server differs.
