@@ -500,6 +500,8 @@ impl Peer {
                     // Who has found that out has said it.
                     state.said_down = true;
                     state.rest();
+                    // It may have had no connection yet.
+                    self.begin_count();
                     self.show_state(state);
                 }
             }
