@@ -42,7 +42,10 @@ pub struct Cluster {
     learned: u64,
     /// Whose turn it is to be asked.
     turn: usize,
+    /// For lines about the map.
     trouble: Throttle,
+    /// For lines about where nodes send on to: what is wrong with the map shows there as well, and more often.
+    astray: Throttle,
 }
 
 impl Cluster {
@@ -60,6 +63,7 @@ impl Cluster {
             learned: 0,
             turn: 0,
             trouble: Throttle::new(),
+            astray: Throttle::new(),
         }
     }
 
@@ -189,7 +193,7 @@ impl Cluster {
             None => self.node(&host, to.port),
         };
         let Some(peer) = peer else {
-            if let Some(times) = self.trouble.pass(clock::now_ms()) {
+            if let Some(times) = self.astray.pass(clock::now_ms()) {
                 log_at!(
                     Log::cycle(),
                     Error,
@@ -207,7 +211,7 @@ impl Cluster {
         let mut known = self.nodes.iter().chain(&self.seeds).chain(&self.guests);
         if !known.any(|known| Rc::ptr_eq(known, &peer)) {
             if self.guests.len() >= MAX_GUESTS {
-                if let Some(times) = self.trouble.pass(clock::now_ms()) {
+                if let Some(times) = self.astray.pass(clock::now_ms()) {
                     log_at!(
                         Log::cycle(),
                         Error,
