@@ -70,6 +70,8 @@ pub enum Hint<'a> {
     Memory,
     /// Redis cannot save.
     Save,
+    /// A master has fewer replicas than it wants to have.
+    Replicas,
     /// Another program uses the keys.
     Keys,
     /// memcached before 1.6.10, or something that is no memcached.
@@ -165,6 +167,7 @@ impl fmt::Display for Hint<'_> {
             Hint::Save => {
                 "see the server's log; if nothing has to be saved there: CONFIG SET save \"\""
             }
+            Hint::Replicas => "bring its replicas back, or lower \"min-replicas-to-write\" there",
             Hint::Keys => "another program uses these keys: set \"key_prefix\"",
             Hint::MetaCommands => {
                 "meta commands need memcached 1.6.10, and no proxy that does not know them"

@@ -327,6 +327,7 @@ impl Codec for Redis {
             b"READONLY" | b"MASTERDOWN" => Some(Hint::Replica),
             b"OOM" => Some(Hint::Memory),
             b"MISCONF" => Some(Hint::Save),
+            b"NOREPLICAS" => Some(Hint::Replicas),
             b"WRONGTYPE" => Some(Hint::Keys),
             b"ERR" if has(rest, "max number of clients") => Some(Hint::MaxClients),
             b"ERR" if has(rest, "without any password") || has(rest, "no password is set") => {
@@ -882,6 +883,7 @@ mod tests {
             ("MASTERDOWN Link with MASTER is down and", Some(Hint::Replica)),
             ("OOM command not allowed when used memory > 'maxmemory'.", Some(Hint::Memory)),
             ("MISCONF Redis is configured to save RDB snapshots", Some(Hint::Save)),
+            ("NOREPLICAS Not enough good replicas to write.", Some(Hint::Replicas)),
             ("WRONGTYPE Operation against a key", Some(Hint::Keys)),
             ("LOADING Redis is loading the dataset in memory", None),
             ("BUSY Redis is busy running a script.", None),

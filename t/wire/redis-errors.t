@@ -70,7 +70,7 @@ sub links_of {
 }
 
 # With a connection to a server that is brought into a state, and out of it:
-# words => what the server says, fetch => a lookup's outcome, stores => whether they succeed, anew =>
+# words => what the server says, hint => what is to be done, fetch => a lookup's outcome, stores => whether they succeed, anew =>
 # whether it is connected to anew, as the address may lead to another server now.
 sub refuses {
     my ($name, $redis, %arg) = @_;
@@ -84,6 +84,7 @@ sub refuses {
         my @new = map { my $new = new_session($edge); status($edge, $session); $new } 1 .. 15;
         my $line = qr/\[error\] \d+#\d+: redis 127\.0\.0\.1:\d+ refused \d+ requests, the last with "$arg{words}"$doing$/;
         like eval { $edge->log_like($line) }, $line, 'the words are in the log';
+        like $edge->log, qr/ \(hint: \Q$arg{hint}\E\)/, 'with what is to be done' if $arg{hint};
         cmp_ok $edge->log_count($line), '<=', 1 + time - $start, 'once a second at most';
         is status($edge, $session), $arg{fetch}, 'the last lookup is as the first';
         $arg{leave}->();
@@ -120,6 +121,7 @@ refuses 'MISCONF', $redis,
 
 refuses 'NOREPLICAS', $redis,
     words => 'NOREPLICAS Not enough good replicas to write\.',
+    hint  => 'bring its replicas back, or lower "min-replicas-to-write" there',
     fetch => 'HIT', stores => 0,
     enter => sub { $redis->cmd(qw(CONFIG SET min-replicas-to-write 1)) },
     leave => sub { $redis->cmd(qw(CONFIG SET min-replicas-to-write 0)) };
