@@ -2,20 +2,27 @@
 //!
 //! Requests of one turn of the event loop leave in one write. nginx accepts one connection in a
 //! turn, and a write with the read of its answers costs a busy worker more than all else about a
-//! lookup. So requests that follow another write closely wait for others to go with, as long as each
-//! turn has handshakes to go on with.
+//! lookup. So requests that follow another write closely wait for others to go with, as long as the
+//! worker has something to do in each turn: what would sleep writes first.
 
 use core::mem;
 
-/// Requests that follow a write within this time wait for others, and no longer than this, in
-/// microseconds.
-const HOLD: u64 = 500;
+use crate::ffi::tls::Progress;
+
+/// What part of `fetch_timeout` requests wait for others at most, and so long after a write the next
+/// ones do.
+const SHARE: u64 = 32;
+/// The longest that they wait, in microseconds, whatever `fetch_timeout` is.
+const LONGEST: u64 = 2000;
+/// So many do not wait for more: what another one would save is little by then.
+const ENOUGH: usize = 16;
 /// This much does not wait, in bytes.
 const MOST: usize = 16 * 1024;
 
 /// Whether requests wait. Times in microseconds.
-#[derive(Default)]
 pub struct Hold {
+    /// How long requests wait at most.
+    most: u64,
     /// When something was written last.
     wrote: Option<u64>,
     held: Option<Held>,
@@ -23,8 +30,9 @@ pub struct Hold {
 
 struct Held {
     since: u64,
-    /// How many steps of handshakes the worker had seen when that was last looked at.
-    steps: usize,
+    requests: usize,
+    /// How far the worker had come when that was last looked at.
+    progress: Progress,
 }
 
 /// When the requests that wait are looked at.
@@ -37,24 +45,41 @@ pub enum When {
 }
 
 impl Hold {
-    /// A request was made. `None` if others wait already.
-    pub fn request(&mut self, now: u64, steps: usize) -> Option<When> {
-        if self.held.is_some() {
-            return None;
-        }
-        if self.wrote.is_none_or(|wrote| now.saturating_sub(wrote) >= HOLD) {
-            return Some(When::ThisTurn);
-        }
-        self.held = Some(Held { since: now, steps });
-        Some(When::NextTurn)
+    /// Nothing waits. `fetch_timeout` is in milliseconds.
+    pub fn new(fetch_timeout: u64) -> Self {
+        let most = (fetch_timeout.saturating_mul(1000) / SHARE).min(LONGEST);
+        Hold { most, wrote: None, held: None }
     }
 
-    /// Whether `len` bytes of requests wait for one more turn: the worker has had handshakes to go
-    /// on with since that was looked at.
-    pub fn goes_on(&mut self, now: u64, steps: usize, len: usize) -> bool {
+    /// A request was made. Whether it waits with others, which are looked at already.
+    pub fn joined(&mut self) -> bool {
+        let Some(held) = &mut self.held else { return false };
+        held.requests = held.requests.saturating_add(1);
+        true
+    }
+
+    /// Whether requests wait for others.
+    pub fn holds(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// A request was made, and none waits.
+    pub fn request(&mut self, now: u64, progress: Progress) -> When {
+        if self.wrote.is_none_or(|wrote| now.saturating_sub(wrote) >= self.most) {
+            return When::ThisTurn;
+        }
+        self.held = Some(Held { since: now, requests: 1, progress });
+        When::NextTurn
+    }
+
+    /// Whether `len` bytes of requests wait for one more turn: the worker has had something to do
+    /// since that was looked at.
+    pub fn goes_on(&mut self, now: u64, progress: Progress, len: usize) -> bool {
+        let most = self.most;
         self.held.as_mut().is_some_and(|held| {
-            let busy = steps != mem::replace(&mut held.steps, steps);
-            busy && len < MOST && now.saturating_sub(held.since) < HOLD
+            let busy = progress != mem::replace(&mut held.progress, progress);
+            let enough = held.requests >= ENOUGH || len >= MOST;
+            busy && !enough && now.saturating_sub(held.since) < most
         })
     }
 

@@ -159,6 +159,27 @@ subtest 'the requests of several turns leave in one write when the worker is bus
     lines_are($nginx);
 };
 
+subtest 'answers that come meanwhile have nothing written' => sub {
+    my ($port, $redis) = (free_port(), redis());
+    my $nginx = nginx(conf => conf($port, 'store', backend('127.0.0.1:' . $redis->port, fetch_timeout => '10s')));
+    plan skip_all => 'nginx without --with-debug' if $nginx->log !~ /\[debug\]/;
+    my @sessions = map { stored_session($port, $redis) } 1 .. 96;
+    my ($worker) = $nginx->workers;
+    my $least = @sessions;
+    # As above, but so many that the first ones have their answers long before the last ones ask.
+    for my $try (1 .. 4) {
+        my $asked = $nginx->log_pos;
+        $nginx->halt($worker);
+        my @clients = map { tls_client(port => $port, protocol => 'TLSv1.2', session => $_)->start } @sessions;
+        kill CONT => $worker;
+        is scalar(grep { ($_->request // '') =~ /^HIT/ && $_->reused } @clients), scalar @sessions, 'all are resumed';
+        my $writes = $nginx->log_count(qr/\[debug\] .* send: fd:\d+ (\d+) of \1$/, from => $asked);
+        $least = $writes if $writes < $least;
+    }
+    cmp_ok $least, '<=', @sessions / 4, scalar(@sessions) . " lookups in $least writes";
+    lines_are($nginx);
+};
+
 for my $timeout (50, 200) {
     subtest "a lookup ends at its timeout of $timeout ms" => sub {
         my ($port, $redis) = (free_port(), redis());

@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use std::rc::Rc;
 
 use foreign_types::{ForeignType, ForeignTypeRef};
+use nginx_sys::ngx_cycle;
 #[cfg(nginx_1_29_2)]
 use nginx_sys::ngx_ssl_client_hello_arg_index;
 use session_core::ticket_keys::{KeyName, NAME_LEN, TicketKey};
@@ -88,9 +89,22 @@ impl Connection {
 
 static STEPS: AtomicUsize = AtomicUsize::new(0);
 
-/// How many steps of handshakes this worker has seen: a measure of how busy it was.
-pub fn steps() -> usize {
-    STEPS.load(Ordering::Relaxed)
+/// How far this worker has come with its clients: it is another one after each turn in which it had
+/// something to do for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Steps of handshakes, and alerts.
+    steps: usize,
+    /// Connections that nobody has: one less when a client was accepted, which is all that a turn may
+    /// have done.
+    free: usize,
+}
+
+/// How far this worker has come.
+pub fn progress() -> Progress {
+    // SAFETY: nginx's current cycle.
+    let free = unsafe { (*ngx_cycle).free_connection_n };
+    Progress { steps: STEPS.load(Ordering::Relaxed), free }
 }
 
 pub(super) unsafe extern "C" fn info<H: Handler>(ssl: *const SSL, what: c_int, ret: c_int) {
@@ -98,7 +112,7 @@ pub(super) unsafe extern "C" fn info<H: Handler>(ssl: *const SSL, what: c_int, r
     let ssl = unsafe { SslRef::from_ptr(ssl.cast_mut()) };
     let Some(hooks) = ssl.ctx().and_then(hooks::<H>) else { return };
     // One thread counts.
-    STEPS.store(steps().wrapping_add(1), Ordering::Relaxed);
+    STEPS.store(STEPS.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     if what & SSL_CB_ALERT != 0 {
         alert::<H>(ssl, ret);
     } else {

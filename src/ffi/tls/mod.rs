@@ -24,7 +24,7 @@ mod session;
 mod socket;
 
 pub use attached::{Attached, HandshakeToken, Waiters};
-pub use callbacks::steps;
+pub use callbacks::{Progress, progress};
 pub use connection::{Connection, HelloRef, Waits, quic_waits};
 pub use context::{Context, Differences, Hooked};
 pub use handler::{Found, Handler, Hello, Read, ReadTicket, TicketVerdict};

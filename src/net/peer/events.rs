@@ -323,6 +323,8 @@ impl LinkOwner for Line {
                 self.settle(turn, result);
                 self.read_on(turn);
             }
+            // epoll reports this with each answer. What waits for others is looked at soon.
+            Phase::Open if self.talk(|talk| talk.hold.holds()) == Some(true) => {}
             Phase::Open => {
                 if let Some(peer) = self.peer.upgrade() {
                     self.write(turn, &peer);
@@ -355,7 +357,7 @@ impl Handle<Work> for Line {
             } else if conversation.is_suspect() {
                 Err(conversation::Failure::Suspect)
             } else {
-                Ok(talk.hold.goes_on(us, tls::steps(), conversation.waiting()))
+                Ok(talk.hold.goes_on(us, tls::progress(), conversation.waiting()))
             })
         });
         match (held.flatten(), self.phase(turn)) {

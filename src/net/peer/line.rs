@@ -96,7 +96,8 @@ impl Line {
         limits: conversation::Limits,
     ) -> Result<Rc<Self>, OutOfMemory> {
         let conversation = Conversation::new(Rc::clone(&peer.codec), limits, probe)?;
-        let talk = Talk { conversation: Some(conversation), hold: Hold::default() };
+        let talk =
+            Talk { conversation: Some(conversation), hold: Hold::new(peer.limits.fetch_timeout) };
         let line = Rc::new_cyclic(|this| Line {
             this: this.clone(),
             peer: peer.this.clone(),
@@ -145,11 +146,10 @@ impl Line {
             if !conversation.is_open() {
                 // It is submitted at the end of this turn.
                 self.work.post();
-            } else if !self.work.is_posted() {
-                match talk.hold.request(us, tls::steps()) {
-                    Some(When::ThisTurn) => self.work.post(),
-                    Some(When::NextTurn) => self.work.post_next(),
-                    None => {}
+            } else if !talk.hold.joined() && !self.work.is_posted() {
+                match talk.hold.request(us, tls::progress()) {
+                    When::ThisTurn => self.work.post(),
+                    When::NextTurn => self.work.post_next(),
                 }
             }
             Some(Ok(()))
