@@ -57,6 +57,8 @@ pub struct Client {
     talk: Talk,
     stage: Stage,
     writable: bool,
+    /// By which its events are known.
+    pub token: Token,
     /// The beginning of the answer.
     answer: usize,
     /// What latency is counted from.
@@ -105,6 +107,7 @@ impl Client {
             talk,
             stage: Stage::Handshake,
             writable: false,
+            token: Token(usize::MAX),
             answer: 0,
             began: Instant::now(),
             done: Done::default(),
@@ -124,16 +127,16 @@ impl Client {
         Ok(())
     }
 
+    /// Makes the socket.
+    pub fn open(&mut self, source: Option<Ipv4Addr>) -> Result<()> {
+        Ok(self.stream.get_mut().open(source)?)
+    }
+
     /// Connects and sends. Latency counts from now, or from when it should have been.
-    pub fn connect(
-        &mut self,
-        to: SocketAddr,
-        source: Option<Ipv4Addr>,
-        scheduled: Option<Instant>,
-    ) -> Result<()> {
+    pub fn connect(&mut self, to: SocketAddr, scheduled: Option<Instant>) -> Result<()> {
         self.began = scheduled.unwrap_or_else(Instant::now);
         let wire = self.stream.get_mut();
-        wire.connect(to, source)?;
+        wire.connect(to)?;
         self.writable = !wire.send()?;
         Ok(())
     }
@@ -144,38 +147,33 @@ impl Client {
         } else {
             Interest::READABLE
         };
+        self.token = token;
         registry.register(self.stream.get_mut().socket()?, token, interest)?;
         Ok(())
     }
 
     /// Goes on after an event; true if the connection has come to its end.
-    pub fn go_on(
-        &mut self,
-        closed: bool,
-        registry: &Registry,
-        token: Token,
-        scratch: &mut [u8],
-    ) -> Result<bool> {
+    pub fn go_on(&mut self, closed: bool, registry: &Registry, scratch: &mut [u8]) -> Result<bool> {
         self.stream.get_mut().happened(closed);
-        if self.writable && !self.send(registry, token)? {
+        if self.writable && !self.send(registry)? {
             return Ok(false);
         }
         if self.stage == Stage::Handshake {
             match self.stream.do_handshake() {
                 Ok(()) => {
                     self.handshaken()?;
-                    self.send(registry, token)?;
+                    self.send(registry)?;
                     self.done.time = self.began.elapsed();
                 }
                 Err(e) if e.code() == ErrorCode::WANT_READ => {
-                    self.send(registry, token)?;
+                    self.send(registry)?;
                     return Ok(false);
                 }
                 Err(e) => return Err(format!("handshake: {e}").into()),
             }
         }
         if self.stage == Stage::Reading {
-            self.read(registry, token, scratch)
+            self.read(registry, scratch)
         } else {
             self.drain(scratch)
         }
@@ -208,17 +206,18 @@ impl Client {
         Ok(())
     }
 
-    fn send(&mut self, registry: &Registry, token: Token) -> Result<bool> {
+    fn send(&mut self, registry: &Registry) -> Result<bool> {
         let wire = self.stream.get_mut();
         let all = wire.send()?;
         if !all && !self.writable {
+            let token = self.token;
             registry.reregister(wire.socket()?, token, Interest::READABLE | Interest::WRITABLE)?;
         }
         self.writable = !all;
         Ok(all)
     }
 
-    fn read(&mut self, registry: &Registry, token: Token, scratch: &mut [u8]) -> Result<bool> {
+    fn read(&mut self, registry: &Registry, scratch: &mut [u8]) -> Result<bool> {
         loop {
             match self.stream.ssl_read(scratch) {
                 Ok(n) => {
@@ -229,7 +228,7 @@ impl Client {
                     self.answer += n;
                     if self.talk == Talk::Early {
                         self.shut_down()?;
-                        self.send(registry, token)?;
+                        self.send(registry)?;
                     }
                 }
                 Err(e) if e.code() == ErrorCode::WANT_READ => return Ok(false),

@@ -17,6 +17,11 @@ use crate::sessions::{Contexts, Sessions};
 /// A server that hangs fails the run.
 const PATIENCE: Duration = Duration::from_secs(30);
 const TIMER: Token = Token(usize::MAX - 1);
+/// Of a token: the place of a client. Above it is how many have been added.
+const PLACE_BITS: u32 = 20;
+/// Clients that are made, with socket and ClientHello, before the clock runs. Others are made in
+/// their turn.
+const PREPARED: usize = 1024;
 /// No more than this in progress when the server does not keep up with a schedule.
 const CROWD: usize = 16_000;
 
@@ -67,9 +72,16 @@ pub struct Engine {
     events: Events,
     clients: Vec<Option<Client>>,
     free: Vec<usize>,
+    prepared: Vec<Client>,
+    /// Those that have come to their end: freeing them, and the close that the server waits for no
+    /// longer, are for when the clock has stopped.
+    gone: Vec<Client>,
+    /// So many at most.
+    late: usize,
     buffers: Vec<Vec<u8>>,
     scratch: Vec<u8>,
     started: usize,
+    added: usize,
     held: Vec<Client>,
     /// Of handshakes since they were asked for.
     times: Vec<Duration>,
@@ -110,9 +122,13 @@ impl Engine {
             events: Events::with_capacity(1024),
             clients: Vec::new(),
             free: Vec::new(),
+            prepared: Vec::new(),
+            gone: Vec::new(),
+            late: 0,
             buffers: Vec::new(),
             scratch: vec![0; 1 << 16],
             started: 0,
+            added: 0,
             held: Vec::new(),
             times: Vec::new(),
         })
@@ -128,7 +144,10 @@ impl Engine {
             (Offer::Forged, Quota::Time(_)) => return Err("forged by number only".into()),
             _ => None,
         };
+        self.prepare(task)?;
         let answer = self.measured(task, |engine| engine.work(task));
+        self.gone.clear();
+        self.late = 0;
         if let Some(genuine) = genuine {
             self.sessions = genuine;
         }
@@ -160,8 +179,8 @@ impl Engine {
             let mut client =
                 Client::new(context, session.as_ref(), self.name.as_deref(), Talk::Silent, out)?;
             client.cut(part)?;
-            let source = self.source();
-            client.connect(self.to, source, None)?;
+            client.open(self.source())?;
+            client.connect(self.to, None)?;
             self.held.push(client);
         }
         Ok(format!(r#"{{"held":{}}}"#, self.held.len()))
@@ -266,7 +285,34 @@ impl Engine {
         Ok(Some(timer))
     }
 
+    /// Takes what can be done before and after from the clients' CPU while they are at work, so that
+    /// the worker is what limits.
+    fn prepare(&mut self, task: &Task) -> Result<()> {
+        // What the newest session is shows only then.
+        let n = match task.quota {
+            Quota::Handshakes(n) if task.offer != Offer::Newest => n.min(PREPARED),
+            _ => return Ok(()),
+        };
+        for _ in 0..n {
+            let client = self.make(task)?;
+            self.prepared.push(client);
+        }
+        // They are taken from the end.
+        self.prepared.reverse();
+        self.late = n;
+        Ok(())
+    }
+
     fn begin(&mut self, task: &Task, scheduled: Option<Instant>) -> Result<()> {
+        let mut client = match self.prepared.pop() {
+            Some(client) => client,
+            None => self.make(task)?,
+        };
+        client.connect(self.to, scheduled)?;
+        self.add(client)
+    }
+
+    fn make(&mut self, task: &Task) -> Result<Client> {
         let session = match task.offer {
             Offer::None => None,
             Offer::Newest => self.sessions.spend(),
@@ -280,9 +326,8 @@ impl Engine {
         let out = self.buffers.pop().unwrap_or_default();
         let mut client =
             Client::new(context, session.as_ref(), self.name.as_deref(), task.talk, out)?;
-        let source = self.source();
-        client.connect(self.to, source, scheduled)?;
-        self.add(client)
+        client.open(self.source())?;
+        Ok(client)
     }
 
     fn source(&mut self) -> Option<Ipv4Addr> {
@@ -293,7 +338,9 @@ impl Engine {
 
     fn add(&mut self, mut client: Client) -> Result<()> {
         let place = self.free.pop().unwrap_or(self.clients.len());
-        client.register(self.poll.registry(), Token(place))?;
+        // Of one that has had this place, and is not closed yet, nothing is heard.
+        self.added += 1;
+        client.register(self.poll.registry(), Token((self.added << PLACE_BITS) | place))?;
         if place == self.clients.len() {
             self.clients.push(Some(client));
         } else {
@@ -322,17 +369,24 @@ impl Engine {
                 clear(timer);
                 continue;
             }
-            let Some(Some(client)) = self.clients.get_mut(token.0) else { continue };
+            let place = token.0 & ((1 << PLACE_BITS) - 1);
+            let Some(Some(client)) = self.clients.get_mut(place) else { continue };
+            if client.token != token {
+                continue;
+            }
             let registry = self.poll.registry();
-            match client.go_on(event.is_read_closed(), registry, token, &mut self.scratch) {
+            match client.go_on(event.is_read_closed(), registry, &mut self.scratch) {
                 Ok(false) => continue,
                 Ok(true) => judge(client, task, self.version, tally),
                 Err(e) => tally.fail(e.to_string()),
             }
             self.buffers.push(client.buffer());
             self.sessions.keep_arrived();
-            self.clients[token.0] = None;
-            self.free.push(token.0);
+            if let Some(client) = self.clients[place].take().filter(|_| self.gone.len() < self.late)
+            {
+                self.gone.push(client);
+            }
+            self.free.push(place);
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// Collects what is written until it is told to send, so that a flight is one segment whatever it
 /// consists of, and reads only after the poller has said that there is something.
 pub struct Wire {
+    opened: Option<Socket>,
     socket: Option<TcpStream>,
     out: Vec<u8>,
     /// The socket has nothing until the next event.
@@ -23,18 +24,24 @@ pub struct Wire {
 
 impl Wire {
     pub fn new(out: Vec<u8>) -> Self {
-        Wire { socket: None, out, drained: true, closed: false, received: 0, sent: 0 }
+        Wire { opened: None, socket: None, out, drained: true, closed: false, received: 0, sent: 0 }
     }
 
-    /// Begins to connect. On the loopback, where `source` may choose one of its addresses, the
-    /// connection is there when this returns.
-    pub fn connect(&mut self, to: SocketAddr, source: Option<Ipv4Addr>) -> io::Result<()> {
+    /// Makes the socket, where `source` may choose an address of the loopback.
+    pub fn open(&mut self, source: Option<Ipv4Addr>) -> io::Result<()> {
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = Socket::new(Domain::IPV4, kind, Some(Protocol::TCP))?;
         if let Some(source) = source {
             no_port_yet(&socket)?;
             socket.bind(&SocketAddr::from((source, 0)).into())?;
         }
+        self.opened = Some(socket);
+        Ok(())
+    }
+
+    /// Begins to connect. On the loopback the connection is there when this returns.
+    pub fn connect(&mut self, to: SocketAddr) -> io::Result<()> {
+        let socket = self.opened.take().ok_or(ErrorKind::NotConnected)?;
         match socket.connect(&to.into()) {
             Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => return Err(e),
             _ => {}
