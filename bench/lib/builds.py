@@ -13,7 +13,8 @@ class Build:
         said = subprocess.run([binary, "-V"], capture_output=True, text=True, check=True).stderr
         self.letter, self.binary, self.module = letter, binary, module
         self.version = re.search(r"nginx version: (\S+)", said).group(1)
-        self.openssl = re.findall(r"(?:built|running) with (OpenSSL \S+?)[ )]", said)[-1]
+        # Another program may be made with another library.
+        self.openssl = (re.findall(r"(?:built|running) with (\S+ \S+?)[ )\n]", said) or ["?"])[-1]
         self.flags = re.search(r"configure arguments:(.*)", said).group(1)
         self.name = f"({letter}) {self.version}"
         self.label = f"{self.name}, {self.openssl}"

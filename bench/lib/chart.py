@@ -1,6 +1,9 @@
 """A chart of the worker's CPU per resumed handshake, as SVG."""
 
+import math
 from xml.sax.saxutils import escape
+
+from compare import is_control
 
 WIDTH, LEFT, RIGHT, TOP = 760, 170, 90, 70
 BAR, GAP, GROUP = 13, 3, 14
@@ -17,12 +20,19 @@ STYLE = """
 """
 
 
+def whiskers(row):
+    """Of one pair the interval has no ends."""
+    low, high = row["us_low"], row["us_high"]
+    return (low, high) if math.isfinite(low + high) else (row["us"], row["us"])
+
+
 def chart(results, machine):
-    """Bars are medians, whiskers the smallest and the greatest round."""
+    """Bars are estimates, whiskers their intervals."""
     build = results[0]["build"]
-    rows = [r for r in results if r["build"] == build and r["clients"] == 64]
+    rows = [r for r in results if r["build"] == build and r["clients"] == 64
+            and not is_control(r)]
     names = list(dict.fromkeys(r["sessions"] for r in rows))
-    most = max(r["us_max"] for r in rows)
+    most = max(whiskers(r)[1] for r in rows)
     step = next(s for s in (10, 20, 25, 50, 100, 200, 250, 500, 1000, 10**4) if most / s <= 8)
     end = (int(most / step) + 1) * step
     scale = (WIDTH - LEFT - RIGHT) / end
@@ -44,8 +54,7 @@ def chart(results, machine):
                    f'class="{kind}"/>')
 
     text(16, 26, "Worker CPU per resumed handshake", "title")
-    text(16, 46, f"{build}, 64 clients; bars: median of {rows[0]['rounds']} rounds, "
-         "whiskers: smallest and greatest", "small")
+    text(16, 46, f"{build}, 64 clients; whiskers: 95 % intervals", "small")
     for i, version in enumerate(("1.2", "1.3")):
         x = WIDTH - 170 + i * 82
         out.append(f'<rect class="tls{version.replace(".", "")}" x="{x}" y="15" width="12" '
@@ -64,7 +73,7 @@ def chart(results, machine):
             middle = top + BAR / 2
             out.append(f'<rect class="tls{r["tls"].replace(".", "")}" x="{LEFT}" y="{top:.1f}" '
                        f'width="{r["us"] * scale:.1f}" height="{BAR}" rx="2"/>')
-            low, high = LEFT + r["us_min"] * scale, LEFT + r["us_max"] * scale
+            low, high = (LEFT + end * scale for end in whiskers(r))
             line(low, middle, high, middle, "whisker")
             for x in (low, high):
                 line(x, middle - 3.5, x, middle + 3.5, "whisker")

@@ -4,8 +4,8 @@ from compare import compare
 from handshakes import Site
 from memory import Held
 from processes import Load, Nginx, check_logs, stop_all, wait
-from settings import (BLOCKS, CROWD, FEW_ROUNDS, FULL_SLICE, SAMPLE, SERVERS, SESSIONS, SLICE,
-                      STORED, SUSPENDED, ZONE, Failed)
+from settings import (BLOCKS, CROWD, FEW_ROUNDS, FULL_SLICE, MORE_PAIRS, SAMPLE, SERVERS, SESSIONS,
+                      SLICE, STORED, SUSPENDED, ZONE, Failed)
 from stores import Redis, backend, both
 
 
@@ -46,7 +46,8 @@ def sessions(built, work):
             load.go("resume", sample, CROWD)
         wait(f"{n} sessions in redis", lambda n=n: redis.keys() == n)
         results += compare({"build": built.name, "what": "sessions", "tls": "1.2", "n": n}, loads,
-                           "nginx shared", resume, [(redis.hits, ["redis"])], rounds=FEW_ROUNDS)
+                           "nginx shared", resume, [(redis.hits, ["redis"])], FEW_ROUNDS,
+                           saturated=True)
     check_logs(site.server for site in sites.values())
     return results
 
@@ -77,7 +78,7 @@ def blocks(built, work):
 
 def along(what, built, loads, hits):
     rows = compare({"build": built.name, "what": what, "tls": "1.2"}, loads, min(loads), resume,
-                   hits, rounds=FEW_ROUNDS)
+                   hits, MORE_PAIRS, saturated=True)
     check_logs(load.server for load in loads.values())
     return [row | {"n": row["sessions"], "sessions": "redis"} for row in rows]
 
@@ -103,7 +104,7 @@ def suspended(built, work):
         others = {"waiting": Load(held.server, "1.3"), "idle": Load(idle.server, "1.3")}
         compared = compare({}, others, "idle",
                            lambda one: one.go("full", FULL_SLICE, 16, cpu=True),
-                           [(lambda silent=held.silent: silent.gets, [])], rounds=FEW_ROUNDS)
+                           [(lambda silent=held.silent: silent.gets, [])], FEW_ROUNDS)
         row = next(row for row in compared if row["sessions"] == "waiting")
         held.silent.answer()
         answer = load.go("finish", "full", f"pids={held.server.worker}")
@@ -116,8 +117,7 @@ def suspended(built, work):
             "more_bytes": round(grown["uss"] - own["uss"]),
             "finished": answer["handshakes"],
             "finish_us": round(answer["cpu_ns"][0] / n / 1000, 2),
-        } | {key: row[key] for key in ("us", "us_min", "us_max", "ratio", "ratio_min",
-                                       "ratio_max", "rounds")})
+        } | {key: row[key] for key in ("sessions", "base", "saturated", "sets")})
         for one in (load, *others.values(), held, idle):
             one.stop()
     return results

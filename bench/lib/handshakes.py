@@ -7,14 +7,16 @@ import signal
 import statistics
 import subprocess
 
-from compare import compare, spread
+from compare import compare
 from processes import Load, Nginx, Process, check_logs, wait
-from settings import (ALONE, CERTIFICATES, CROWD, FEW_ROUNDS, FULL_SLICE, LOAD_CPU, LOADS, LOOKUPS,
-                      PATIENCE, RECONNECTS, SCHEDULE, SET_ROUNDS, SESSIONS, SLICE, TRACED, VERSIONS,
+from settings import (AGAIN, ALONE, CERTIFICATES, CROWD, FEW_ROUNDS, FULL_SLICE, LOAD_CPU, LOADS,
+                      LOOKUPS, PATIENCE, RECONNECTS, SCHEDULE, SESSIONS, SLICE, TRACED, VERSIONS,
                       Failed)
 from stores import Memcached, Redis, both
 
 REDUCED = ("nginx shared", "shared:", "redis")
+WITH_CONTROL = (*REDUCED, f"nginx shared{AGAIN}")
+OWN_CACHE = "ssl_session_cache shared:own:64m;"
 
 
 class Site:
@@ -50,7 +52,8 @@ class Sites:
             return lambda: Site(Nginx(work, built, text), by or primer, [store])
 
         makers = {
-            "nginx shared": own("ssl_session_cache shared:own:64m;", module=False),
+            "nginx shared": own(OWN_CACHE, module=False),
+            f"nginx shared{AGAIN}": own(OWN_CACHE, module=False),
             "nginx tickets": own("", module=False, tickets=True),
             "shared:": own(both("shared:tls:64m")),
             "redis": remote(redis.backend()),
@@ -88,7 +91,7 @@ class Sites:
 
 def resumed(built, work, reduced):
     """Resumed handshakes; with a remote store, of sessions that another nginx has made."""
-    sites = Sites(built, work, REDUCED if reduced else None)
+    sites = Sites(built, work, WITH_CONTROL if reduced else None)
     results = []
     for version in VERSIONS:
         loads = {name: site.primed(version, SESSIONS) for name, site in sites.all.items()}
@@ -99,7 +102,7 @@ def resumed(built, work, reduced):
                 {"build": built.name, "certificate": "ecdsa", "tls": version, "clients": clients},
                 loads, "nginx shared",
                 lambda load, n=clients: load.go("resume", SLICE[n, load.version], n, cpu=True),
-                sites.hits(), SET_ROUNDS)
+                sites.hits(), saturated=clients > ALONE)
         for load in loads.values():
             load.stop()
     sites.check_logs()
@@ -111,11 +114,11 @@ def full(built, work, reduced):
     redis = Redis(work)
     sites = {
         "no module": Site(Nginx(work, built, "", module=False)),
+        f"no module{AGAIN}": Site(Nginx(work, built, "", module=False)),
         "module, idle": Site(Nginx(work, built, "")),
         "redis": Site(Nginx(work, built, redis.backend()), stores=[redis]),
         "shared:": Site(Nginx(work, built, both("shared:tls:64m"))),
-        "nginx shared": Site(Nginx(work, built, "ssl_session_cache shared:own:64m;",
-                                   module=False)),
+        "nginx shared": Site(Nginx(work, built, OWN_CACHE, module=False)),
     }
     results = []
     for certificate in CERTIFICATES[:1] if reduced else CERTIFICATES:
@@ -127,7 +130,7 @@ def full(built, work, reduced):
                  "clients": CROWD},
                 loads, "no module",
                 lambda load: load.go("full", FULL_SLICE, CROWD, cpu=True),
-                [(redis.lookups, [])], SET_ROUNDS)
+                [(redis.lookups, [])], saturated=True)
             for load in loads.values():
                 load.stop()
     check_logs(site.server for site in sites.values())
@@ -139,10 +142,14 @@ def early(built, work, _):
     redis = Redis(work)
     on = "ssl_early_data on;"
     once = redis.backend(fetch="single_use")
+
     # The connection outlives the answer, or there would be no ticket.
+    def tickets():
+        return Site(Nginx(work, built, on, module=False, tickets=True, keepalive=PATIENCE))
+
     sites = {
-        "nginx tickets": Site(Nginx(work, built, on, module=False, tickets=True,
-                                    keepalive=PATIENCE)),
+        "nginx tickets": tickets(),
+        f"nginx tickets{AGAIN}": tickets(),
         "redis, single_use": Site(Nginx(work, built, once + on, keepalive=PATIENCE),
                                   Nginx(work, built, once + on, keepalive=PATIENCE), [redis]),
     }
@@ -160,7 +167,8 @@ def early(built, work, _):
 
         results += compare(
             {"build": built.name, "certificate": "ecdsa", "tls": "1.3", "clients": clients},
-            loads, "nginx tickets", go, [(redis.hits, ["redis, single_use"])])
+            loads, "nginx tickets", go, [(redis.hits, ["redis, single_use"])],
+            saturated=clients > ALONE)
         for load in loads.values():
             load.stop()
     check_logs(one for site in sites.values() for one in (site.server, site.primer) if one)
@@ -169,7 +177,7 @@ def early(built, work, _):
 
 def schedule(built, work, _):
     """Latency of resumed handshakes that come at a fixed rate, whatever has become of others."""
-    sites = Sites(built, work, REDUCED)
+    sites = Sites(built, work, WITH_CONTROL)
     results = []
     for version in VERSIONS:
         loads = {name: site.primed(version, SESSIONS) for name, site in sites.all.items()}
@@ -189,8 +197,7 @@ def schedule(built, work, _):
             for row in compare(
                     {"build": built.name, "certificate": "ecdsa", "tls": version, "part": part,
                      "per_second": rate},
-                    loads, "nginx shared", go, sites.hits(), rounds=FEW_ROUNDS, slices=1,
-                    merged=True):
+                    loads, "nginx shared", go, sites.hits(), FEW_ROUNDS, merged=True):
                 results.append(row | {"behind_us": behind[row["sessions"]]})
         for load in loads.values():
             load.stop()
@@ -261,6 +268,11 @@ def reconnect(built, work, _):
     return results
 
 
+def spread(name, values, digits=2):
+    return {name: round(statistics.median(values), digits),
+            f"{name}_min": round(min(values), digits), f"{name}_max": round(max(values), digits)}
+
+
 def syscalls(built, work, _):
     """System calls of the worker for a resumed handshake: what no noise changes."""
     if not shutil.which("strace"):
@@ -269,6 +281,8 @@ def syscalls(built, work, _):
     results = []
     for version in VERSIONS:
         for name, site in sites.all.items():
+            if name.endswith(AGAIN):
+                continue
             load = site.primed(version, SESSIONS)
             n = TRACED or max(SESSIONS, load.ask("prime", 0)["sessions"])
             for clients in (ALONE, CROWD):

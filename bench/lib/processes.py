@@ -15,6 +15,7 @@ KEYS = {"ecdsa": ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
         "rsa": ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]}
 # The buffers of a connection go from one to the next.
 MALLOC = "glibc.malloc.tcache_max=65536:glibc.malloc.tcache_count=200"
+TICKS = os.sysconf("SC_CLK_TCK")
 MEMORY = ("rss", "pss", "uss", "data")
 
 ours = []                               # what has to end with us
@@ -27,6 +28,17 @@ class Process:
             command, preexec_fn=lambda: os.sched_setaffinity(0, {cpu}), **how)
         self.pid = self.process.pid
         ours.append(self)
+
+    def served_by(self):
+        """The process whose CPU is that of the handshakes."""
+        return self.pid
+
+    def ticks(self):
+        """Seconds in user mode and in the kernel. Each tick of the kernel's clock sees one of them, and
+        the exact time is shared out by ticks: right for some seconds of CPU, not for a slice."""
+        with open(f"/proc/{self.served_by()}/stat", encoding="ascii") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return tuple(int(field) / TICKS for field in fields[11:13])
 
     def stop(self):
         if self.process.poll() is None:
@@ -53,7 +65,7 @@ class Nginx(Process):
     worker = None
 
     def __init__(self, work, built, sessions, module=True, tickets=False, log=False, server="",
-                 keepalive=0, blocks=1):
+                 keepalive=0, blocks=1, main=""):
         Nginx.made += 1
         self.dir = os.path.join(work, f"nginx-{Nginx.made}")
         os.mkdir(self.dir)
@@ -88,6 +100,7 @@ class Nginx(Process):
         with open(f"{self.dir}/nginx.conf", "w", encoding="utf-8") as file:
             file.write(f"""
 {load}
+{main}
 {user}
 daemon off;
 worker_processes 1;
@@ -131,6 +144,9 @@ http {{
         with open(f"/proc/{self.pid}/task/{self.pid}/children", encoding="ascii") as file:
             children = file.read().split()
         self.worker = int(children[0]) if children else None
+        return self.worker
+
+    def served_by(self):
         return self.worker
 
     def at_rest(self):
@@ -195,7 +211,7 @@ class Load(Process):
 
     def __init__(self, server, version, port="ecdsa", stores=(), full=False):
         self.server, self.version = server, version
-        self.pids = ",".join(str(pid) for pid in (server.worker, *(s.pid for s in stores)))
+        self.pids = ",".join(str(pid) for pid in (server.served_by(), *(s.pid for s in stores)))
         super().__init__([*clients(full), str(server.ports[port]), version, str(SOURCES)],
                          LOAD_CPU,
                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

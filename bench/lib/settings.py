@@ -11,20 +11,23 @@ def size(full, quick):
     return quick if QUICK else full
 
 
-ROUNDS = int(os.environ.get("BENCH_ROUNDS", size(11, 1)))
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", size(12, 1)))
 FEW_ROUNDS = min(ROUNDS, 5)             # where each takes long
-SETS = size(3, 1)                       # of processes, among which the rounds are shared out
-SET_ROUNDS = -(-ROUNDS // SETS)
-SLICES = size(3, 1)                     # in which each round goes over the servers
+SETS = ROUNDS                           # of processes, each for some of the pairs
+PAIRS = size(4, 1)                      # of each configuration with its base, in a set
+MORE_PAIRS = PAIRS * FEW_ROUNDS         # where there is one set
+BUSY = size(0.9, 0.0)                   # of the clock: less is a worker that something else limits
+ENOUGH = 0.25                           # of all pairs: from less there is no ratio
+AGAIN = ", again"                       # a second process that is as the base
 # More than are offered at once: lookups of one session would be one request.
 SESSIONS = size(512, 256)
 SOURCES = 8                             # addresses that clients come from, so that ports suffice
 ALONE, CROWD = 1, 64                    # clients at the same time
 TRACED = size(None, CROWD)              # handshakes under strace, if not one of each session
-# Resumed handshakes in one go, a tenth of a second.
-SLICE = {(ALONE, "1.2"): size(300, 12), (ALONE, "1.3"): size(120, 12),
-         (CROWD, "1.2"): size(1000, 72), (CROWD, "1.3"): size(300, 72)}
-FULL_SLICE = size(150, 16)
+# Resumed handshakes in one go, less than a tenth of a second.
+SLICE = {(ALONE, "1.2"): size(200, 12), (ALONE, "1.3"): size(80, 12),
+         (CROWD, "1.2"): size(640, 72), (CROWD, "1.3"): size(192, 72)}
+FULL_SLICE = size(128, 16)
 HELD = size(2000, 60)                   # handshakes suspended at once
 HOLDS = size(3, 1)                      # how often that is repeated
 LOOKUPS = size(4000, 100)
@@ -32,7 +35,7 @@ PRESSED = size(3000, 200)               # handshakes in one go while a store is 
 OUTAGES = size(5, 1)                    # how often that is repeated
 FLOOD = size(300, 32)                   # handshakes in one go with forged session IDs
 RECONNECTS = size(30, 3)
-SCHEDULE = size(1.0, 0.3)               # seconds of arrivals in one go
+SCHEDULE = size(0.5, 0.2)               # seconds of arrivals in one go
 LOADS = (0.5, 0.8)                      # of what nginx's own cache reaches
 STORED = size((10**3, 10**4, 10**5, 10**6), (400, 1000))
 SAMPLE = size(4000, 200)                # of them are resumed
@@ -42,7 +45,8 @@ SUSPENDED = size((10, 100, 1000, 10_000), (10, 100))
 ZONE = size("1000m", "16m")
 SHOWN = 50                              # servers on the status page
 SCRAPES = size(500, 20)
-PACE = size(5000, 500)                  # handshakes a second while it is asked for
+PACE = size(5000, 500)                  # handshakes a second while it is asked for,
+STREAM = size(10, 3)                    # for so many seconds
 
 PATIENCE = 60                           # seconds
 CPUS = sorted(os.sched_getaffinity(0))

@@ -8,8 +8,8 @@ import time
 from compare import compare
 from handshakes import Site, percentile
 from processes import Nginx, check_logs, free_port, wait
-from settings import (CROWD, PATIENCE, SCRAPES, PACE, SCHEDULE, SESSIONS, SHOWN, SLICE, VERSIONS,
-                      Failed)
+from settings import (AGAIN, CROWD, MORE_PAIRS, PACE, PATIENCE, SCRAPES, SESSIONS, SHOWN, SLICE,
+                      STREAM, VERSIONS, Failed)
 from stores import Redis, backend
 
 FORMATS = ("prometheus", "json")
@@ -30,6 +30,7 @@ def counting(built, work):
     redis = Redis(work)
     sites = {
         "not counted": Site(Nginx(work, built, redis.backend()), stores=[redis]),
+        f"not counted{AGAIN}": Site(Nginx(work, built, redis.backend()), stores=[redis]),
         "counted": Site(Nginx(work, built, redis.backend() + page(free_port())), stores=[redis]),
     }
     results = []
@@ -39,7 +40,7 @@ def counting(built, work):
             {"build": built.name, "what": "counting", "tls": version, "clients": CROWD}, loads,
             "not counted",
             lambda load, version=version: load.go("resume", SLICE[CROWD, version], CROWD, cpu=True),
-            [(redis.hits, list(loads))])
+            [(redis.hits, list(loads))], MORE_PAIRS, saturated=True)
         for load in loads.values():
             load.stop()
     check_logs(site.server for site in sites.values())
@@ -124,7 +125,7 @@ def at_work(server, load, port):
     thread = threading.Thread(target=scrape)
     thread.start()
     try:
-        answer = load.go("resume", f"{10 * SCHEDULE}s", 0, f"rate={PACE}", cpu=True)
+        answer = load.go("resume", f"{STREAM}s", 0, f"rate={PACE}", cpu=True)
     finally:
         over.set()
         thread.join()

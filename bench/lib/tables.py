@@ -1,6 +1,9 @@
 """Results as tables, for the terminal and for the documentation."""
 
-from settings import SHOWN
+from compare import control, is_control
+from settings import BUSY, SHOWN
+
+INTERVAL = "95 % interval"
 
 
 def table(title, head, rows):
@@ -18,33 +21,71 @@ def span(row, name, digits=3):
     return f"{median} ({low}-{high})"
 
 
+def between(row, name, digits=3):
+    """What compare() has estimated, with its interval; of a base there is nothing to say."""
+    if name not in row or (row[name] is None and name != "ratio"):
+        return "-"
+    if row[name] is None:
+        return f"none: the worker was busy in {row['slices'] - row['idle']} of {row['slices']} slices"
+    estimate, low, high = (f"{row[name + end]:.{digits}f}" for end in ("", "_low", "_high"))
+    if high == "inf":
+        return f"{estimate} (one pair)"
+    return f"{estimate} ({low}{' to ' if float(low) < 0 else '-'}{high})"
+
+
+def doubts(results, name="ratio", same=1):
+    """What controls say against the table that they stand in."""
+    said = []
+    for row in results:
+        if is_control(row) and not control(results, row, name, same):
+            where = ", ".join(str(row[label]) for label in ("build", "certificate") if label in row)
+            where += f", TLS {row['tls']}"
+            where += f", {row['clients']} clients" if "clients" in row else ""
+            said.append(f"The control of {where}: {between(row, name)} does not contain {same}, or "
+                        "is not there. Nothing is shown by the rows beside it.")
+    return "".join(f"\n\n{line}" for line in said)
+
+
+def of_pairs(results):
+    """How much is behind a table."""
+    most = max(r["pairs"] for r in results if "ratio" in r)
+    sets = max(len(r["sets"]) for r in results)
+    return (f"{most} pair{'s' * (most > 1)} (A, B, B, A) of each row in {sets} "
+            f"set{'s' * (sets > 1)} of processes")
+
+
 def costs(title, results):
     """Rows of compare(). Bytes are those that the server has received and sent."""
     labels = {"build": "nginx", "certificate": "certificate", "tls": "TLS", "clients": "clients"}
     for name in ("certificate", "clients"):
         if len({r[name] for r in results}) == 1:
             title += f"; {labels.pop(name)}: {results[0][name]}"
-    head = [*labels.values(), "sessions", "worker CPU, us", "ratio (min-max)", "handshakes/s",
-            "ratio (min-max)", "worker busy", "store CPU, us", "p50, us", "p99", "p99.9",
+    head = [*labels.values(), "sessions", "worker CPU, us", "user", "kernel",
+            f"ratio ({INTERVAL})", "of all slices", "handshakes/s", f"ratio ({INTERVAL})",
+            "worker busy", "slices left out", "store CPU, us", "p50, us", "p99", "p99.9",
             "bytes in", "out"]
     lines = [[*(str(r[label]) for label in labels), r["sessions"],
-              f"{r['us']:.1f}", span(r, "ratio"), f"{r['rate']:.0f}", span(r, "rate_ratio"),
-              f"{r['busy'] * 100:.0f} %", f"{r['store_us']:.1f}" if r["store_us"] else "-",
+              f"{r['us']:.1f}", f"{r['user_us']:.1f}", f"{r['kernel_us']:.1f}",
+              between(r, "ratio"), between(r, "ratio_all") if r["saturated"] else "-",
+              f"{r['rate']:.0f}", between(r, "rate_ratio"),
+              f"{r['busy'] * 100:.0f} %",
+              f"{r['left_out']} of {r['slices']}" if r["saturated"] else "-",
+              f"{r['store_us']:.1f}" if r["store_us"] else "-",
               f"{r['p50_us']:.0f}", f"{r['p99_us']:.0f}", f"{r['p999_us']:.0f}",
               f"{r['sent']:.0f}", f"{r['received']:.0f}"] for r in results]
-    return table(f"{title}; medians of {results[0]['rounds']} rounds", head, lines)
+    return table(f"{title}; {of_pairs(results)}", head, lines) + doubts(results)
 
 
 def resumed(results):
     text = costs("Resumed handshakes: worker CPU, handshakes per second, and ratios to "
                  "ssl_session_cache shared", results)
     alone = [r for r in results if r["clients"] == 1]
-    rows = [[r["build"], r["tls"], r["sessions"], span(r, "added_us", 1)] for r in alone
-            if r["sessions"] != "nginx shared"]
+    rows = [[r["build"], r["tls"], r["sessions"], between(r, "added_us", 1)] for r in alone
+            if r["sessions"] != r["base"]]
     return text + "\n" + table(
         "Latency of one client, p50, microseconds more than with ssl_session_cache shared; "
-        f"medians of {results[0]['rounds']} rounds (min-max)",
-        ["nginx", "TLS", "sessions", "us more"], rows)
+        f"{of_pairs(alone)}",
+        ["nginx", "TLS", "sessions", f"us more ({INTERVAL})"], rows) + doubts(alone, "added_us", 0)
 
 
 def full(results):
@@ -58,14 +99,14 @@ def early(results):
 
 def schedule(results):
     return table(
-        "Resumed handshakes on a schedule: latency from the scheduled time, microseconds; of "
-        f"{results[0]['rounds']} rounds",
+        "Resumed handshakes on a schedule: latency from the scheduled time, microseconds; "
+        f"{of_pairs(results)}",
         ["nginx", "TLS", "handshakes/s", "of what nginx shared reaches", "sessions", "p50", "p99",
-         "p99.9", "max", "p50, more (min-max)", "worker busy", "clients late at most"],
+         "p99.9", "max", f"p50, more ({INTERVAL})", "worker busy", "clients late at most"],
         [[r["build"], r["tls"], str(r["per_second"]), f"{r['part'] * 100:.0f} %", r["sessions"],
           *(f"{r[k]:.0f}" for k in ("p50_us", "p99_us", "p999_us", "max_us")),
-          span(r, "added_us", 1), f"{r['busy'] * 100:.0f} %", str(r["behind_us"])]
-         for r in results])
+          between(r, "added_us", 1), f"{r['busy'] * 100:.0f} %", str(r["behind_us"])]
+         for r in results]) + doubts(results, "added_us", 0)
 
 
 def memory(results):
@@ -117,11 +158,12 @@ def sealing(results):
 def forged(results):
     return table(
         "64 clients that offer session IDs which nobody has issued; beside "
-        f"{results[0]['sessions']}, medians of {results[0]['rounds']} rounds",
-        ["nginx", "TLS", "sessions", "handshakes/s", "ratio (min-max)", "worker CPU, us",
-         "ratio (min-max)"],
-        [[r["build"], r["tls"], r["sessions"], f"{r['rate']:.0f}", span(r, "rate_ratio"),
-          f"{r['us']:.1f}", span(r, "ratio")] for r in results])
+        f"{results[0]['base']}, {of_pairs(results)}",
+        ["nginx", "TLS", "sessions", "handshakes/s", f"ratio ({INTERVAL})", "worker CPU, us",
+         f"ratio ({INTERVAL})", "of all slices", "slices left out"],
+        [[r["build"], r["tls"], r["sessions"], f"{r['rate']:.0f}", between(r, "rate_ratio"),
+          f"{r['us']:.1f}", between(r, "ratio"), between(r, "ratio_all"),
+          f"{r['left_out']} of {r['slices']}"] for r in results]) + doubts(results)
 
 
 def outage(results):
@@ -147,21 +189,23 @@ def growth(results):
             first.setdefault(r["sessions"], r["us"])
         # Stores cannot be filled in turns: those were not measured side by side.
         parts.append(table(
-            f"Resumed handshakes of TLS {rows[0]['tls']} by number of {title}; medians of "
-            f"{rows[0]['rounds']} rounds",
-            ["nginx", title, "sessions", "worker CPU, us (min-max)", "to the fewest",
+            f"Resumed handshakes of TLS {rows[0]['tls']} by number of {title}; {of_pairs(rows)}, "
+            "without a control",
+            ["nginx", title, "sessions", f"worker CPU, us ({INTERVAL})", "to the fewest",
              "store CPU, us"],
-            [[r["build"], f"{r['n']:,}", r["sessions"], span(r, "us", 1),
-              f"{r['us'] / first[r['sessions']]:.3f}" if what == "sessions" else span(r, "ratio"),
+            [[r["build"], f"{r['n']:,}", r["sessions"],
+              between(r, "us", 1),
+              f"{r['us'] / first[r['sessions']]:.3f}" if what == "sessions"
+              else between(r, "ratio"),
               f"{r['store_us']:.1f}" if r["store_us"] else "-"] for r in rows]))
     rows = [r for r in results if r["what"] == "suspended"]
     parts.append(table(
         "Handshakes of TLS 1.3 that wait for a store: memory, full handshakes of others meanwhile "
         "beside those of a worker on which none wait, and CPU from the store's answer to the end",
         ["nginx", "suspended", "bytes each", "more than nginx's own", "others, us",
-         "ratio (min-max)", "came to their end", "us each"],
+         f"ratio ({INTERVAL})", "came to their end", "us each"],
         [[r["build"], f"{r['n']:,}", str(r["bytes"]), f"{r['more_bytes']:+}", f"{r['us']:.1f}",
-          span(r, "ratio"), f"{r['finished']:,}", f"{r['finish_us']:.1f}"] for r in rows]))
+          between(r, "ratio"), f"{r['finished']:,}", f"{r['finish_us']:.1f}"] for r in rows]))
     return "\n".join(parts)
 
 
@@ -192,10 +236,12 @@ def status(results):
     scrapes = [r for r in results if r["what"] == "scrapes"]
     return table(
         f"What counting costs: {counting[0]['clients']} clients that resume by Redis, with a location "
-        f"that shows the counters and without; medians of {counting[0]['rounds']} rounds",
-        ["nginx", "TLS", "", "worker CPU, us", "ratio (min-max)"],
-        [[r["build"], r["tls"], r["sessions"], f"{r['us']:.1f}", span(r, "ratio")]
-         for r in counting]) + "\n" + table(
+        f"that shows the counters and without; {of_pairs(counting)}",
+        ["nginx", "TLS", "", "worker CPU, us", f"ratio ({INTERVAL})", "of all slices",
+         "slices left out"],
+        [[r["build"], r["tls"], r["sessions"], f"{r['us']:.1f}", between(r, "ratio"),
+          between(r, "ratio_all"), f"{r['left_out']} of {r['slices']}"]
+         for r in counting]) + doubts(counting) + "\n" + table(
         f"The page of {SHOWN} servers and 4 targets, by itself and while handshakes come at a rate, each "
         "of which is counted",
         ["nginx", "format", "handshakes/s", "scrapes", "bytes", "p50, us", "p99", "max",

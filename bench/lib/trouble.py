@@ -7,10 +7,10 @@ import time
 
 from builds import run
 from compare import compare
-from handshakes import Site
+from handshakes import OWN_CACHE, Site
 from processes import Load, Nginx, check_logs
-from settings import (CROWD, FLOOD, OUTAGES, PATIENCE, PRESSED, ROUNDS, SEAL, SESSIONS, VERSIONS,
-                      Failed)
+from settings import (AGAIN, CROWD, FLOOD, OUTAGES, PATIENCE, PRESSED, ROUNDS, SEAL, SESSIONS,
+                      VERSIONS, Failed)
 from stores import Redis, both
 
 
@@ -19,8 +19,8 @@ def forged(built, work, _):
     redis = Redis(work)
     # These handshakes are full, and their sessions stored: what that costs is no cost of forgery.
     sites = {
-        "nginx shared": Site(Nginx(work, built, "ssl_session_cache shared:own:64m;",
-                                   module=False)),
+        "nginx shared": Site(Nginx(work, built, OWN_CACHE, module=False)),
+        f"nginx shared{AGAIN}": Site(Nginx(work, built, OWN_CACHE, module=False)),
         "redis": Site(Nginx(work, built, redis.backend()), stores=[redis]),
         "shared:": Site(Nginx(work, built, both("shared:tls:64m"))),
         "redis, nothing stored": Site(Nginx(work, built, redis.backend(store=False)),
@@ -31,7 +31,7 @@ def forged(built, work, _):
         loads = {name: site.primed(version, 16, full=True) for name, site in sites.items()}
         results += compare({"build": built.name, "tls": version}, loads, "nginx shared",
                            lambda load: load.go("forged", FLOOD, CROWD, cpu=True),
-                           [(redis.lookups, [])])
+                           [(redis.lookups, [])], saturated=True)
         for load in loads.values():
             load.stop()
     check_logs(site.server for site in sites.values())

@@ -1,0 +1,107 @@
+"""What pairs of measurements say: a ratio, and the interval that it lies in. No processes, no clock.
+
+A pair is four slices: A, B, B, A. What drifts meanwhile drifts for both. Pairs come in sets, one for
+each set of processes: two processes that do the same differ by some per cent for as long as they
+live, so that the pairs of one set err alike.
+
+As a program it shows that this works: `python3 bench/lib/pairs.py`.
+"""
+
+import math
+import random
+import statistics
+
+LEVEL = 0.95
+RESAMPLES = 2000
+SEED = 20260                            # a run that is judged again gets the same interval
+CUT = 0.25                              # of the pairs at each end are not averaged
+
+
+def middle(values):
+    """The mean without the smallest and greatest quarter. It bears what a busy machine does to some
+    slices, as the median does, and varies less."""
+    ordered = sorted(values)
+    cut = int(len(ordered) * CUT)
+    return statistics.fmean(ordered[cut:len(ordered) - cut])
+
+
+def interval(sets):
+    """Where the middle of all pairs lies, by the bootstrap: first sets are drawn, then pairs within
+    each. Sets may be of any length. One value alone may lie anywhere.
+    """
+    if sum(map(len, sets)) < 2:
+        return -math.inf, math.inf
+    chance = random.Random(SEED)
+    found = sorted(
+        middle([value for values in chance.choices(sets, k=len(sets))
+                for value in chance.choices(values, k=len(values))])
+        for _ in range(RESAMPLES))
+    # As many are left out at each end.
+    outside = round(RESAMPLES * (1 - LEVEL) / 2)
+    return found[outside], found[-1 - outside]
+
+
+def difference(sets):
+    """The estimate, and both ends of its interval; of nothing, None."""
+    sets = [values for values in sets if values]
+    if not sets:
+        return None
+    return middle([value for values in sets for value in values]), *interval(sets)
+
+
+def ratio(sets):
+    """The same of ratios, by their logarithms: A to B is as far from 1 as B to A."""
+    found = difference([[math.log(value) for value in values] for values in sets])
+    return found and tuple(math.exp(value) for value in found)
+
+
+def contains(found, value):
+    return found[1] <= value <= found[2]
+
+
+def judged(limit, low, high):
+    """Of a limit that is not to be passed."""
+    if high <= limit:
+        return "met"
+    return "missed" if low > limit else "not shown"
+
+
+def check():
+    """Raises AssertionError if what is known is not found."""
+    # Worked out by hand: a quarter of eight is two at each end.
+    assert middle([9, 1, 2, 3, 4, 5, 6, -90]) == statistics.fmean([2, 3, 4, 5])
+    assert math.isclose(ratio([[0.5, 2]])[0], 1)
+    assert ratio([]) is None and ratio([[]]) is None
+    assert ratio([[1.25]])[1:] == (0, math.inf)
+    # Sets that have nothing within them: the ends are those of the sets that are drawn.
+    assert difference([[1.0] * 4, [2.0] * 4]) == (1.5, 1.0, 2.0)
+    # The mean of n values from a normal distribution lies within 1.96 / sqrt(n) of them. The middle
+    # half has 1.09 times that; the ends vary.
+    chance = random.Random(1)
+    one = [[chance.gauss(0, 1)] for _ in range(100)]
+    _, low, high = difference(one)
+    assert 0.8 < (high - low) / (2 * 1.96 * 1.09 / 10) < 1.2, (low, high)
+    assert difference(one) == difference(one)
+    # Noise of slices and of processes, and of some slices that somebody else has disturbed.
+    for shift, told in ((1.0, "not shown"), (1.05, "missed"), (0.95, "met")):
+        found = [ratio(noisy(random.Random(seed), shift)) for seed in range(3)]
+        assert all(contains(one, shift) for one in found), (shift, found)
+        assert all(judged(1, low, high) == told for _, low, high in found), (shift, found)
+    # Who does not draw sets takes three odd processes for a difference.
+    odd = [[1.03] * 20, [1.02] * 20, [0.985] * 20]
+    assert contains(ratio(odd), 1)
+    assert not contains(ratio([[value] for one in odd for value in one]), 1)
+
+
+def noisy(chance, shift, sets=12, pairs=4):
+    found = []
+    for _ in range(sets):
+        process = chance.gauss(0, 0.015)
+        found.append([shift * math.exp(process + chance.gauss(0, 0.02)
+                                       + (chance.random() < 0.1) * chance.gauss(0, 0.3))
+                      for _ in range(pairs)])
+    return found
+
+
+if __name__ == "__main__":
+    check()
