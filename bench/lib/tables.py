@@ -249,3 +249,21 @@ def status(results):
         [[r["build"], r["format"], str(r["per_second"]), str(r["scrapes"]), f"{r['bytes']:,}",
           str(r["p50_us"]), str(r["p99_us"]), str(r["max_us"]),
           "-" if r["cpu_us"] is None else str(r["cpu_us"])] for r in scrapes])
+
+
+def peers(results):
+    return table(
+        f"Other software beside this module, resumed handshakes; {of_pairs(results)}; \"to the module\" "
+        "is the module's ratio to its base by the peer's to its own, below 1 where the module costs "
+        "less",
+        ["TLS", "clients", "sessions", "server", "worker CPU, us", "user", "kernel",
+         f"ratio to its base ({INTERVAL})", "of all slices", "slices left out",
+         f"to the module ({INTERVAL})", "handshakes/s", "worker busy", "p50, us",
+         "store CPU, us", "lookups each"],
+        [[r["tls"], str(r["clients"]), r["sessions"], r["server"], f"{r['us']:.1f}",
+          f"{r['user_us']:.1f}", f"{r['kernel_us']:.1f}", between(r, "ratio"),
+          between(r, "ratio_all") if r["saturated"] else "-",
+          f"{r['left_out']} of {r['slices']}" if r["saturated"] else "-",
+          between(r, "module_ratio"), f"{r['rate']:.0f}", f"{r['busy'] * 100:.0f} %",
+          f"{r['p50_us']:.0f}", f"{r['store_us']:.1f}" if r["store_us"] else "-",
+          str(r.get("lookups", "-"))] for r in results]) + doubts(results)

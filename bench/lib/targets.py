@@ -9,7 +9,7 @@ from compare import control, is_control
 from memory import SUSPENDED
 from pairs import judged
 from settings import CROWD, ROOT
-from tables import table
+from tables import between, table
 
 INSTRUCTIONS = os.path.join(ROOT, "t/instructions.tsv")
 
@@ -76,7 +76,8 @@ def targets(parts):
     rows.append(["10,000 handshakes suspended at once on one worker", "all served, <= 2048 bytes",
                  f"{crowded['finished']:,} served, {crowded['more_bytes']} bytes" if crowded else "-",
                  "-", "-" if not crowded else "met" if kept else "missed"])
-    return rows + controls(parts)
+    rows += controls(parts) + against_peers(all_of("peers"))
+    return rows
 
 
 def controls(parts):
@@ -88,6 +89,20 @@ def controls(parts):
             contain = sum(bool(control(kept["results"], row)) for row in found)
             rows.append([f"{part}: intervals of controls that contain 1", f"{len(found)}",
                          str(contain), "-", "met" if contain == len(found) else "missed"])
+    return rows
+
+
+def against_peers(results):
+    """The ratio of ratios: this module to its base, by a peer to its own."""
+    rows = []
+    for row in results:
+        if "module_ratio" in row:
+            said = "not shown"
+            if row["module_ratio"] is not None and row["controlled"]:
+                said = judged(1, row["module_ratio_low"], row["module_ratio_high"])
+            rows.append([f"{row['against']} beside {row['sessions']}, TLS {row['tls']}, "
+                         f"{row['clients']} clients: ratio of the ratios", "< 1",
+                         *(between(row, "module_ratio").rstrip(")").split(" (") + ["-"])[:2], said])
     return rows
 
 
