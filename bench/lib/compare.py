@@ -14,7 +14,7 @@ GROUP = ("build", "certificate", "tls", "clients", "part", "what")
 
 def compare(labels, loads, base, go, hits=None, times=PAIRS, saturated=False, merged=False):
     """A row for each of the loads, which is in so many pairs with that named base, for summed_up().
-    go(load) makes a slice. If "saturated", ratios are of slices in which the worker was what limited.
+    go(load) makes a slice. If "saturated", ratios are of slices in which the worker limited.
 
     base: a name, or the base of each name.
     hits: (counter, names): by the counter each handshake of the loads named was a hit, and none of

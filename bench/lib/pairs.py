@@ -1,6 +1,6 @@
-"""What pairs of measurements say: a ratio, and the interval that it lies in. No processes, no clock.
+"""What pairs of measurements say: a ratio, and the interval that it lies in. No process, no clock.
 
-A pair is four slices: A, B, B, A. What drifts meanwhile drifts for both. Pairs come in sets, one for
+A pair is four slices: A, B, B, A. What drifts meanwhile drifts for both. Pairs come in sets, one of
 each set of processes: two processes that do the same differ by some per cent for as long as they
 live, so that the pairs of one set err alike.
 

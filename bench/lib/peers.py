@@ -147,8 +147,8 @@ class Peer:
 
 
 def peers(said, built, work, _):
-    """Resumed handshakes of the peers that are described, each beside its own base, and of the module
-    in the same turns."""
+    """Resumed handshakes of the peers that are described, each beside its own base, and of the
+    module in the same turns."""
     ours = {OURS, f"{OURS}{AGAIN}", *(one["against"] for one in said)}
     sites = Sites(built, work, ours)
     if odd := ours - sites.all.keys():
@@ -191,8 +191,8 @@ def peers(said, built, work, _):
 
 
 def with_ratios(results):
-    """The rows of peers with what this module costs beside its base by what they cost beside theirs:
-    below 1 the module is the cheaper one. Of all sets together."""
+    """The rows of peers with what this module costs beside its base by what they cost beside
+    theirs: below 1 the module is the cheaper one. Of all sets together."""
     rows = []
     for row in results:
         if "against" in row:

@@ -34,8 +34,8 @@ class Process:
         return self.pid
 
     def ticks(self):
-        """Seconds in user mode and in the kernel. Each tick of the kernel's clock sees one of them, and
-        the exact time is shared out by ticks: right for some seconds of CPU, not for a slice."""
+        """Seconds in user mode and in the kernel. Each tick of the kernel's clock sees one of them,
+        and the exact time is shared out by ticks: right for some seconds, not for a slice."""
         with open(f"/proc/{self.served_by()}/stat", encoding="ascii") as file:
             fields = file.read().rpartition(")")[2].split()
         return tuple(int(field) / TICKS for field in fields[11:13])

@@ -26,7 +26,8 @@ def between(row, name, digits=3):
     if name not in row or (row[name] is None and name != "ratio"):
         return "-"
     if row[name] is None:
-        return f"none: the worker was busy in {row['slices'] - row['idle']} of {row['slices']} slices"
+        busy = row["slices"] - row["idle"]
+        return f"none: the worker was busy in {busy} of {row['slices']} slices"
     estimate, low, high = (f"{row[name + end]:.{digits}f}" for end in ("", "_low", "_high"))
     if high == "inf":
         return f"{estimate} (one pair)"
@@ -41,8 +42,9 @@ def doubts(results, name="ratio", same=1):
             where = ", ".join(str(row[label]) for label in ("build", "certificate") if label in row)
             where += f", TLS {row['tls']}"
             where += f", {row['clients']} clients" if "clients" in row else ""
-            said.append(f"The control of {where}: {between(row, name)} does not contain {same}, or "
-                        "is not there. Nothing is shown by the rows beside it.")
+            why = "has no ratio" if row[name] is None else (
+                f"does not contain {same}: {between(row, name)}")
+            said.append(f"The control of {where} {why}. Nothing is shown by the rows beside it.")
     return "".join(f"\n\n{line}" for line in said)
 
 
