@@ -109,6 +109,34 @@ def resumed(built, work, reduced):
     return results
 
 
+def together(built, work, _):
+    """Clients that come with one session at the same time, beside such that each have their own."""
+    redis = Redis(work)
+    server, primer = (Nginx(work, built, redis.backend()) for _ in range(2))
+    results = []
+    for version in VERSIONS:
+        loads = {f"{n} session{'s' * (n > 1)}": Site(server, primer, [redis]).primed(version, n)
+                 for n in (SESSIONS, 1)}
+        asked, made = (dict.fromkeys(loads.values(), 0) for _ in range(2))
+
+        def go(load, asked=asked, made=made):
+            before = redis.hits()
+            answer = load.go("resume", SLICE[CROWD, load.version], CROWD, cpu=True)
+            asked[load] += redis.hits() - before
+            made[load] += answer["handshakes"]
+            return answer
+
+        many, _ = loads
+        for row in compare({"build": built.name, "tls": version, "clients": CROWD}, loads, many, go,
+                           saturated=True):
+            load = loads[row["sessions"]]
+            results.append(row | {"lookups": round(asked[load] / made[load], 3)})
+        for load in loads.values():
+            load.stop()
+    check_logs([server, primer])
+    return results
+
+
 def full(built, work, reduced):
     """Full handshakes: without the module, with it, and with it at work."""
     redis = Redis(work)

@@ -95,6 +95,16 @@ def full(results):
                  "without the module", results)
 
 
+def together(results):
+    return table(
+        f"Resumed handshakes of {results[0]['clients']} clients with one session, and with one for each; "
+        f"ratios of worker CPU; {of_pairs(results)}",
+        ["TLS", "clients offer", "lookups in Redis per handshake", "worker CPU, us",
+         f"ratio ({INTERVAL})", "of all slices", "store CPU, us"],
+        [[r["tls"], r["sessions"], f"{r['lookups']:.3f}", f"{r['us']:.1f}", between(r, "ratio"),
+          between(r, "ratio_all"), f"{r['store_us']:.1f}"] for r in results])
+
+
 def early(results):
     return costs("Handshakes with a request in early data, and its answer", results)
 
