@@ -89,6 +89,9 @@ class Redis(Process):
     def stat(self, name):
         return int(re.search(rf"{name}:(\d+)", self.tell("INFO stats")).group(1))
 
+    def info(self):
+        return dict(re.findall(r"^(\w+):(.*?)\r$", self.tell("INFO everything"), re.M))
+
     def keys(self):
         return int(re.search(r":(\d+)", self.tell("DBSIZE")).group(1))
 
@@ -99,20 +102,26 @@ class Redis(Process):
 
 
 class Memcached(Process):
-    def __init__(self, port=None):
+    """On a port of 127.0.0.1, with so many megabytes and connections."""
+
+    def __init__(self, port=None, memory=512, links=1024):
         self.port = port or free_port()
-        super().__init__(["memcached", "-l", "127.0.0.1", "-p", str(self.port), "-m", "512",
-                          "-t", "1", "-u", "root"], LOAD_CPU, stdout=subprocess.DEVNULL)
+        super().__init__(["memcached", "-l", "127.0.0.1", "-p", str(self.port), "-m", str(memory),
+                          "-c", str(links), "-t", "1", "-u", "root"], LOAD_CPU,
+                         stdout=subprocess.DEVNULL)
         wait("memcached", lambda: connects(self.port))
 
     def backend(self, **how):
         return backend([f"127.0.0.1:{self.port}"], more="protocol memcached;", **how)
 
     def hits(self):
+        return int(self.stats()["get_hits"])
+
+    def stats(self, group=""):
         with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as link:
-            link.sendall(b"stats\r\nquit\r\n")
+            link.sendall(f"stats {group}".strip().encode() + b"\r\nquit\r\n")
             text = b"".join(iter(lambda: link.recv(65536), b"")).decode()
-        return int(re.search(r"STAT get_hits (\d+)", text).group(1))
+        return dict(re.findall(r"^STAT (\S+) (.*?)\r$", text, re.M))
 
 
 class Silent:
