@@ -10,13 +10,12 @@ import time
 import builds
 import links
 from entries import KINDS
-from holding import MEGABYTES, SCALE, settled
+from holding import LINKS, MEGABYTES, SCALE, settled
 from makers import mean, table
 from rendezvous import Rendezvous
 from settings import Failed, size
 from stores import Memcached, Redis
 
-LINKS = size(1000, 50)
 OPERATIONS = size(100_000, 1000)
 ROUNDS = size(5, 1)
 SHARDS = size(16, 4)
@@ -45,33 +44,26 @@ class Cpu:
 
 def cpu(bench):
     """CPU of operations at saturation, a name that is new for each store."""
-    results, busy, link_bytes = {}, {"redis": [], "memcached": []}, []
+    results, lost = {}, 0
     for protocol in ("redis", "memcached"):
-        store = Redis(bench.work) if protocol == "redis" else \
-            Memcached(memory=MEGABYTES, links=LINKS + 100)
-        if protocol == "redis":
-            store.tell(f"CONFIG SET maxclients {LINKS + 100}")
-        many = links.Links([store.port], LINKS)
-        rounds = {kind: {} for kind in KINDS}
+        rounds, busy = {kind: {} for kind in KINDS}, []
         for _ in range(ROUNDS):
             for kind in KINDS:
-                for name, cost, share in one_round(bench, protocol, kind, store, many):
+                said = one_round(bench, protocol, kind)
+                lost += said.pop("lost")
+                for name, (cost, share) in said.items():
                     rounds[kind].setdefault(name, []).append(cost)
-                    if share:
-                        busy[protocol].append(share)
-                    # While they are in use: Redis takes idle ones their buffers.
-                    if protocol == "redis" and name == "fetch":
-                        link_bytes.append(int(store.info()["mem_clients_normal"]) / (LINKS + 1))
-        many.close()
-        store.stop()
+                    busy += [share] if share else []
         results[protocol] = {
             name: table([kind for kind in KINDS if name in rounds[kind]],
                         lambda kind, name=name, of=rounds: middle(of[kind][name]))
             for name in ("store", "fetch", "take", "expire")}
-        results[protocol]["busy"] = round(statistics.median(busy[protocol]), 3)
+        results[protocol]["alone"] = {
+            name: middle(rounds["1.3", "none"][f"{name} alone"]) for name in ("fetch", "store")}
+        results[protocol]["busy"] = round(statistics.median(busy), 3)
         print(f"  {protocol}: {json.dumps(results[protocol])}", flush=True)
     return results | {"links": LINKS, "operations": OPERATIONS, "rounds": ROUNDS,
-                      "link": round(mean(link_bytes))}
+                      "lost takes": lost}
 
 
 def middle(costs):
@@ -80,53 +72,51 @@ def middle(costs):
             "range": [round(min(costs), 2), round(max(costs), 2)]}
 
 
-def one_round(bench, protocol, kind, store, many):
-    """(name, microseconds, share of the time that the store was busy) of each kind of operation."""
-    store_is_redis = protocol == "redis"
+def one_round(bench, protocol, kind):
+    """Microseconds of each kind of operation, and the share of the time that the store, one of its
+    own, was busy; and how many takes came to nothing."""
+    if protocol == "redis":
+        store = Redis(bench.work)
+        store.tell(f"CONFIG SET maxclients {LINKS + 100}")
+    else:
+        store = Memcached(memory=MEGABYTES, links=LINKS + 100)
+    many = links.Links([store.port], LINKS)
     new = list(bench.requests(protocol, kind, OPERATIONS))
     names = [name for name, _ in new]
     plain, once = bench.sites[protocol, ""], bench.sites[protocol, "single_use"]
+    found = {"lost": 0}
 
-    def run(name, requests, follow=lambda reply, request: None, steps=1):
-        meter, began = Cpu(store), time.monotonic()
-        made = many.run([[iter(requests)]], follow) // steps
-        wall, cost = time.monotonic() - began, meter.split()
-        if made != OPERATIONS:
-            raise Failed(f"{made} of {OPERATIONS}")
-        return name, cost / made, cost / 1e6 / wall
+    def run(name, requests, steps=1, by=many):
+        # They are made beforehand: the store has nothing to do meanwhile.
+        requests = list(requests)
+        meter = Cpu(store)
+        made, lost, wall = by.run([[requests]])
+        cost = meter.split()
+        if made != len(requests) * steps:
+            raise Failed(f"{made} of {len(requests) * steps}")
+        found["lost"] += lost
+        found[name] = cost / len(requests), cost / 1e6 / wall if by is many else None
 
-    flush(store)
-    yield run("store", (request for _, request in new))
+    run("store", (request for _, request in new))
     fetch = plain.forms(kind, "GET", "mg")[0]
     random.shuffle(names)
-    yield run("fetch", (fetch.of(name) for name in names))
+    run("fetch", (fetch.of(name) for name in names))
+    if kind == ("1.3", "none"):
+        # What it is at the most: each request by itself.
+        alone = links.Links([store.port], 1)
+        run("fetch alone", (fetch.of(name) for name in names[:OPERATIONS // 5]), by=alone)
+        run("store alone", (request for _, request in new[:OPERATIONS // 5]), by=alone)
+        alone.stop()
     if kind[0] == "1.3":
         take = once.forms(kind, "GETDEL", "mg")[0]
-        if store_is_redis:
-            yield run("take", (take.of(name) for name in names))
-        else:
-            yield run("take", (take.of(name) for name in names), claim, 2)
-    if store_is_redis:
-        flush(store)
-        yield "expire", expiry(bench, kind, store), None
-
-
-def claim(reply, request):
-    """The second step of a take at memcached."""
-    if request[:2] != b"mg":
-        return None
-    name, cas = request.split()[1], reply.split(b"\r\n", 1)[0].split(b" c", 1)[1].split()[0]
-    return b"md " + name + b" C" + cas + b"\r\n"
-
-
-def flush(store):
-    if isinstance(store, Redis):
+        # memcached has two steps of it.
+        run("take", (take.of(name) for name in names), 1 if protocol == "redis" else 2)
+    if protocol == "redis":
         store.tell("FLUSHALL SYNC")
-    else:
-        with links.Links.connect(store.port) as link:
-            link.setblocking(True)
-            link.sendall(b"flush_all\r\n")
-            link.recv(16)
+        found["expire"] = expiry(bench, kind, store), None
+    many.stop()
+    store.stop()
+    return found
 
 
 def expiry(bench, kind, redis):
@@ -178,12 +168,11 @@ def fleet(bench):
     # One of each link, so that its buffers are there.
     many.run([[gets(names, 2 * WORKERS)] for names in placed])
     used = settled(lambda: [int(redis.info()["used_memory"]) for redis in shards])
-    meters, began = [Cpu(redis) for redis in shards], time.monotonic()
-    made = many.run([[gets(names, len(stored)), iter(stored)]
-                     for names, stored in zip(placed, new)])
-    wall = time.monotonic() - began
+    asked = [[list(gets(names, len(stored))), stored] for names, stored in zip(placed, new)]
+    meters = [Cpu(redis) for redis in shards]
+    made, _, wall = many.run(asked)
     spent = sum(meter.split() for meter in meters) / 1e6
-    many.close()
+    many.stop()
     for redis in shards:
         redis.stop()
     # So many resumptions a second, for so long that there are as many sessions.
@@ -197,14 +186,16 @@ def fleet(bench):
         "memory of the largest shard, MB": (max(used) / 2**20, said["memory_of_shard"] / 2**20),
         "memory of the smallest shard, MB": (min(used) / 2**20, said["memory_of_shard"] / 2**20),
         # Nothing expires meanwhile.
-        "operations/s of one CPU": (
+        "operations/s of one CPU, of busy Redis": (
             made / spent, said["operations"] / (said["cpus"] - said["cpus_of_expiry"])),
+        "the same, each operation alone": (
+            made / spent, said["operations"] / (said["cpus_at_most"] - said["cpus_of_expiry"])),
     }
     expected = SCALE / SHARDS
     chi_square = sum((count - expected) ** 2 / expected for count in counts)
-    print(f"{'':34}{'measured':>14}{'tools/size':>14}{'deviation':>11}")
+    print(f"{'':40}{'measured':>14}{'tools/size':>14}{'deviation':>11}")
     for name, (measured, computed) in pairs.items():
-        print(f"{name:34}{measured:>14,.2f}{computed:>14,.2f}{measured / computed - 1:>11.1%}")
+        print(f"{name:40}{measured:>14,.2f}{computed:>14,.2f}{measured / computed - 1:>11.1%}")
     print(f"{made / wall:,.0f} operations/s by the clock, Redis busy for {spent / wall:.0%} of it; "
           f"entries of a shard: {min(counts):,} to {max(counts):,}, mean {expected:,.0f}, "
           f"chi-square {chi_square:.1f} with {SHARDS - 1} degrees of freedom")

@@ -18,6 +18,7 @@ FILLS = size((10**3, 10**4, 10**5, 10**6, 1_100_000), (100, 1000, 1100))
 SCALE = size(10**6, 1000)               # the one that counts
 SAMPLE = size(1000, 50)
 ZONE = size("4m", "64k")
+LINKS = size(1000, 50)
 MEGABYTES = size(4096, 64)              # of memcached
 
 
@@ -66,7 +67,26 @@ def redis(bench):
         print(f"  redis, TLS {kind[0]}, {kind[1]}: {results[kind]}", flush=True)
         return results[kind]
     return {"of": table(KINDS, measure), "empty": round(mean(empties)),
-            "resident": round(mean(resident), 3)}
+            "resident": round(mean(resident), 3), "link": link(bench)}
+
+
+def link(bench):
+    """What a connection to Redis takes when it is in use, and when it was idle for some seconds."""
+    store = Redis(bench.work)
+    store.tell(f"CONFIG SET maxclients {LINKS + 100}")
+    kind = KINDS[-1]
+    stored = list(bench.requests("redis", kind, LINKS))
+    links.fill(store.port, (request for _, request in stored))
+    get = bench.sites["redis", ""].forms(kind, "GET")[0]
+    before = settled(lambda: int(store.info()["used_memory"]))
+    many = links.Links([store.port], LINKS)
+    many.run([[[get.of(name) for name, _ in stored]]])
+    most = int(store.info()["used_memory"])
+    time.sleep(5)
+    least = settled(lambda: int(store.info()["used_memory"]))
+    many.stop()
+    store.stop()
+    return {"used": round((most - before) / LINKS), "idle": round((least - before) / LINKS)}
 
 
 def memcached(bench):

@@ -1,14 +1,15 @@
-"""Connections to stores that a fleet's workers would have, in one loop of one thread."""
+"""Requests to stores: many at once, or over the connections that a fleet's workers would have."""
 
 import itertools
-import select
+import os
 import socket
+import subprocess
 
-from entries import one
-from settings import PATIENCE, Failed
+from processes import Process
+from settings import LOAD, PATIENCE, SERVER_CPU, Failed
 
+ASKS = os.path.join(os.path.dirname(LOAD), "asks")
 BATCH = 1000                            # requests in one write, where a store is only filled
-GOOD = (b"+", b"$", b"H", b"V")         # what replies that are neither misses nor errors begin with
 
 
 def fill(port, requests):
@@ -28,56 +29,29 @@ def fill(port, requests):
     return made
 
 
-class Links:
+class Links(Process):
     """So many connections to each of the ports, each with one request at a time."""
 
     def __init__(self, ports, each):
-        self.each = each
-        self.sockets = [[self.connect(port) for _ in range(each)] for port in ports]
+        super().__init__([ASKS, str(each), *map(str, ports)], SERVER_CPU, stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE)
+
+    def run(self, feeds):
+        """Makes the requests that there are for each port, by parts of its connections: how many
+        replies there were, how many takes came to nothing, and the seconds."""
+        try:
+            for port, parts in enumerate(feeds):
+                for part, requests in enumerate(parts):
+                    said = b"".join(requests)
+                    head = f"feed {port} {part} {len(parts)} {len(said)}\n"
+                    self.process.stdin.write(head.encode() + said)
+            self.process.stdin.write(b"go\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        replies, lost, seconds = (self.process.stdout.readline() or self.failed()).split()
+        return int(replies), int(lost), float(seconds)
 
     @staticmethod
-    def connect(port):
-        link = socket.create_connection(("127.0.0.1", port), PATIENCE)
-        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        link.setblocking(False)
-        return link
-
-    def run(self, feeds, follow=lambda reply, request: None):
-        """Makes the requests that feeds, iterators, have for a port: the first feed of a port is
-        for its first connection, and so on in turn. `follow` is what is asked next about a reply.
-        Ends with the last reply; how many there were."""
-        poll, links, replies = select.epoll(), {}, 0
-        for port, of_port in zip(self.sockets, feeds):
-            for place, link in enumerate(port):
-                feed = of_port[place % len(of_port)]
-                if (request := next(feed, None)) is not None:
-                    links[link.fileno()] = [link, feed, request, b""]
-                    poll.register(link, select.EPOLLIN)
-                    link.send(request)
-        while links:
-            ready = poll.poll(PATIENCE)
-            if not ready:
-                raise Failed("a store does not answer")
-            for number, _ in ready:
-                state = links[number]
-                link, feed, request, kept = state
-                reply = kept + link.recv(65536)
-                if one(reply) != len(reply):
-                    state[3] = reply
-                    continue
-                if reply[:1] not in GOOD or reply[:3] == b"$-1":
-                    raise Failed(f"{request[:80]}: {reply[:80]}")
-                replies += 1
-                request = follow(reply, request) or next(feed, None)
-                if request is None:
-                    poll.unregister(link)
-                    del links[number]
-                    continue
-                state[2], state[3] = request, b""
-                link.send(request)
-        poll.close()
-        return replies
-
-    def close(self):
-        for link in itertools.chain(*self.sockets):
-            link.close()
+    def failed():
+        raise Failed("bench/load's asks has failed")
