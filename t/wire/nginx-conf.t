@@ -15,12 +15,11 @@ my ($prepare, $run, $visit, $second) = $readme =~ /^```sh\n(.*?)^```$/msg;
 my %store = $readme =~ /^### (\S+\.conf)\n(?:(?!^#).)*?^```sh\n(.*?)^```$/msg;
 my $redis = redis();
 
-# In place of the ports of the stores that README.md starts. A node of a cluster has a second port.
-my %other = map { $_ => free_port() } 8080, 6380, 6381, 6390, 6401, 6402, 11211, 11212, 26379, 26380, 26381;
-@other{ 7001, 7002, 7003 } = map {
-    wait_until { my $port = free_port(); IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $port + 10_000, Listen => 1) && $port }
-        5, 'a pair of ports';
-} 1 .. 3;
+# In place of the ports of the stores that README.md starts.
+my %other = (
+    (map { $_ => free_port() } 8080, 6380, 6381, 6390, 6401, 6402, 11211, 11212, 26379, 26380, 26381),
+    (map { $_ => free_node_port() } 7001, 7002, 7003),
+);
 
 # A checkout with a name that a shell has to be told about.
 my $checkout = new_dir('check out');

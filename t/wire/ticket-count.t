@@ -32,7 +32,9 @@ sub entries {
 CONF
     my (@entries, $session);
     # With the links of both kinds.
-    tls_client(port => $port, protocol => $protocol)->request;
+    my $first = tls_client(port => $port, protocol => $protocol);
+    $first->request;
+    wait_until { $redis->cmd('EXISTS', cache_key($first->session)) } 10, 'the first session in the store';
     for my $fetched ('', 'HIT') {
         my $stored = $fetched && $protocol eq 'TLSv1.2' ? '' : 'STORED';
         my ($before, $from) = ($redis->calls('set'), $nginx->log_pos);

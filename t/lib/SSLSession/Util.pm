@@ -15,7 +15,7 @@ use File::Temp ();
 use IO::Socket::INET;
 use Time::HiRes qw(sleep time);
 
-our @EXPORT_OK = qw(root tmpdir new_dir free_port wait_until patience slurp spew state_of
+our @EXPORT_OK = qw(root tmpdir new_dir free_port free_node_port wait_until patience slurp spew state_of
                     nginx_binary module_path $doing);
 
 # What a line of the log about a server ends with, after a hint if there is one.
@@ -55,22 +55,31 @@ sub new_dir {
 # Test::Nginx::Util, so tests of both kinds run side by side. A lock lasts as long as the test.
 my @spare;
 
-sub free_port {
+sub free_port { return _port(\@spare, 2000, 5500) }
+
+# The same for a node of a cluster, which has another port 10000 above it: that one lies above those that
+# others are given, and below Linux's range as well.
+my @spare_of_nodes;
+
+sub free_node_port { return _port(\@spare_of_nodes, 5001, 193) }
+
+sub _port {
+    my ($spare, $from, $blocks) = @_;
     my $locks = "/tmp/test-nginx-port-locks-$<";
     make_path($locks);
     for (1 .. 10_000) {
-        while (@spare) {
-            my $port = shift @spare;
+        while (@$spare) {
+            my $port = shift @$spare;
             my $try  = IO::Socket::INET->new(
                 LocalAddr => '0.0.0.0', LocalPort => $port, Proto => 'tcp', Listen => 1, ReuseAddr => 1);
             return $port if $try;
         }
         # One lock stands for four ports, the first of them 1988 plus a multiple of four.
-        my $first = 1988 + 4 * int(2000 + rand 5500);
+        my $first = 1988 + 4 * int($from + rand $blocks);
         sysopen(my $lock, "$locks/port-$first.lock", O_CREAT | O_RDWR, 0600) or next;
         flock($lock, LOCK_EX | LOCK_NB) or next;
         push @port_locks, $lock;
-        @spare = $first .. $first + 3;
+        @$spare = $first .. $first + 3;
     }
     croak 'no free port';
 }
