@@ -164,12 +164,17 @@ def is_control(row):
     return "base" in row and row["sessions"] == f"{row['base']}{AGAIN}"
 
 
+def told(row, name="ratio"):
+    """What is gone by: of all slices where the worker could not be saturated."""
+    return "ratio_all" if name == "ratio" and row.get(name) is None else name
+
+
 def control(rows, row, name="ratio", same=1):
     """Whether the second process that is as the base cannot be told from it, in the group of that
     row; None where there is no such process."""
     for other in rows:
         if is_control(other) and row["base"] == other["base"] and all(
                 other.get(label) == row.get(label) for label in GROUP):
-            return other[name] is not None and pairs.contains(
-                (other[name], other[f"{name}_low"], other[f"{name}_high"]), same)
+            name = told(other, name)
+            return pairs.contains([other[name + end] for end in ("", "_low", "_high")], same)
     return None

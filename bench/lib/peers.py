@@ -113,7 +113,7 @@ class Peer:
             stores.append(Memcached())
             words["MEMCACHED_PORT"] = str(stores[-1].port)
         if "command" in peer:
-            self.version = peer["version"] or peer["command"][0]
+            self.version = peer["version"] or filled(peer["command"][0], words)
             server = lambda kind: Other(work, peer, f"{kind}config", words)
         else:
             binary = Build("peer", filled(peer["nginx"], words), "")
@@ -199,7 +199,9 @@ def with_ratios(results):
             ours = next(r for r in results if r["sessions"] == row["against"] and all(
                 r[label] == row[label] for label in ("build", "tls", "clients")))
             row = row | {"controlled": bool(control(results, ours))}
-            row |= with_interval("module_ratio", pairs.ratio(ratios(ours, row)))
+            found = ratios(ours, row, ours["saturated"])
+            row |= with_interval("module_ratio", pairs.ratio(found or ratios(ours, row, False)))
+            row["of_all"] = "" if found else ", of all slices"
             if "asked" in row["sets"][0]:
                 asked = sum(one["asked"] for one in row["sets"])
                 row["lookups"] = round(asked / row["handshakes"], 2)
@@ -207,11 +209,12 @@ def with_ratios(results):
     return rows
 
 
-def ratios(ours, theirs):
-    """Pairs of one turn with each other, where no slice of the four was idle if none may be."""
+def ratios(ours, theirs, busy):
+    """Pairs of one turn with each other; with "busy" those of which no slice was idle, if they are
+    enough."""
     found = []
     for mine, other in zip(ours["sets"], theirs["sets"]):
-        keep = [not ours["saturated"] or not any(side["idle"] for side in sides)
+        keep = [not busy or not any(side["idle"] for side in sides)
                 for sides in zip(mine["own"], mine["base"], other["own"], other["base"])]
         both = zip(against([mine], "us")[0], against([other], "us")[0])
         found.append([a / b for kept, (a, b) in zip(keep, both) if kept])

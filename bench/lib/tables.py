@@ -1,6 +1,6 @@
 """Results as tables, for the terminal and for the documentation."""
 
-from compare import control, is_control
+from compare import control, is_control, told
 from settings import BUSY, SHOWN
 
 INTERVAL = "95 % interval"
@@ -42,9 +42,8 @@ def doubts(results, name="ratio", same=1):
             where = ", ".join(str(row[label]) for label in ("build", "certificate") if label in row)
             where += f", TLS {row['tls']}"
             where += f", {row['clients']} clients" if "clients" in row else ""
-            why = "has no ratio" if row[name] is None else (
-                f"does not contain {same}: {between(row, name)}")
-            said.append(f"The control of {where} {why}. Nothing is shown by the rows beside it.")
+            said.append(f"The control of {where} does not contain {same}: "
+                        f"{between(row, told(row, name))}. Nothing is shown by the rows beside it.")
     return "".join(f"\n\n{line}" for line in said)
 
 
@@ -276,6 +275,6 @@ def peers(results):
           f"{r['user_us']:.1f}", f"{r['kernel_us']:.1f}", between(r, "ratio"),
           between(r, "ratio_all") if r["saturated"] else "-",
           f"{r['left_out']} of {r['slices']}" if r["saturated"] else "-",
-          between(r, "module_ratio"), f"{r['rate']:.0f}", f"{r['busy'] * 100:.0f} %",
+          between(r, "module_ratio") + r.get("of_all", ""), f"{r['rate']:.0f}", f"{r['busy'] * 100:.0f} %",
           f"{r['p50_us']:.0f}", f"{r['store_us']:.1f}" if r["store_us"] else "-",
           str(r.get("lookups", "-"))] for r in results]) + doubts(results)

@@ -5,7 +5,7 @@ import csv
 import math
 import os
 
-from compare import control, is_control
+from compare import control, is_control, told
 from memory import SUSPENDED
 from pairs import judged
 from settings import CROWD, ROOT
@@ -25,16 +25,20 @@ def targets(parts):
         return next((r for r in all_of(part)
                      if all(r.get(key) == value for key, value in labels.items())), None)
 
-    def estimated(what, limit, part, row, name="ratio", digits=3, unit="", same=1):
-        """What compare() has found."""
-        if row is None or row.get(name) is None:
-            rows.append([what, f"<= {limit}{unit}", "-", "-", "-" if row is None else "not shown"])
+    def estimated(what, limit, part, row, name="ratio", digits=3, unit="", same=1,
+                  saturated=False):
+        """What compare() has found; it may have to be of a worker that was saturated."""
+        if row is None:
+            rows.append([what, f"<= {limit}{unit}", "-", "-", "-"])
             return
+        name, of_all = told(row, name), "" if told(row, name) == name else ", of all slices"
         value, low, high = (upwards(row[name + end], digits) for end in ("", "_low", "_high"))
         said = judged(limit, float(low), float(high))
         if not control(all_of(part), row, name, same):
             said = "not shown: the control is not as its base"
-        rows.append([what, f"<= {limit}{unit}", value, f"{low} to {high}", said])
+        if of_all and saturated:
+            said = "not shown: the worker was not saturated"
+        rows.append([what + of_all, f"<= {limit}{unit}", value, f"{low} to {high}", said])
 
     def counted(what, limit, value, unit="", low=None, high=None, digits=0):
         """What has no noise, or of which all rounds are to keep to it by their median."""
@@ -46,10 +50,12 @@ def targets(parts):
     crowd = {"certificate": "ecdsa", "clients": CROWD}
     for version, limit in (("1.2", 1.08), ("1.3", 1.04)):
         estimated(f"resumed, TLS {version}, Redis over TCP: worker CPU / nginx shared", limit,
-                  "resumed", pick("resumed", tls=version, sessions="redis", **crowd))
+                  "resumed", pick("resumed", tls=version, sessions="redis", **crowd),
+                  saturated=True)
     for version in ("1.2", "1.3"):
         estimated(f"resumed, TLS {version}, shared: worker CPU / nginx shared", 1.02,
-                  "resumed", pick("resumed", tls=version, sessions="shared:", **crowd))
+                  "resumed", pick("resumed", tls=version, sessions="shared:", **crowd),
+                  saturated=True)
     for version in ("1.2", "1.3"):
         estimated(f"full, TLS {version}, ECDSA, stored in Redis: worker CPU / without the module",
                   1.03, "full", pick("full", tls=version, sessions="redis", **crowd))
@@ -99,10 +105,10 @@ def against_peers(results):
     for row in results:
         if "module_ratio" in row:
             said = "not shown"
-            if row["module_ratio"] is not None and row["controlled"]:
+            if row["controlled"]:
                 said = judged(1, row["module_ratio_low"], row["module_ratio_high"])
             rows.append([f"{row['against']} beside {row['sessions']}, TLS {row['tls']}, "
-                         f"{row['clients']} clients: ratio of the ratios", "< 1",
+                         f"{row['clients']} clients: ratio of the ratios{row['of_all']}", "< 1",
                          *(between(row, "module_ratio").rstrip(")").split(" (") + ["-"])[:2], said])
     return rows
 
