@@ -40,6 +40,18 @@ class Process:
             fields = file.read().rpartition(")")[2].split()
         return tuple(int(field) / TICKS for field in fields[11:13])
 
+    def at_rest(self):
+        before = self.cpu()
+        time.sleep(0.02)
+        return self.cpu() == before
+
+    def rest(self):
+        wait("the worker at rest", self.at_rest)
+
+    def cpu(self):
+        with open(f"/proc/{self.served_by()}/schedstat", encoding="ascii") as file:
+            return file.read().split()[0]
+
     def stop(self):
         if self.process.poll() is None:
             self.process.terminate()
@@ -149,22 +161,10 @@ http {{
     def served_by(self):
         return self.worker
 
-    def at_rest(self):
-        before = self.cpu()
-        time.sleep(0.02)
-        return self.cpu() == before
-
-    def rest(self):
-        wait("the worker at rest", self.at_rest)
-
     def busy(self):
         """Nanoseconds of CPU of the worker, which is at rest."""
         self.rest()
         return int(self.cpu())
-
-    def cpu(self):
-        with open(f"/proc/{self.worker}/schedstat", encoding="ascii") as file:
-            return file.read().split()[0]
 
     def is_traced(self):
         with open(f"/proc/{self.worker}/status", encoding="ascii") as file:

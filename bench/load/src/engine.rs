@@ -32,8 +32,9 @@ pub enum Offer {
     None,
     /// The sessions in turn; each is resumed.
     Session,
-    /// Each session once, the newest first; each is resumed.
-    Newest,
+    /// Each session once, the oldest first; each is resumed. Of the newest the store may still be
+    /// on its way.
+    Once,
     /// The sessions in turn; they are resumed or not.
     Perhaps,
     /// Sessions with made-up IDs; full handshakes.
@@ -288,9 +289,9 @@ impl Engine {
     /// Takes what can be done before and after from the clients' CPU while they are at work, so that
     /// the worker is what limits.
     fn prepare(&mut self, task: &Task) -> Result<()> {
-        // What the newest session is shows only then.
+        // There may be fewer sessions than handshakes, which bring others.
         let n = match task.quota {
-            Quota::Handshakes(n) if task.offer != Offer::Newest => n.min(PREPARED),
+            Quota::Handshakes(n) if task.offer != Offer::Once => n.min(PREPARED),
             _ => return Ok(()),
         };
         for _ in 0..n {
@@ -315,13 +316,13 @@ impl Engine {
     fn make(&mut self, task: &Task) -> Result<Client> {
         let session = match task.offer {
             Offer::None => None,
-            Offer::Newest => self.sessions.spend(),
+            Offer::Once => self.sessions.spend(),
             Offer::Session | Offer::Perhaps | Offer::Forged => self.sessions.offer(),
         };
         if session.is_none() && task.offer != Offer::None {
             return Err("no sessions".into());
         }
-        let keeps = task.talk == Talk::Tickets || task.offer == Offer::Newest;
+        let keeps = task.talk == Talk::Tickets || task.offer == Offer::Once;
         let context = if keeps { &self.contexts.keeping } else { &self.contexts.forgetting };
         let out = self.buffers.pop().unwrap_or_default();
         let mut client =
@@ -404,7 +405,7 @@ fn judge(client: &Client, task: &Task, version: SslVersion, tally: &mut Tally) {
     tally.times.push(done.time);
     let resumes = match task.offer {
         Offer::None | Offer::Forged => Some(false),
-        Offer::Session | Offer::Newest => Some(true),
+        Offer::Session | Offer::Once => Some(true),
         Offer::Perhaps => None,
     };
     if resumes.is_some_and(|resumes| resumes != done.resumed) {

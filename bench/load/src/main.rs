@@ -11,7 +11,7 @@
 //! resume ...           handshakes that offer the sessions, one after the other, and are resumed
 //! request ...          the same, with a request in each connection
 //! early ...            the same, with the request in early data, which has to be accepted
-//! early-once ...       the same, with each session offered once, the newest first; those that
+//! early-once ...       the same, with each session offered once, the oldest first; those that
 //!                      come are kept
 //! press ...            as resume, but full handshakes are as welcome
 //! forged ...           handshakes that offer sessions with made-up IDs, and are full
@@ -131,7 +131,7 @@ fn offered(what: &str) -> Option<(Offer, Talk)> {
         "resume" => (Offer::Session, Talk::Silent),
         "request" => (Offer::Session, Talk::Request),
         "early" => (Offer::Session, Talk::Early),
-        "early-once" => (Offer::Newest, Talk::Early),
+        "early-once" => (Offer::Once, Talk::Early),
         "press" => (Offer::Perhaps, Talk::Silent),
         "forged" => (Offer::Forged, Talk::Silent),
         _ => return None,

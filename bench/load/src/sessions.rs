@@ -70,9 +70,9 @@ impl Sessions {
         Some(session)
     }
 
-    /// The one that has come last, which nobody else is going to offer.
+    /// The one that has come first, which nobody else is going to offer.
     pub fn spend(&mut self) -> Option<SslSession> {
-        self.all.pop()
+        (!self.all.is_empty()).then(|| self.all.remove(0))
     }
 
     pub fn keep_arrived(&mut self) {
