@@ -12,8 +12,10 @@ use crate::ffi::tls::Progress;
 /// What part of `fetch_timeout` requests wait for others at most, and so long after a write the next
 /// ones do.
 const SHARE: u64 = 32;
-/// The longest that they wait, in microseconds, whatever `fetch_timeout` is.
-const LONGEST: u64 = 2000;
+/// The longest that lookups wait, in microseconds, whatever `fetch_timeout` is.
+pub const LOOKUPS: u64 = 2000;
+/// And the longest that what is stored does: its client may be at another machine soon.
+pub const STORES: u64 = 500;
 /// So many do not wait for more: what another one would save is little by then.
 const ENOUGH: usize = 16;
 /// This much does not wait, in bytes.
@@ -45,9 +47,9 @@ pub enum When {
 }
 
 impl Hold {
-    /// Nothing waits. `fetch_timeout` is in milliseconds.
-    pub fn new(fetch_timeout: u64) -> Self {
-        let most = (fetch_timeout.saturating_mul(1000) / SHARE).min(LONGEST);
+    /// Nothing waits. `fetch_timeout` is in milliseconds; `longest`: [`LOOKUPS`] or [`STORES`].
+    pub fn new(fetch_timeout: u64, longest: u64) -> Self {
+        let most = (fetch_timeout.saturating_mul(1000) / SHARE).min(longest);
         Hold { most, wrote: None, held: None }
     }
 

@@ -13,7 +13,7 @@ use crate::ffi::event::Event;
 use crate::ffi::link::Link;
 use crate::ffi::tls;
 use crate::ffi::turn::{Outside, Turn};
-use crate::net::hold::{Hold, When};
+use crate::net::hold::{self, Hold, When};
 
 /// What a connection is for. What is stored and removed does not stand in the way of lookups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,8 +96,12 @@ impl Line {
         limits: conversation::Limits,
     ) -> Result<Rc<Self>, OutOfMemory> {
         let conversation = Conversation::new(Rc::clone(&peer.codec), limits, probe)?;
-        let talk =
-            Talk { conversation: Some(conversation), hold: Hold::new(peer.limits.fetch_timeout) };
+        let longest = match lane {
+            Lane::Lookups => hold::LOOKUPS,
+            Lane::Stores => hold::STORES,
+        };
+        let hold = Hold::new(peer.limits.fetch_timeout, longest);
+        let talk = Talk { conversation: Some(conversation), hold };
         let line = Rc::new_cyclic(|this| Line {
             this: this.clone(),
             peer: peer.this.clone(),
