@@ -44,13 +44,15 @@ enum Took {
 impl Line {
     /// Writes what waits. An error shows again, and is dealt with, when reading.
     pub(super) fn write(&self, turn: &Turn, peer: &Peer) {
+        let us = clock::now_us();
         // What waits may be removals of entries that are good.
         if self.lane == Lane::Stores && peer.is_suspect() {
+            // It is not looked at any more: if all is well after all, the next request has it written.
+            self.talk(|talk| talk.hold.release(us, false));
             return;
         }
         let Some(wire) = self.wire.get(turn) else { return };
         let (Some(link), Phase::Open) = (&wire.link, wire.phase) else { return };
-        let us = clock::now_us();
         self.talk(|talk| {
             let Some(conversation) = &mut talk.conversation else { return };
             let mut wrote = false;
