@@ -59,7 +59,7 @@ const LIFETIME: i64 = 24 * 60 * 60;
 /// The longest one, in seconds: that of a ticket (RFC 8446, section 4.6.1).
 const MAX_LIFETIME: i64 = 7 * 24 * 60 * 60;
 
-/// The most of `ssl_session_ticket_count`: each is a write to the stores, and bytes in every full
+/// The most of `ssl_session_ticket_count`: each is an entry of the stores, and bytes in every full
 /// handshake.
 const MAX_TICKETS: usize = 16;
 

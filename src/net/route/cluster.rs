@@ -44,7 +44,8 @@ pub struct Cluster {
     turn: usize,
     /// For lines about the map.
     trouble: Throttle,
-    /// For lines about where nodes send on to: what is wrong with the map shows there as well, and more often.
+    /// For lines about where nodes send on to: what is wrong with the map shows there as well, and
+    /// more often.
     astray: Throttle,
 }
 
