@@ -8,12 +8,14 @@ import subprocess
 import threading
 import time
 
+from due import Ledger
 from processes import Nginx, Process, connects, free_port, wait
 from settings import LOAD_CPU, PATIENCE, Failed
 from stores import Memcached, Redis
 
 # As operators have them, but for the length of a fetch: this machine has other things to do.
-LIMITS = "fetch_timeout 200ms; connect_timeout 500ms;"
+FETCH_TIMEOUT = 0.2
+LIMITS = f"fetch_timeout {FETCH_TIMEOUT * 1000:.0f}ms; connect_timeout 500ms;"
 
 
 class Node(Nginx):
@@ -66,8 +68,10 @@ class Fleet:
 
     name = ""
     tiers = ""
+    parts = 1           # servers that have sessions of their own
 
     def __init__(self, built, work):
+        self.ledger = Ledger()
         self.work = f"{work}/{self.name}"
         os.mkdir(self.work)
         for end in ("pem", "key"):
@@ -108,8 +112,29 @@ class Fleet:
         raise NotImplementedError
 
     def set_epoch(self):
+        """Nor are sessions of the six seconds after it resumed."""
+        now = time.monotonic()
+        self.ledger.withdraw(now, now + 6)
+        self.tell_epoch()
+
+    def tell_epoch(self):
         for one in self.redises:
             one.tell(f"SET tls:epoch {int(time.time())}")
+
+    def share(self, _):
+        """Of all sessions, those that lookups find at this server."""
+        return 1 / self.parts
+
+    def gone(self, n, begin):
+        """A server is there again, empty."""
+        now = time.monotonic()
+        self.ledger.lose(self.share(n), begin)
+        self.ledger.hush(self.share(n), begin, now)
+        self.ledger.refuse(self.share(n), begin, now)
+
+    def hung(self, n, begin):
+        """A server goes on, with all that it was asked meanwhile."""
+        self.ledger.hush(self.share(n), begin, time.monotonic() - FETCH_TIMEOUT)
 
 
 def tell(where, *words):
@@ -157,15 +182,19 @@ class OneRedis(Fleet):
 
     def kill(self, draw):
         n = self.one(draw)
+        begin = time.monotonic()
         self.redises[n].signal(signal.SIGKILL)
         time.sleep(0.2)
         self.redises[n] = self.redises[n].again()
+        self.gone(n, begin)
 
     def stop(self, draw):
-        redis = self.redises[self.one(draw)]
-        redis.signal(signal.SIGSTOP)
+        n = self.one(draw)
+        begin = time.monotonic()
+        self.redises[n].signal(signal.SIGSTOP)
         time.sleep(0.5)
-        redis.signal(signal.SIGCONT)
+        self.redises[n].signal(signal.SIGCONT)
+        self.hung(n, begin)
 
     def pause(self, draw):
         tell(self.redises[self.one(draw)].port, "CLIENT", "PAUSE", 100, "ALL")
@@ -180,10 +209,13 @@ class OneRedis(Fleet):
                        check=True, stdout=subprocess.DEVNULL)
 
     def full(self, draw):
-        port = self.redises[self.one(draw)].port
+        n = self.one(draw)
+        port = self.redises[n].port
+        begin = time.monotonic()
         tell(port, "CONFIG", "SET", "maxmemory", 1)
         time.sleep(0.5)
         tell(port, "CONFIG", "SET", "maxmemory", 0)
+        self.ledger.refuse(self.share(n), begin, time.monotonic())
 
     def wrong(self, draw):
         port = self.redises[self.one(draw)].port
@@ -196,6 +228,7 @@ class OneRedis(Fleet):
 class TwoRedises(OneRedis):
     name = "two-zone"
     tiers = "shared:near:4m"
+    parts = 2
 
     def start(self, work):
         super().start(work)
@@ -245,6 +278,9 @@ class NamedRedis(OneRedis):
     def one(self, draw):
         return 0
 
+    def share(self, n):
+        return float(self.dns.address == f"127.0.0.{n + 1}")
+
     def keys_text(self):
         return f"resolver 127.0.0.1:{self.dns.port} valid=1s ipv6=off; {super().keys_text()}"
 
@@ -252,9 +288,12 @@ class NamedRedis(OneRedis):
         return f"server {self.host}:{self.redises[0].port};"
 
     def move(self, _):
+        """Its answers are good for a second: until then each node may ask either server."""
+        now = time.monotonic()
+        self.ledger.lose(1, now, now + 1)
         self.dns.address = "127.0.0.2" if self.dns.address == "127.0.0.1" else "127.0.0.1"
 
-    def set_epoch(self):
+    def tell_epoch(self):
         for host in ("127.0.0.1", "127.0.0.2"):
             tell((host, self.redises[0].port), "SET", "tls:epoch", int(time.time()))
 
@@ -293,15 +332,15 @@ class NameServer(threading.Thread):
 
 class Cluster(OneRedis):
     name = "cluster"
-    nodes_of = 3
+    parts = 3
 
     def start(self, work):
         super().start(work)
         for redis in self.redises:
             redis.stop()
-        self.redises = [ClusterNode(self.work) for _ in range(self.nodes_of)]
+        self.redises = [ClusterNode(self.work) for _ in range(self.parts)]
         for n, redis in enumerate(self.redises):
-            low, high = (16384 * k // self.nodes_of for k in (n, n + 1))
+            low, high = (16384 * k // self.parts for k in (n, n + 1))
             tell(redis.port, "CLUSTER", "ADDSLOTSRANGE", low, high - 1)
             tell(redis.port, "CLUSTER", "SET-CONFIG-EPOCH", n + 1)
             for other in self.redises[:n]:
@@ -372,8 +411,41 @@ class Sentinels(OneRedis):
     def block(self):
         return f"server 127.0.0.1:{self.port}; sentinel fleet;"
 
+    def ask(self, what):
+        """Of a Sentinel, which knows no QUIT."""
+        with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as link:
+            link.sendall(f"SENTINEL {what} fleet\r\n".encode())
+            return link.recv(256).decode()
+
+    def master(self):
+        """Its number, as the Sentinel says, who says it to all."""
+        port = int(self.ask("GET-MASTER-ADDR-BY-NAME").split("\r\n")[4])
+        return next(n for n, redis in enumerate(self.redises) if redis.port == port)
+
+    def share(self, n):
+        return float(n == self.master())
+
     def failover(self, _):
-        tell(self.port, "SENTINEL", "FAILOVER", "fleet")
+        """What is stored with the old master after the other one was promoted goes with it."""
+        old = self.master()
+        new = 1 - old
+        # Refused while another is under way.
+        if "+OK" not in self.ask("FAILOVER"):
+            return
+        promoted = self.when(lambda: "master" in answers(self.redises[new].port, "ROLE"))
+        changed = self.when(lambda: self.master() == new)
+        if changed:
+            self.ledger.lose(1, changed, since=promoted)
+
+    @staticmethod
+    def when(condition):
+        """The time of it, if it comes within three seconds."""
+        until = time.monotonic() + 3
+        while (now := time.monotonic()) < until:
+            if condition():
+                return now
+            time.sleep(0.01)
+        return None
 
 
 class OneMemcached(Fleet):
@@ -387,16 +459,20 @@ class OneMemcached(Fleet):
         return f"server 127.0.0.1:{self.memcached.port}; protocol memcached;"
 
     def stop(self, _):
+        begin = time.monotonic()
         self.memcached.process.send_signal(signal.SIGSTOP)
         time.sleep(0.5)
         self.memcached.process.send_signal(signal.SIGCONT)
+        self.hung(0, begin)
 
     def kill(self, _):
+        begin = time.monotonic()
         self.memcached.kill()
         time.sleep(0.2)
         self.memcached = Memcached(self.memcached.port)
+        self.gone(0, begin)
 
-    def set_epoch(self):
+    def tell_epoch(self):
         value = str(int(time.time()))
         with socket.create_connection(("127.0.0.1", self.memcached.port), PATIENCE) as link:
             link.sendall(f"set tls:epoch 0 0 {len(value)}\r\n{value}\r\nquit\r\n".encode())
