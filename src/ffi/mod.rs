@@ -25,6 +25,7 @@ pub mod crypto;
 pub mod event;
 pub mod file;
 pub mod http;
+mod layout;
 pub mod link;
 pub mod log;
 pub mod module;

@@ -19,10 +19,13 @@ use nginx_sys::{NGX_STREAM_MODULE, ngx_stream_module_t};
 use super::block::Block;
 use super::conf::{Conf, Refusal};
 use super::http::Http;
+use super::layout;
+use super::log::{Level, Log};
 use super::pool;
 #[cfg(ngx_feature = "stream_ssl")]
 use super::stream::Stream;
 use super::turn::Turn;
+use crate::log_at;
 
 /// Type of the module that owns the directives of a block: "SSES", as nginx's types are made.
 const BLOCK_MODULE: ngx_uint_t = 0x5345_5353;
@@ -146,15 +149,27 @@ impl<const N: usize> Commands<[ngx_command_t; N]> {
     }
 }
 
+/// The first of the module that nginx calls.
 unsafe extern "C" fn create_main_conf<M: Module>(cf: *mut ngx_conf_t) -> *mut c_void {
-    // SAFETY: nginx's configuration for this call, which has a pool.
+    // SAFETY: nginx's configuration for this call.
+    if let Err(other) = unsafe { layout::check_configuration(cf) } {
+        // SAFETY: the same; of what may be laid out otherwise, only nginx reads anything then.
+        unsafe { Conf::from_ptr(cf) }.say(Level::Emerg, format_args!("{other}"));
+        return ptr::null_mut();
+    }
+    // SAFETY: the same, which has a pool.
     let conf = unsafe { pool::keep((*cf).pool, M::main_conf()) };
     conf.map_or(ptr::null_mut(), |conf| conf.as_ptr().cast())
 }
 
-unsafe extern "C" fn preconfiguration<M: Module>(cf: *mut ngx_conf_t) -> ngx_int_t {
+unsafe extern "C" fn preconfiguration<M: Module<Block = Http>>(cf: *mut ngx_conf_t) -> ngx_int_t {
     // SAFETY: nginx's configuration for this call.
-    status(M::MainConf::prepare::<M>(unsafe { Conf::from_ptr(cf) }))
+    let cf = unsafe { Conf::from_ptr(cf) };
+    // SAFETY: nginx has called create_main_conf().
+    if let Err(other) = unsafe { layout::check_requests(cf.raw()) } {
+        return status(Err(cf.refuse(format_args!("{other}"))));
+    }
+    status(M::MainConf::prepare::<M>(cf))
 }
 
 #[cfg(ngx_feature = "stream_ssl")]
@@ -182,6 +197,11 @@ unsafe extern "C" fn init_process<M: Module>(cycle: *mut ngx_cycle_t) -> ngx_int
     // SAFETY: nginx's current cycle, whose configurations nobody changes now.
     let conf = unsafe { main_conf::<M>(cycle).filter(|_| is_worker).map(|conf| conf.as_ref()) };
     if let Some(conf) = conf {
+        // SAFETY: nginx has made the connections of its worker before (ngx_event_process_init()).
+        if let Err(other) = unsafe { layout::check_connections(&*cycle) } {
+            log_at!(Log::cycle(), Emerg, "{other}");
+            return Status::NGX_ERROR.into();
+        }
         conf.begin();
     }
     Status::NGX_OK.into()

@@ -8,14 +8,16 @@ use std::vec::Vec;
 #[cfg(not(nginx_1_25_5))]
 use nginx_sys::ngx_stream_listen_t;
 #[cfg(not(nginx_1_25_5))]
-use nginx_sys::ngx_stream_ssl_conf_t as ngx_stream_ssl_srv_conf_t;
+pub(super) use nginx_sys::ngx_stream_ssl_conf_t as ngx_stream_ssl_srv_conf_t;
+#[cfg(nginx_1_25_5)]
+pub(super) use nginx_sys::ngx_stream_ssl_srv_conf_t;
 use nginx_sys::{
     ngx_connection_t, ngx_cycle_t, ngx_int_t, ngx_module_t, ngx_stream_conf_ctx_t,
     ngx_stream_core_main_conf_t, ngx_stream_core_srv_conf_t, ngx_stream_session_t,
     ngx_stream_variable_value_t,
 };
 #[cfg(nginx_1_25_5)]
-use nginx_sys::{ngx_stream_conf_addr_t, ngx_stream_conf_port_t, ngx_stream_ssl_srv_conf_t};
+use nginx_sys::{ngx_stream_conf_addr_t, ngx_stream_conf_port_t};
 
 use session_core::origin::Verification;
 
