@@ -10,17 +10,46 @@ use std::{env, fs, slice};
 /// The oldest nginx that is tested: before 1.21.2 it does not know OpenSSL 3.
 const OLDEST_NGINX: u32 = 1_022_000;
 
-/// What is different from which nginx on.
-const VERSIONS: [(&str, u32); 4] = [
-    // It has QUIC.
-    ("nginx_1_25_0", 1_025_000),
-    // stream{} has virtual servers.
-    ("nginx_1_25_5", 1_025_005),
-    // stream{} has ssl_ocsp.
-    ("nginx_1_27_2", 1_027_002),
-    // SNI is dispatched before the session lookup.
-    ("nginx_1_29_2", 1_029_002),
+/// What only some nginx have: a fork has the version of the one that it was made from, and not all that
+/// came with it. It is there if this is compiled after [`HEADERS`]. src/ffi/shim.h sees the same names, in
+/// capitals.
+const FEATURES: [(&str, &str); 7] = [
+    // Sockets of QUIC.
+    ("nginx_http_quic", "int is(ngx_http_listen_opt_t *opt) { return opt->quic; }"),
+    // stream{} has virtual servers, and keeps its sockets as http{} does.
+    (
+        "nginx_stream_servers",
+        "void *of(ngx_stream_conf_addr_t *addr) { return addr->default_server; }",
+    ),
+    // Its part about TLS is named as that of http{}.
+    ("nginx_stream_ssl_srv_conf", "ngx_stream_ssl_srv_conf_t *named;"),
+    // It has ssl_ocsp.
+    ("nginx_stream_ocsp", "ngx_uint_t of(ngx_stream_ssl_srv_conf_t *ssl) { return ssl->ocsp; }"),
+    // The name is dispatched to a server before OpenSSL asks for a session.
+    (
+        "nginx_early_servername",
+        "int (*callback)(SSL *, int *, void *) = ngx_ssl_client_hello_callback;
+        int *index_of(void) { return &ngx_ssl_client_hello_arg_index; }",
+    ),
+    // A callback may return SSL_CLIENT_HELLO_RETRY, as the patches of patches/ have it.
+    ("nginx_client_hello_retry", "int allowed = NGX_SSL_CLIENT_HELLO_RETRY;"),
+    // They show this function where a callback cannot wait without it.
+    ("nginx_quic_handshake", "ngx_int_t (*function)(ngx_connection_t *) = ngx_quic_handshake;"),
 ];
+
+/// nginx's headers, as src/ffi/shim.h includes them.
+const HEADERS: &str = "
+#include <ngx_config.h>
+#include <ngx_core.h>
+#include <ngx_event.h>
+#include <ngx_http.h>
+#if (NGX_STREAM_SSL)
+#include <ngx_stream.h>
+#endif
+#if (NGX_QUIC)
+#include <ngx_event_quic_connection.h>
+#endif
+";
 
 /// Macros of OpenSSL's that openssl-sys leaves out.
 const MACROS: [&str; 7] = [
@@ -50,36 +79,73 @@ fn main() {
     }
 
     match metadata("DEP_NGINX_VERSION_NUMBER").parse::<u32>() {
-        Ok(version) => {
-            if version < OLDEST_NGINX {
-                println!("cargo::error=nginx is older than 1.22");
-            }
-            for (cfg, since) in VERSIONS {
-                println!("cargo::rustc-check-cfg=cfg({cfg})");
-                if version >= since {
-                    println!("cargo::rustc-cfg={cfg}");
-                }
-            }
-        }
-        // A guess would compile, and behave wrongly on the other side.
+        Ok(version) if version < OLDEST_NGINX => println!("cargo::error=nginx is older than 1.22"),
+        Ok(_) => {}
         Err(err) => println!("cargo::error=nginx's version is unknown: {err}"),
     }
 
-    // Without them the shim is of no use.
-    match check_openssl().and_then(|()| make_shim()) {
-        Ok(()) => {}
-        Err(why) => println!("cargo::error={why}"),
+    for (cfg, _) in FEATURES {
+        println!("cargo::rustc-check-cfg=cfg({cfg})");
     }
-
-    println!("cargo::rustc-check-cfg=cfg(nginx_client_hello_retry)");
-    if is_patched() {
-        println!("cargo::rustc-cfg=nginx_client_hello_retry");
+    match build() {
+        Ok(features) => features.iter().for_each(|cfg| println!("cargo::rustc-cfg={cfg}")),
+        Err(why) => println!("cargo::error={why}"),
     }
 
     // A Mach-O library must be told that its symbols may come from the program that loads it.
     if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("macos") {
         println!("cargo::rustc-link-arg=-undefined");
         println!("cargo::rustc-link-arg=dynamic_lookup");
+    }
+}
+
+/// Looks at nginx and its OpenSSL, and makes the shim, which is of no use without them. What this nginx has
+/// of [`FEATURES`].
+fn build() -> Result<Vec<&'static str>, String> {
+    check_openssl()?;
+    let features = Compiler::new().features()?;
+    make_shim(&features)?;
+    Ok(features)
+}
+
+/// The C compiler, which finds nginx's headers.
+struct Compiler(cc::Build);
+
+impl Compiler {
+    fn new() -> Self {
+        let include = metadata("DEP_NGINX_INCLUDE");
+        let mut build = cc::Build::new();
+        build.includes(env::split_paths(&include)).warnings(false);
+        for flag in metadata("DEP_NGINX_CFLAGS").split_whitespace() {
+            build.flag(flag);
+        }
+        Compiler(build)
+    }
+
+    fn features(&self) -> Result<Vec<&'static str>, String> {
+        // Else what is there would seem not to be.
+        self.compiles("")?.map_err(|said| format!("nginx's headers: {said}"))?;
+        let mut here = Vec::new();
+        for (cfg, code) in FEATURES {
+            if self.compiles(code)?.is_ok() {
+                here.push(cfg);
+            }
+        }
+        Ok(here)
+    }
+
+    /// Whether that is C after nginx's headers; if not, what the compiler says.
+    fn compiles(&self, code: &str) -> Result<Result<(), String>, String> {
+        let file = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("probe.c");
+        let text = format!("{HEADERS}\n{code}\n");
+        fs::write(&file, text).map_err(|err| format!("{}: {err}", file.display()))?;
+        let compiler = self.0.try_get_compiler().map_err(|err| format!("no C compiler: {err}"))?;
+        // A function that is not declared has no type.
+        let flags = ["-fsyntax-only", "-Werror=implicit-function-declaration"];
+        let output = compiler.to_command().args(flags).arg(&file).output();
+        let output = output.map_err(|err| format!("no C compiler: {err}"))?;
+        let said = || String::from_utf8_lossy(&output.stderr).replace('\n', " ");
+        Ok(if output.status.success() { Ok(()) } else { Err(said()) })
     }
 }
 
@@ -165,7 +231,9 @@ impl OpenSsl {
     fn unfit(&self) -> Option<&'static str> {
         if self.has("LIBRESSL_VERSION_NUMBER") {
             Some("LibreSSL")
-        } else if self.has("OPENSSL_IS_BORINGSSL") || self.has("OPENSSL_IS_AWSLC") {
+        } else if self.has("OPENSSL_IS_AWSLC") {
+            Some("AWS-LC")
+        } else if self.has("OPENSSL_IS_BORINGSSL") {
             Some("BoringSSL")
         } else {
             // It was one number before.
@@ -180,7 +248,7 @@ impl OpenSsl {
 }
 
 /// Makes Rust of src/ffi/shim.h, and compiles what of it is code.
-fn make_shim() -> Result<(), String> {
+fn make_shim(features: &[&str]) -> Result<(), String> {
     const HEADER: &str = "src/ffi/shim.h";
     /// What is ours in it; Rust calls it without this.
     const PREFIX: &str = "ngx_http_ssl_session_";
@@ -190,13 +258,15 @@ fn make_shim() -> Result<(), String> {
     let include = metadata("DEP_NGINX_INCLUDE");
     let path: Vec<_> = env::split_paths(&include).collect();
     let flags = metadata("DEP_NGINX_CFLAGS");
+    let defines = features.iter().map(|cfg| format!("-D{}", cfg.to_uppercase()));
+    let flags: Vec<_> = flags.split_whitespace().map(Into::into).chain(defines).collect();
 
     let rust = env::var("CARGO_PKG_RUST_VERSION").unwrap_or_default().parse();
     let bindings = bindgen::builder()
         .rust_target(rust.map_err(|err| format!("rust-version: {err}"))?)
         .header(HEADER)
         .clang_args(path.iter().map(|dir| format!("-I{}", dir.display())))
-        .clang_args(flags.split_whitespace())
+        .clang_args(&flags)
         .allowlist_file(HEADER)
         .allowlist_item(MACROS.join("|"))
         // The types are those of openssl-sys and nginx-sys (src/ffi/shim.rs).
@@ -215,7 +285,7 @@ fn make_shim() -> Result<(), String> {
     fs::write(out.join("shim.rs"), bindings).map_err(|err| err.to_string())?;
 
     let mut compiler = cc::Build::new();
-    for flag in flags.split_whitespace() {
+    for flag in &flags {
         compiler.flag(flag);
     }
     compiler
@@ -229,17 +299,6 @@ fn make_shim() -> Result<(), String> {
         .debug(false)
         .try_compile("ngx_http_ssl_session_shim")
         .map_err(|err| format!("{HEADER}: {err}"))
-}
-
-/// Whether nginx lets a callback return `SSL_CLIENT_HELLO_RETRY`, as the patches of patches/ have it.
-fn is_patched() -> bool {
-    let include = metadata("DEP_NGINX_INCLUDE");
-    let header = env::split_paths(&include)
-        .map(|dir| dir.join("ngx_event_openssl.h"))
-        .find(|header| header.is_file());
-    let Some(header) = header else { return false };
-    println!("cargo::rerun-if-changed={}", header.display());
-    fs::read_to_string(header).is_ok_and(|text| text.contains("NGX_SSL_CLIENT_HELLO_RETRY"))
 }
 
 /// Tells rustc which values of a cfg are no typing error.

@@ -1,7 +1,7 @@
 /*
  * What Rust cannot read in the headers of OpenSSL and nginx: macros that are code, and numbers that are
  * expressions. build.rs makes src/ffi/shim.rs of it, where NAME(it) is called "it"; nothing else includes
- * this file.
+ * this file. What only some nginx have is behind a macro NGINX_... that build.rs defines.
  */
 
 #include <ngx_config.h>
@@ -115,7 +115,7 @@ IS_OF(NAME(quic_close_connection), ngx_quic_close_connection);
 
 /* Only our patch for 1.29 and later shows it. */
 typedef ngx_int_t (*NAME(quic_handshake))(ngx_connection_t *c);
-#if (NGX_QUIC && NGX_SSL_CLIENT_HELLO_RETRY && nginx_version >= 1029000)
+#ifdef NGINX_QUIC_HANDSHAKE
 IS_OF(NAME(quic_handshake), ngx_quic_handshake);
 #endif
 
@@ -282,7 +282,7 @@ NAME(http_is_tls)(const ngx_http_conf_addr_t *addr)
 static inline bool
 NAME(http_is_quic)(const ngx_http_conf_addr_t *addr)
 {
-#if (nginx_version >= 1025000)
+#ifdef NGINX_HTTP_QUIC
     return addr->opt.quic;
 #else
     return false;
@@ -292,8 +292,8 @@ NAME(http_is_quic)(const ngx_http_conf_addr_t *addr)
 
 #if (NGX_STREAM_SSL)
 
-/* What stream{} has for a socket: since 1.25.5 it has virtual servers. */
-#if (nginx_version >= 1025005)
+/* What stream{} has for a socket: since it has virtual servers, what http{} has. */
+#ifdef NGINX_STREAM_SERVERS
 
 static inline bool
 NAME(stream_is_tls)(const ngx_stream_conf_addr_t *addr)

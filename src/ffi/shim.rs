@@ -2,9 +2,9 @@
 
 #![allow(missing_docs, non_camel_case_types, non_upper_case_globals)]
 
-#[cfg(all(ngx_feature = "stream_ssl", nginx_1_25_5))]
+#[cfg(all(ngx_feature = "stream_ssl", nginx_stream_servers))]
 use nginx_sys::ngx_stream_conf_addr_t;
-#[cfg(all(ngx_feature = "stream_ssl", not(nginx_1_25_5)))]
+#[cfg(all(ngx_feature = "stream_ssl", not(nginx_stream_servers)))]
 use nginx_sys::ngx_stream_listen_t;
 use nginx_sys::{
     ngx_buf_t, ngx_connection_t, ngx_event_t, ngx_http_conf_addr_t, ngx_http_request_t, ngx_int_t,

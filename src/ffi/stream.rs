@@ -5,18 +5,18 @@ use core::ffi::{CStr, c_void};
 use core::ptr::{self, NonNull};
 use std::vec::Vec;
 
-#[cfg(not(nginx_1_25_5))]
+#[cfg(not(nginx_stream_servers))]
 use nginx_sys::ngx_stream_listen_t;
-#[cfg(not(nginx_1_25_5))]
+#[cfg(not(nginx_stream_ssl_srv_conf))]
 pub(super) use nginx_sys::ngx_stream_ssl_conf_t as ngx_stream_ssl_srv_conf_t;
-#[cfg(nginx_1_25_5)]
+#[cfg(nginx_stream_ssl_srv_conf)]
 pub(super) use nginx_sys::ngx_stream_ssl_srv_conf_t;
 use nginx_sys::{
     ngx_connection_t, ngx_cycle_t, ngx_int_t, ngx_module_t, ngx_stream_conf_ctx_t,
     ngx_stream_core_main_conf_t, ngx_stream_core_srv_conf_t, ngx_stream_session_t,
     ngx_stream_variable_value_t,
 };
-#[cfg(nginx_1_25_5)]
+#[cfg(nginx_stream_servers)]
 use nginx_sys::{ngx_stream_conf_addr_t, ngx_stream_conf_port_t};
 
 use session_core::origin::Verification;
@@ -55,9 +55,9 @@ impl Block for Stream {
                     verification: Verification {
                         verify: ssl.verify as u64,
                         depth: ssl.verify_depth as u64,
-                        #[cfg(nginx_1_27_2)]
+                        #[cfg(nginx_stream_ocsp)]
                         ocsp: ssl.ocsp as u64,
-                        #[cfg(not(nginx_1_27_2))]
+                        #[cfg(not(nginx_stream_ocsp))]
                         ocsp: 0,
                         by_name: !ssl.certificate_values.is_null(),
                         ..Verification::default()
@@ -73,7 +73,7 @@ impl Block for Stream {
     }
 
     /// Before virtual servers came a socket has one server, whose context the connection has.
-    #[cfg(not(nginx_1_25_5))]
+    #[cfg(not(nginx_stream_servers))]
     unsafe fn find_servers(
         c: NonNull<ngx_connection_t>,
         _: Option<&[u8]>,
@@ -85,7 +85,7 @@ impl Block for Stream {
         }
     }
 
-    #[cfg(nginx_1_25_5)]
+    #[cfg(nginx_stream_servers)]
     unsafe fn find_servers(
         c: NonNull<ngx_connection_t>,
         name: Option<&[u8]>,
@@ -194,7 +194,7 @@ unsafe fn ssl_of<'a>(srv_conf: *mut *mut c_void) -> Option<&'a ngx_stream_ssl_sr
     unsafe { (*srv_conf.add(ssl.ctx_index)).cast::<ngx_stream_ssl_srv_conf_t>().as_ref() }
 }
 
-#[cfg(nginx_1_25_5)]
+#[cfg(nginx_stream_servers)]
 fn id_of(server: &ngx_stream_core_srv_conf_t) -> Id {
     ptr::from_ref(server).cast()
 }
@@ -203,7 +203,7 @@ fn id_of(server: &ngx_stream_core_srv_conf_t) -> Id {
 ///
 /// # Safety
 /// The list of ports is there.
-#[cfg(nginx_1_25_5)]
+#[cfg(nginx_stream_servers)]
 unsafe fn sockets(main: &ngx_stream_core_main_conf_t) -> Vec<Socket> {
     // SAFETY: the caller's; the arrays hold what stream core puts there (ngx_stream_add_listen()).
     unsafe {
@@ -221,7 +221,7 @@ unsafe fn sockets(main: &ngx_stream_core_main_conf_t) -> Vec<Socket> {
 }
 
 /// A socket knows the configurations of its server.
-#[cfg(not(nginx_1_25_5))]
+#[cfg(not(nginx_stream_servers))]
 fn id_of(server: &ngx_stream_core_srv_conf_t) -> Id {
     server.ctx.cast_const().cast()
 }
@@ -230,7 +230,7 @@ fn id_of(server: &ngx_stream_core_srv_conf_t) -> Id {
 ///
 /// # Safety
 /// The block has been read.
-#[cfg(not(nginx_1_25_5))]
+#[cfg(not(nginx_stream_servers))]
 unsafe fn sockets(main: &ngx_stream_core_main_conf_t) -> Vec<Socket> {
     // SAFETY: the caller's; the array holds what ngx_stream_core_listen() puts there.
     unsafe {
@@ -248,7 +248,7 @@ unsafe fn sockets(main: &ngx_stream_core_main_conf_t) -> Vec<Socket> {
 ///
 /// # Safety
 /// `srv_conf` is that of a server, in the order of `ctx_index`.
-#[cfg(nginx_1_25_5)]
+#[cfg(nginx_stream_servers)]
 unsafe fn context_of(srv_conf: *mut *mut c_void) -> *mut SSL_CTX {
     // SAFETY: the caller's.
     unsafe { ssl_of(srv_conf) }.map_or(ptr::null_mut(), |ssl| ssl.ssl.ctx.cross())

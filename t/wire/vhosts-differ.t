@@ -171,7 +171,7 @@ subtest 'single_use: a ticket is left alone where no server of the socket would 
 };
 
 subtest 'stream{}' => sub {
-    plan skip_all => 'this nginx has no virtual servers in stream{}' if !has_stream() || nginx_version() < 1_029_002;
+    plan skip_all => 'this nginx has no virtual servers in stream{}' if !has_stream_servers() || nginx_version() < 1_029_002;
     my $port = free_port();
     my $nginx = nginx(conf => '', stream => <<"CONF");
     ssl_session_backend store { server 127.0.0.1:@{[ $redis->port ]}; key_prefix stream:; fetch_timeout 60s; store_timeout 60s; }

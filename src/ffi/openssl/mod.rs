@@ -7,7 +7,7 @@
 mod errors;
 mod handles;
 
-#[cfg(nginx_1_29_2)]
+#[cfg(nginx_early_servername)]
 use core::ffi::{c_int, c_void};
 
 pub use openssl_sys::*;
@@ -53,12 +53,12 @@ macro_rules! cross {
 cross!(SSL SSL_CTX SSL_SESSION);
 
 /// A callback for the ClientHello (SSL_CTX_set_client_hello_cb(3)).
-#[cfg(nginx_1_29_2)]
+#[cfg(nginx_early_servername)]
 type HelloCallback = unsafe extern "C" fn(*mut SSL, *mut c_int, *mut c_void) -> c_int;
 
 /// nginx's own callback for the ClientHello, itself: what is put back into a context must not lie in this
 /// module, which may go first.
-#[cfg(nginx_1_29_2)]
+#[cfg(nginx_early_servername)]
 pub fn client_hello_callback() -> HelloCallback {
     type Theirs = unsafe extern "C" fn(*mut nginx_sys::SSL, *mut c_int, *mut c_void) -> c_int;
     // SAFETY: the two types differ in what nginx-sys and openssl-sys call the same object.

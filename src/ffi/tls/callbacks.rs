@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use foreign_types::{ForeignType, ForeignTypeRef};
 use nginx_sys::ngx_cycle;
-#[cfg(nginx_1_29_2)]
+#[cfg(nginx_early_servername)]
 use nginx_sys::ngx_ssl_client_hello_arg_index;
 use session_core::ticket_keys::{KeyName, NAME_LEN, TicketKey};
 
@@ -19,7 +19,7 @@ use super::handler::{Found, Handler, Hello, ReadTicket, TicketVerdict};
 use super::index::Indexes;
 use super::origin::{Common, FindServers, Judge};
 use super::session::{Session, SessionRef};
-#[cfg(nginx_1_29_2)]
+#[cfg(nginx_early_servername)]
 use crate::ffi::openssl::client_hello_callback;
 use crate::ffi::openssl::{
     Algorithm, AlgorithmRef, Ctx, CtxRef, EVP_CIPHER_CTX, EVP_CipherInit_ex2, EVP_MAC_CTX,
@@ -188,7 +188,7 @@ impl<H: Handler> Hooks<H> {
 }
 
 /// nginx's own callback of a context of nginx's. OpenSSL has no function that returns it.
-#[cfg(nginx_1_29_2)]
+#[cfg(nginx_early_servername)]
 pub(super) fn kept_hello(ctx: &CtxRef) -> HelloCallback {
     // SAFETY: a static of nginx's, which it sets when it starts.
     let index = unsafe { ngx_ssl_client_hello_arg_index };
@@ -196,8 +196,8 @@ pub(super) fn kept_hello(ctx: &CtxRef) -> HelloCallback {
     (!ctx.data(index).is_null()).then(client_hello_callback)
 }
 
-/// nginx before 1.29.2 has no such callback.
-#[cfg(not(nginx_1_29_2))]
+/// nginx before 1.29.2, and a fork of it, has no such callback.
+#[cfg(not(nginx_early_servername))]
 pub(super) fn kept_hello(_: &CtxRef) -> HelloCallback {
     None
 }

@@ -136,7 +136,7 @@ impl Differences {
     /// Those that count before OpenSSL has asked for a session. Before 1.29.2 nginx dispatches to
     /// a virtual server later, so that the default server's settings are those that count.
     fn that_count(self) -> Self {
-        if cfg!(nginx_1_29_2) { self } else { Differences::default() }
+        if cfg!(nginx_early_servername) { self } else { Differences::default() }
     }
 }
 

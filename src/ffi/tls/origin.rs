@@ -176,7 +176,7 @@ impl Connection {
             let hooks = ctx.and_then(hooks::<H>);
             common = common.with(hooks.map(|hooks| hooks.judge.binding(name.as_ref())));
         };
-        if cfg!(nginx_1_29_2) {
+        if cfg!(nginx_early_servername) {
             // The name was dispatched before OpenSSL asks for a session.
             add(self.ssl().ctx());
         } else {

@@ -42,12 +42,14 @@ our @EXPORT = qw($doing root tmpdir new_dir free_port free_node_port wait_until 
                  nginx_binary module_path certs nginx nginx_version nginx_patched event_methods conf_test redis
                  redis_cluster redis_sentinel memcached name_server prometheus relay fake_server tls_relay wire
                  s_server s_client s_client_start tls_client browser refragment session_name
-                 session_id with_session_id without_secret beside_ticket has_stream cache_key plain_key session_key
+                 session_id with_session_id without_secret beside_ticket has_stream has_stream_servers cache_key
+                 plain_key session_key
                  new_session_key issue_id seal unseal);
 
 sub nginx          { SSLSession::Nginx->new(@_) }
 sub nginx_version  { SSLSession::Nginx->version }
 sub has_stream     { defined SSLSession::Nginx->stream_module }
+sub has_stream_servers { SSLSession::Nginx->stream_servers }
 # Whether it has the patch of patches/: OpenSSL has read the ClientHello then while a lookup waits,
 # and what follows is still in the socket, unless the event method reports levels.
 sub nginx_patched  { my ($method) = (@_, 'epoll'); return $ENV{TEST_NGINX_PATCHED} && $method eq 'epoll' }

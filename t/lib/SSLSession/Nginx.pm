@@ -106,6 +106,17 @@ sub stream_module {
     return $file;
 }
 
+my $stream_servers;
+
+# Whether stream{} has virtual servers: since 1.25.5, and not in each fork.
+sub stream_servers {
+    my ($class) = @_;
+    return 0 unless defined stream_module();
+    my $servers = 'server { listen 127.0.0.1:' . SSLSession::Util::free_port() . '; server_name one.test; return one; }';
+    $stream_servers //= ($class->new(start => 0, module => 0, conf => '', stream => $servers)->conf_test)[0] == 0;
+    return $stream_servers;
+}
+
 my $version_text;
 
 # What nginx -V says.
