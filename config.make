@@ -2,7 +2,7 @@
 
 cat << END >> $NGX_MAKEFILE
 
-$NGX_OBJS/nginx: $ngx_ssl_session_lib
+$ngx_ssl_session_user: $ngx_ssl_session_lib
 
 # An OpenSSL that is built with nginx has its headers when CORE_DEPS are there. cargo knows whether there is
 # anything to do. What it makes is this rule's own target: make then looks at
