@@ -43,7 +43,7 @@ impl Block for Http {
                 let ssl = NgxHttpSslModule::server_conf(server)?;
                 Some(Configured {
                     id: ptr::from_ref(server).cast(),
-                    context: Context::from_ptr(ssl.ssl.ctx.cross())?,
+                    context: Context::of_http(ssl.ssl.ctx.cross())?,
                     verification: Verification {
                         verify: ssl.verify as u64,
                         depth: ssl.verify_depth as u64,

@@ -102,6 +102,12 @@ typedef SSL_SESSION *(*NAME(SSL_magic_pending_session_ptr))(void);
 IS_OF(NAME(SSL_magic_pending_session_ptr), SSL_magic_pending_session_ptr);
 #endif
 
+/* Tengine has it, with its module for ingress. */
+typedef int (*NAME(http_client_hello))(SSL *ssl, int *alert, void *argument);
+#ifdef T_INGRESS_SHARED_MEMORY_PB
+IS_OF(NAME(http_client_hello), ngx_http_ssl_client_hello_callback);
+#endif
+
 #if (NGX_STREAM_SSL)
 typedef ngx_stream_variable_t *(*NAME(stream_add_variable))(ngx_conf_t *cf,
     ngx_str_t *name, ngx_uint_t flags);

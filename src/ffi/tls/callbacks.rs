@@ -53,6 +53,8 @@ pub(super) struct Hooks<H: Handler> {
     pub(super) info: InfoCallback,
     pub(super) new: NewCallback,
     pub(super) get: GetCallback,
+    /// OpenSSL does not show it.
+    pub(super) hello: HelloCallback,
     /// What the replaced `get` may return that is no session, or null.
     pub(super) pending: *mut SSL_SESSION,
 }
@@ -61,7 +63,8 @@ pub(super) type InfoCallback = Option<unsafe extern "C" fn(*const SSL, c_int, c_
 pub(super) type NewCallback = Option<unsafe extern "C" fn(*mut SSL, *mut SSL_SESSION) -> c_int>;
 pub(super) type GetCallback =
     Option<unsafe extern "C" fn(*mut SSL, *const c_uchar, c_int, *mut c_int) -> *mut SSL_SESSION>;
-type HelloCallback = Option<unsafe extern "C" fn(*mut SSL, *mut c_int, *mut c_void) -> c_int>;
+pub(super) type HelloCallback =
+    Option<unsafe extern "C" fn(*mut SSL, *mut c_int, *mut c_void) -> c_int>;
 
 /// What a callback returns that is to be asked again later, on an OpenSSL that knows it (OpenResty's
 /// patch, for `ssl_session_fetch_by_lua`): an address that is no session's. Null on any other.
@@ -187,6 +190,14 @@ impl<H: Handler> Hooks<H> {
     }
 }
 
+/// The callback of all contexts of `http{}`, in a fork that sets one by itself and without an argument.
+pub(super) fn http_hello() -> HelloCallback {
+    // SAFETY: the type is of this function.
+    let hello: shim::http_client_hello =
+        unsafe { symbol::function(c"ngx_http_ssl_client_hello_callback") };
+    hello
+}
+
 /// nginx's own callback of a context of nginx's. OpenSSL has no function that returns it.
 #[cfg(nginx_early_servername)]
 pub(super) fn kept_hello(ctx: &CtxRef) -> HelloCallback {
@@ -221,7 +232,7 @@ pub(super) unsafe extern "C" fn hello<H: Handler>(
         }
     }
     let connection = Connection::of(this);
-    let result = match connection.as_ref().and_then(|c| kept_hello(c.session_ctx()?)) {
+    let result = match connection.as_ref().and_then(|c| c.session_hooks::<H>()?.hello) {
         // SAFETY: called as OpenSSL would.
         Some(kept) => unsafe { kept(ssl, alert, argument) },
         None => SSL_CLIENT_HELLO_SUCCESS,

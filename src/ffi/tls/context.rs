@@ -10,7 +10,7 @@ use std::vec::Vec;
 use foreign_types::ForeignTypeRef;
 use session_core::origin::Verification;
 
-use super::callbacks::{self, GetCallback, Hooks, InfoCallback, NewCallback};
+use super::callbacks::{self, GetCallback, HelloCallback, Hooks, InfoCallback, NewCallback};
 use super::connection::{LETS_CALLBACK_WAIT, has_anti_replay};
 use super::filter;
 use super::handler::Handler;
@@ -50,15 +50,25 @@ impl CtxRef {
 /// (SSL_CTX_set_num_tickets(3)).
 const TICKETS_BY_DEFAULT: usize = 2;
 
-/// A context of a configured server.
+/// A context of a configured server, and the callback for the ClientHello that all of its block have.
 #[derive(Clone, Copy)]
-pub struct Context(NonNull<SSL_CTX>);
+pub struct Context(NonNull<SSL_CTX>, HelloCallback);
 
 impl Context {
+    /// A context of `stream{}`.
+    ///
     /// # Safety
     /// `ctx` is valid as long as the result.
     pub(in crate::ffi) unsafe fn from_ptr(ctx: *mut SSL_CTX) -> Option<Self> {
-        NonNull::new(ctx).map(Context)
+        NonNull::new(ctx).map(|ctx| Context(ctx, None))
+    }
+
+    /// One of `http{}`.
+    ///
+    /// # Safety
+    /// The same.
+    pub(in crate::ffi) unsafe fn of_http(ctx: *mut SSL_CTX) -> Option<Self> {
+        NonNull::new(ctx).map(|ctx| Context(ctx, callbacks::http_hello()))
     }
 
     pub(super) fn ctx(&self) -> &CtxRef {
@@ -195,6 +205,7 @@ impl<H: Handler> Hooked<H> {
             info: ctx.info_callback(),
             new: ctx.new_callback(),
             get: ctx.get_callback(),
+            hello: callbacks::kept_hello(ctx).or(context.1),
             pending: callbacks::pending_session(),
         });
         let (ctx, data) = (ctx.as_ptr(), (&raw const *hooks).cast_mut().cast::<c_void>());
@@ -248,7 +259,7 @@ impl<H: Handler> Drop for Hooks<H> {
         unsafe {
             SSL_CTX_set_info_callback(ctx, self.info);
             if self.reads_hello() {
-                SSL_CTX_set_client_hello_cb(ctx, callbacks::kept_hello(&self.ctx), no_data());
+                SSL_CTX_set_client_hello_cb(ctx, self.hello, no_data());
             }
             SSL_CTX_set_tlsext_ticket_key_evp_cb(ctx, None);
             // OpenSSL does not tell which callbacks were there before; nginx sets none of these.
