@@ -1,7 +1,7 @@
 /*
  * Loaded before nginx (LD_PRELOAD): makes it one whose structures have a field more, as far as its tables
- * say so, before it loads the module. FORK is "MODULE DIRECTIVE" or "variable NAME". Nothing else changes,
- * so that what the test configures must not be what FORK names.
+ * say so, before it loads the module. FORK is "MODULE DIRECTIVE", "variable NAME" or "worker connections".
+ * Nothing else changes, so that what the test configures must not be what FORK names.
  */
 
 #define _GNU_SOURCE
@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 typedef struct { size_t len; char *data; } ngx_str_t;
 typedef struct { void *elts; size_t nelts, size, nalloc; void *pool; } ngx_array_t;
@@ -29,9 +31,12 @@ typedef struct {
     char           *signature;
     void           *ctx;
     ngx_command_t  *commands;
+    uintptr_t       type;
+    void           *init_master, *init_module, *init_process;
 } ngx_module_t;
 
-typedef intptr_t step(void **cf);
+/* Is given an ngx_conf_t, or an ngx_cycle_t. */
+typedef intptr_t step(void **);
 
 /* ngx_conf_t, ngx_hash_keys_arrays_t and what follows, as far as they are needed. */
 enum { CF_CTX = 7, KEYS = 3 };
@@ -40,7 +45,7 @@ typedef struct { ngx_str_t name; void *set, *get; uintptr_t data; } ngx_http_var
 
 static char           module_name[64], entry[64];
 static ngx_module_t  *core;
-static step          *preconfiguration;
+static step          *preconfiguration, *init_process;
 
 static int
 is(ngx_str_t *name, const char *text)
@@ -79,6 +84,39 @@ more(void **cf)
     return rc;
 }
 
+static int
+is_mapped(void *at)
+{
+    size_t         page = sysconf(_SC_PAGESIZE);
+    unsigned char  vec[2];
+
+    return at != NULL && (uintptr_t) at % sizeof(void *) == 0
+        && mincore((void *) ((uintptr_t) at / page * page), 2 * page, vec) == 0;
+}
+
+/* That of ngx_event_core_module, which makes a worker's connections: they, and their events, are beside
+   each other in the cycle. */
+static intptr_t
+moved(void **cycle)
+{
+    intptr_t    rc = init_process(cycle);
+    void      **connection;
+    size_t      n;
+
+    for (n = 0; n < 128; n++) {
+        connection = cycle[n];
+        /* No queue, which points to itself. */
+        if (is_mapped(connection) && (connection < cycle || connection > cycle + 128)
+            && connection[1] != NULL && connection[1] == cycle[n + 1] && connection[2] == cycle[n + 2])
+        {
+            cycle[n + 1] = (char *) cycle[n + 1] + sizeof(void *);
+            fprintf(stderr, "forked\n");
+            break;
+        }
+    }
+    return rc;
+}
+
 void *
 dlopen(const char *file, int mode)
 {
@@ -101,6 +139,15 @@ dlopen(const char *file, int mode)
             done = 1;
             preconfiguration = *(step **) core->ctx;
             *(step **) core->ctx = more;
+        }
+        return handle;
+    }
+    if (strcmp(module_name, "worker") == 0) {
+        module = dlsym(RTLD_DEFAULT, "ngx_event_core_module");
+        if (module != NULL) {
+            done = 1;
+            init_process = (step *) module->init_process;
+            module->init_process = (void *) moved;
         }
         return handle;
     }

@@ -52,4 +52,13 @@ for my $fork (sort keys %forks) {
     };
 }
 
+subtest 'worker connections' => sub {
+    my $nginx = nginx(start => 0, no_hup => 1, conf => '', main => 'master_process off;',
+        env => { LD_PRELOAD => $library, FORK => 'worker connections' });
+    ok !eval { $nginx->start; 1 }, 'nginx does not start';
+    like $nginx->log, qr/^forked$/m, '... whose connections are others';
+    like $nginx->log, qr/\[emerg\] .*the SSL session module was built for another nginx \Q$version\E than this one, which may be a fork of it: "ngx_connection_t", "ngx_event_t" differ;/,
+        'and says why';
+};
+
 done_testing;
