@@ -434,16 +434,19 @@ class Sentinels(OneRedis):
             return
         promoted = self.when(lambda: "master" in answers(self.redises[new].port, "ROLE"))
         changed = self.when(lambda: self.master() == new)
-        if changed:
+        if promoted and changed:
             self.ledger.lose(1, changed, since=promoted)
 
     @staticmethod
     def when(condition):
-        """The time of it, if it comes within three seconds."""
+        """The time of it, if it comes within three seconds. Sentinels end the connections of who changes."""
         until = time.monotonic() + 3
         while (now := time.monotonic()) < until:
-            if condition():
-                return now
+            try:
+                if condition():
+                    return now
+            except OSError:
+                pass
             time.sleep(0.01)
         return None
 
