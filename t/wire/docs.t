@@ -1,5 +1,6 @@
-# README.md and docs/: every configuration in them is one that nginx accepts, every directive is
-# described with its syntax and its default, and every line of the log is explained.
+# The pages at the top and in docs/: every configuration in them is one that nginx accepts, every link
+# leads somewhere, every directive is described with its syntax and its default, and every line of the
+# log is explained.
 
 use strict;
 use warnings;
@@ -9,7 +10,8 @@ use SSLSession::Fixture;
 use Test::More;
 
 my $certs = certs();
-my %text  = map { m{([^/]+)$} => slurp($_) } root() . '/README.md', root() . '/SECURITY.md', glob root() . '/docs/*.md';
+my @top   = qw(README.md SECURITY.md CONTRIBUTING.md);
+my %text  = map { m{([^/]+)$} => slurp($_) } map({ root() . "/$_" } @top), glob root() . '/docs/*.md';
 my ($blocks, %table) = directives();
 my @examples;
 
@@ -163,7 +165,8 @@ subtest 'every hint is explained' => sub {
 
 subtest 'every link leads somewhere' => sub {
     my $links = 0;
-    for my $file (map { root() . "/$_" } 'README.md', 'SECURITY.md', map({ "docs/$_" } grep { !/^(?:README|SECURITY)\.md$/ } keys %text), 'nginx-conf/README.md') {
+    my %at_top = map { $_ => 1 } @top;
+    for my $file (map { root() . "/$_" } @top, map({ "docs/$_" } grep { !$at_top{$_} } sort keys %text), 'nginx-conf/README.md') {
         my ($dir) = $file =~ m{^(.*)/};
         for my $link (slurp($file) =~ /\]\((?!https?:)([^)]+)\)/g) {
             my ($path, $anchor) = split /#/, $link;
