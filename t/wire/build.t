@@ -1,4 +1,5 @@
-# What tools/build-module refuses before it builds anything, and what it calls the nginx that it builds for.
+# What tools/build-module refuses before it builds anything, and what it calls the nginx that it builds for;
+# and how tools/configure-as prepares the sources of one.
 
 use strict;
 use warnings;
@@ -56,5 +57,37 @@ like $said, qr/^the nginx in \S+ is Angie, which the module is not for$/, 'is re
 is((tool(tree(), 'name'))[1], "nginx version: nginx/9.8.7\n", 'nginx is called as it calls itself');
 is((tool(tree('src/core/nginx.h' => qq{#define NGINX_NAME "freenginx"\n#define NGINX_VER NGINX_NAME "/1.2.3"\n}), 'name'))[1],
     "nginx version: freenginx/1.2.3\n", '... and a fork, too');
+
+# An nginx that says how it was configured, and sources whose configure says what it is given.
+sub configure_as {
+    my ($arguments, $version) = @_;
+    my $dir = tree(configure => qq{#!/bin/sh\nprintf '%s\\n' "\$@"\n});
+    my $nginx = spew("$dir/nginx", sprintf qq{#!/bin/sh\ncat >&2 <<'END'\nnginx version: nginx/%s\nconfigure arguments: %s\nEND\n},
+        $version // '9.8.7', $arguments);
+    chmod 0755, $nginx, "$dir/configure";
+    my $out = `'${\ root() }/tools/configure-as' '$nginx' '$dir' '$dir/of-it' 2>&1`;
+    my $exit = $? >> 8;
+    return ($exit, $out) if $exit;
+    my @given = split /\n/, slurp("$dir/of-it/configure.log");
+    is pop @given, "--builddir=$dir/of-it", 'the build directory is the one that is named';
+    return ($exit, @given);
+}
+
+($code, my @given) = configure_as(q{--prefix=/etc/nginx --with-compat --with-stream=dynamic --with-http_ssl_module});
+is $code, 0, 'an nginx is configured again';
+is_deeply \@given, [qw(--prefix=/etc/nginx --with-compat --with-stream=dynamic --with-http_ssl_module)], 'as it was';
+
+($code, @given) = configure_as(q{--with-http_v3_module --with-cc-opt='-O2 -flto=auto -DTCP_FASTOPEN=23 -specs=/x -Wp,-D_FORTIFY_SOURCE=2 -I../y'}
+    . q{ --with-ld-opt='-Wl,-z,now -pie' --with-http_perl_module=dynamic --add-dynamic-module=/gone --name='a b'});
+is_deeply \@given, [ '--with-http_v3_module', '--with-cc-opt=-DTCP_FASTOPEN=23 -I../y', '--name=a b' ],
+    '... but for other modules, and what the compiler makes of the same code';
+
+($code, $said) = configure_as('--with-compat', '9.8.6');
+is $code, 1, 'the sources of another nginx';
+like $said, qr{is nginx 9\.8\.6, and the source in \S+ is 9\.8\.7$}, 'are refused, with both versions';
+
+($code, $said) = configure_as('--with-openssl=/build/openssl');
+is $code, 1, 'an nginx with an OpenSSL of its own';
+like $said, qr{has an OpenSSL of its own \(--with-openssl=/build/openssl\)}, 'is refused: its headers are not here';
 
 done_testing;
