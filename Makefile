@@ -12,13 +12,19 @@ test_deb := $(addprefix test-deb-,$(debian_releases))
 test_nginx_debian := $(addprefix test-nginx-debian-,$(debian_releases))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) release check-release rpm test-rpm deb $(deb) test-deb $(test_deb) test-hup test-leak test-valgrind valgrind-handshakes check audit property fuzz fuzz-merge sanitize-core constant-time bench bench-smoke soak clean
+.PHONY: help deps deps-demo deps-test build build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) release check-release rpm test-rpm deb $(deb) test-deb $(test_deb) test-hup test-leak test-valgrind valgrind-handshakes check audit property fuzz fuzz-merge sanitize-core constant-time bench bench-smoke soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
 
-deps: ## install what is missing (apt, rustup)
+deps: ## install what a build needs and is missing (apt, rustup)
 	tools/install-deps
+
+deps-demo:
+	tools/install-deps demo
+
+deps-test: ## install what the tests and checks need, too
+	tools/install-deps test
 
 build: ## the module, for the installed nginx or else the vendored one
 	tools/build-module
@@ -26,33 +32,33 @@ build: ## the module, for the installed nginx or else the vendored one
 build-vendored: ## the module and nginx 1.28 from crates.io
 	tools/build-module vendored
 
-demo: deps build ## two stock nginx servers resume each other's sessions
+demo: deps-demo build ## two stock nginx servers resume each other's sessions
 	tools/demo
 
 ifdef PATCHED
 test: test-patched
 else
-test: deps build ## unit tests, then t/ in parallel; PATCHED=1: t/ on a patched nginx
+test: deps-test build ## unit tests, then t/ in parallel; PATCHED=1: t/ on a patched nginx
 	cargo test --locked -p session-core
 	tools/run-tests
 endif
 
 # Suspended in OpenSSL's callback, and where nginx is not patched by the filter: both the same tests.
-test-patched: deps ## t/ on nginx 1.28 with its patch of patches/
+test-patched: deps-test ## t/ on nginx 1.28 with its patch of patches/
 	tools/own-nginx 1.28-patched
 	TEST_NGINX_PATCHED=1 TEST_NGINX_BINARY="$(CURDIR)/target/own-1.28-patched/nginx" \
 	TEST_NGINX_LOAD_MODULES="$(CURDIR)/target/own-1.28-patched/ngx_http_ssl_session_module.so" \
 	tools/run-tests plain $(TESTS)
 
-sanitize: deps ## t/ with nginx and the module under AddressSanitizer
+sanitize: deps-test ## t/ with nginx and the module under AddressSanitizer
 	tools/sanitize
 
-matrix: deps ## tests on the nginx, OpenSSL and servers that people run: which pass
+matrix: deps-test ## tests on the nginx, OpenSSL and servers that people run: which pass
 	tools/matrix
 
 test-debian: $(test_debian) ## some of t/ on the stock nginx of newer Debian releases, fetched for it
 
-$(test_debian): test-debian-%: deps
+$(test_debian): test-debian-%: deps-test
 	tools/debian-nginx $*
 	TEST_NGINX_BINARY="$(CURDIR)/target/debian-$*/nginx" \
 	TEST_NGINX_LOAD_MODULES="$(CURDIR)/target/debian-$*/ngx_http_ssl_session_module.so" \
@@ -89,13 +95,13 @@ $(test_deb): test-deb-%: deb-%
 nginx-tests:
 	@tools/test-nginx check
 
-test-nginx: nginx-tests deps build ## nginx's own tests, in NGINX_TESTS_DIR, without the module and with it
+test-nginx: nginx-tests deps-test build ## nginx's own tests, in NGINX_TESTS_DIR, without the module and with it
 	tools/install-deps nginx-tests
 	tools/test-nginx
 
 test-nginx-debian: $(test_nginx_debian) ## the same on the stock nginx of newer Debian releases
 
-$(test_nginx_debian): test-nginx-debian-%: nginx-tests deps
+$(test_nginx_debian): test-nginx-debian-%: nginx-tests deps-test
 	tools/install-deps nginx-tests
 	tools/debian-nginx $*
 	TEST_NGINX_BINARY="$(CURDIR)/target/debian-$*/nginx" \
@@ -120,7 +126,7 @@ check: ## format, lints, constant time, documentation, licences, advisories if r
 audit: ## dependencies with the advisory database, which must be reachable
 	tools/check audit
 
-property: deps build ## configurations and clients, drawn: no session skips what a full handshake has; SECONDS=60
+property: deps-test build ## configurations and clients, drawn: no session skips what a full handshake has; SECONDS=60
 	tools/property
 
 fuzz: ## what core/ reads, fuzzed; FUZZ_SECONDS=60 for each target
@@ -138,10 +144,10 @@ constant-time: ## comparisons of secrets, under valgrind
 bench: build ## the figures of docs/, on this machine
 	bench/run
 
-soak: deps build ## ten minutes of faults in stores of all kinds, under load
+soak: deps-test build ## ten minutes of faults in stores of all kinds, under load
 	bench/soak
 
-bench-smoke: deps build ## the same in small: fails only if something works wrongly
+bench-smoke: deps-test build ## the same in small: fails only if something works wrongly
 	bench/run smoke
 
 clean: ## forget everything built
