@@ -12,7 +12,7 @@ test_deb := $(addprefix test-deb-,$(debian_releases))
 test_nginx_debian := $(addprefix test-nginx-debian-,$(debian_releases))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-demo deps-test build build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) release check-release rpm test-rpm deb $(deb) test-deb $(test_deb) test-hup test-leak test-valgrind valgrind-handshakes check audit property fuzz fuzz-merge sanitize-core constant-time bench bench-smoke soak clean
+.PHONY: help deps deps-demo deps-test build build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) release check-release rpm test-rpm test-container deb $(deb) test-deb $(test_deb) test-hup test-leak test-valgrind valgrind-handshakes check audit property fuzz fuzz-merge sanitize-core constant-time bench bench-smoke soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
@@ -85,6 +85,10 @@ rpm: ## the RPM for this machine's nginx (Fedora, RHEL), into target/rpm/RPMS; n
 test-rpm: ## the RPMs on other machines, built for an nginx like theirs, and used
 	tools/install-deps rpm
 	packaging/rpm/test
+
+test-container: ## the image of packaging/container, made of Debian's nginx, and what its compose.yaml does
+	tools/install-deps container
+	packaging/container/test
 
 test-deb: deb ## the package, installed beside a stock nginx, used, upgraded and removed
 	tools/test-deb
