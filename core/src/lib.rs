@@ -17,7 +17,7 @@ pub mod certificate_names;
 pub mod codec;
 pub mod conversation;
 pub mod crypto;
-mod der;
+pub mod der;
 pub mod envelope;
 pub mod epoch;
 pub mod hedge;

@@ -1,0 +1,477 @@
+//! Visits of a client to a server: a handshake that offers a session or none, and what came of it.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use openssl::error::ErrorStack;
+use openssl::ex_data::Index;
+use openssl::hash::MessageDigest;
+use openssl::ssl::{
+    ErrorCode, Ssl, SslContext, SslFiletype, SslMethod, SslSession, SslSessionCacheMode, SslStream,
+    SslVerifyMode, SslVersion,
+};
+use openssl::x509::X509VerifyResult;
+use zeroize::Zeroizing;
+
+use crate::session::Session;
+
+/// How long tickets are waited for where there is no answer to wait for.
+const TICKET_WAIT: Duration = Duration::from_millis(500);
+/// The longest head of an answer that is read, in bytes.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// Why a visit has failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The host's name has no address.
+    Name(String),
+    /// There is no connection.
+    Connect(String),
+    /// No answer in time, to what stands here.
+    Late(&'static str),
+    /// What answers does not speak TLS.
+    NotTls,
+    /// The version of TLS is not enabled.
+    Version,
+    /// The server knows no such server name.
+    ServerName,
+    /// The server's certificate does not verify.
+    Certificate(String),
+    /// The server has closed the connection in the handshake.
+    Closed,
+    /// Another alert or error, in OpenSSL's words.
+    Handshake(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Name(error) => write!(f, "its name has no address: {error}"),
+            Failure::Connect(error) => write!(f, "no connection: {error}"),
+            Failure::Late(what) => write!(f, "no answer in time to {what}"),
+            Failure::NotTls => f.write_str("it does not speak TLS"),
+            Failure::Version => f.write_str("this version of TLS is not enabled"),
+            Failure::ServerName => f.write_str("it knows no such server name"),
+            Failure::Certificate(error) => write!(f, "its certificate does not verify: {error}"),
+            Failure::Closed => f.write_str("it closes the connection in the handshake"),
+            Failure::Handshake(error) => write!(f, "the handshake failed: {error}"),
+        }
+    }
+}
+
+/// A session in DER, with its secrets, and what it says.
+#[derive(Clone)]
+pub struct Kept {
+    der: Zeroizing<Vec<u8>>,
+    /// What it says.
+    pub says: Session,
+}
+
+impl Kept {
+    fn of(session: &SslSession) -> Option<Self> {
+        let der = Zeroizing::new(session.to_der().ok()?);
+        let says = Session::read(&der)?;
+        Some(Kept { der, says })
+    }
+}
+
+/// What became of early data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Early {
+    /// None was sent.
+    NotSent,
+    /// The server did not take it.
+    Rejected,
+    /// The server has taken it.
+    Accepted,
+}
+
+/// What came of a visit.
+pub struct Visit {
+    /// The session that was offered was resumed.
+    pub reused: bool,
+    /// The session of the handshake itself, which may be of no use for another one.
+    pub own: Session,
+    /// The sessions for other visits that the server has given, newest last.
+    pub given: Vec<Kept>,
+    /// SHA-256 of the server's certificate.
+    pub leaf: Option<Vec<u8>>,
+    /// The status of the answer, if there was one.
+    pub status: Option<u16>,
+    /// What became of early data.
+    pub early: Early,
+}
+
+/// What a client says once it is connected.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Talk<'a> {
+    /// Nothing: the handshake tells all.
+    Nothing,
+    /// A request, and its answer is read.
+    Request,
+    /// Nothing, and tickets are waited for.
+    Tickets,
+    /// A GET of that path in early data.
+    Early(&'a str),
+}
+
+type Given = Mutex<Vec<Kept>>;
+
+/// A client.
+pub struct Client {
+    context: SslContext,
+    given: Index<Ssl, Given>,
+    name: Option<String>,
+    host: String,
+    timeout: Duration,
+}
+
+/// Whom a client trusts, and what it shows of itself.
+#[derive(Clone, Copy, Default)]
+pub struct Trust<'a> {
+    /// The CAs to verify servers by; without it they are not verified.
+    pub cacert: Option<&'a Path>,
+    /// The client's certificate, with its chain.
+    pub cert: Option<&'a Path>,
+    /// Its key.
+    pub key: Option<&'a Path>,
+}
+
+impl Client {
+    /// A client of one version of TLS. `name` is what it asks for (SNI), `host` what its requests
+    /// are for.
+    pub fn new(
+        version: SslVersion,
+        name: Option<&str>,
+        host: &str,
+        timeout: Duration,
+        trust: Trust<'_>,
+    ) -> Result<Self, String> {
+        let given = Ssl::new_ex_index::<Given>().map_err(words)?;
+        let context = context(version, given, trust)?;
+        Ok(Client { context, given, name: name.map(Into::into), host: host.into(), timeout })
+    }
+
+    /// Visits a server, and offers it a session.
+    pub fn visit(
+        &self,
+        address: SocketAddr,
+        session: Option<&Kept>,
+        talk: Talk<'_>,
+    ) -> Result<Visit, Failure> {
+        let until = Instant::now().checked_add(self.timeout);
+        let tcp = TcpStream::connect_timeout(&address, self.timeout).map_err(not_connected)?;
+        // What cannot be set is no reason not to go on.
+        let _ = tcp.set_nodelay(true);
+        let mut stream = self.prepare(Timed { tcp, until }, session).map_err(other)?;
+
+        let mut rest: &[u8] = b"";
+        let request = self.request(talk);
+        if matches!(talk, Talk::Early(_)) {
+            let sent = stream.write_early_data(request.as_bytes());
+            let sent = sent.map_err(|error| failure(&error, &stream))?;
+            rest = request.as_bytes().get(sent..).unwrap_or_default();
+        }
+        if let Err(error) = stream.do_handshake() {
+            return Err(failure(&error, &stream));
+        }
+        let status = match talk {
+            Talk::Nothing => None,
+            Talk::Tickets => {
+                let soon = Instant::now().checked_add(TICKET_WAIT);
+                stream.get_mut().until = soon.min(until);
+                answer(&mut stream)
+            }
+            Talk::Request => {
+                // Who has made the handshake may close without an answer: tickets are all that counts.
+                stream.write_all(request.as_bytes()).ok().and_then(|()| answer(&mut stream))
+            }
+            Talk::Early(_) => stream.write_all(rest).ok().and_then(|()| answer(&mut stream)),
+        };
+        let visit = self.seen(&stream, status)?;
+        // Without it OpenSSL takes the session for one of a broken connection, and so may a server.
+        stream.get_mut().until = until;
+        let _ = stream.shutdown();
+        Ok(visit)
+    }
+
+    fn prepare(&self, tcp: Timed, session: Option<&Kept>) -> Result<SslStream<Timed>, ErrorStack> {
+        let mut ssl = Ssl::new(&self.context)?;
+        ssl.set_ex_data(self.given, Given::default());
+        if let Some(name) = &self.name {
+            ssl.set_hostname(name)?;
+        }
+        if let Some(kept) = session {
+            ffi::offer(&mut ssl, &SslSession::from_der(&kept.der)?)?;
+        }
+        ssl.set_connect_state();
+        SslStream::new(ssl, tcp)
+    }
+
+    fn request(&self, talk: Talk<'_>) -> String {
+        let (method, path) = match talk {
+            Talk::Early(path) => ("GET", path),
+            _ => ("HEAD", "/"),
+        };
+        format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: nginx-ssl-session/{}\r\n\
+             Connection: close\r\n\r\n",
+            self.host,
+            env!("CARGO_PKG_VERSION")
+        )
+    }
+
+    fn seen(&self, stream: &SslStream<Timed>, status: Option<u16>) -> Result<Visit, Failure> {
+        let ssl = stream.ssl();
+        let nothing = || Failure::Handshake("no session".into());
+        let own = ssl.session().and_then(|session| session.to_der().ok());
+        let own = Session::read(&Zeroizing::new(own.ok_or_else(nothing)?)).ok_or_else(nothing)?;
+        let leaf =
+            ssl.peer_certificate().and_then(|leaf| leaf.digest(MessageDigest::sha256()).ok());
+        let given = ssl.ex_data(self.given).and_then(|given| given.lock().ok());
+        Ok(Visit {
+            reused: ssl.session_reused(),
+            own,
+            given: given.map(|given| given.clone()).unwrap_or_default(),
+            leaf: leaf.map(|digest| digest.to_vec()),
+            status,
+            early: ffi::early(ssl),
+        })
+    }
+}
+
+fn context(
+    version: SslVersion,
+    given: Index<Ssl, Given>,
+    trust: Trust<'_>,
+) -> Result<SslContext, String> {
+    let mut context = SslContext::builder(SslMethod::tls_client()).map_err(words)?;
+    context.set_min_proto_version(Some(version)).map_err(words)?;
+    context.set_max_proto_version(Some(version)).map_err(words)?;
+    // How strong keys are is not what is looked at.
+    context.set_cipher_list("DEFAULT:@SECLEVEL=0").map_err(words)?;
+    context.set_verify(SslVerifyMode::NONE);
+    if let Some(file) = trust.cacert {
+        context.set_verify(SslVerifyMode::PEER);
+        let loaded = context.set_ca_file(file);
+        loaded.map_err(|_| format!("--cacert {}: no certificates in PEM there", file.display()))?;
+    }
+    if let Some(file) = trust.cert {
+        let loaded = context.set_certificate_chain_file(file);
+        loaded.map_err(|_| format!("--cert {}: no certificate in PEM there", file.display()))?;
+    }
+    if let Some(file) = trust.key {
+        let loaded = context.set_private_key_file(file, SslFiletype::PEM);
+        loaded.map_err(|_| {
+            format!("--key {}: no key in PEM there that belongs to --cert", file.display())
+        })?;
+    }
+    context.set_session_cache_mode(SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL);
+    context.set_new_session_callback(move |ssl, session| {
+        let list = ssl.ex_data(given).and_then(|given| given.lock().ok());
+        if let (Some(mut list), Some(kept)) = (list, Kept::of(&session)) {
+            list.push(kept);
+        }
+    });
+    Ok(context.build())
+}
+
+/// Reads the head of an answer, if one comes, and its status.
+fn answer(stream: &mut SslStream<Timed>) -> Option<u16> {
+    let mut head = Vec::new();
+    let mut chunk = [0; 4096];
+    while head.len() < MAX_HEAD && !head.windows(4).any(|end| end == b"\r\n\r\n") {
+        match stream.read(&mut chunk) {
+            Ok(0) | Err(_) => break,
+            Ok(read) => head.extend_from_slice(chunk.get(..read).unwrap_or_default()),
+        }
+    }
+    let line = head.strip_prefix(b"HTTP/1.")?;
+    std::str::from_utf8(line.get(2..5)?).ok()?.parse().ok()
+}
+
+/// The host of an address, and its port, which is `default` if it has none.
+pub fn split(address: &str, default: u16) -> Result<(String, u16), &'static str> {
+    const EXPECTED: &str = "host[:port] expected";
+    let colons = address.matches(':').count();
+    let (host, port) = match address.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(']').ok_or(EXPECTED)?;
+            match rest.strip_prefix(':') {
+                Some(port) => (host, Some(port)),
+                None if rest.is_empty() => (host, None),
+                None => return Err(EXPECTED),
+            }
+        }
+        // An address of IPv6 without brackets has no port.
+        None if colons > 1 => (address, None),
+        None => address.split_once(':').map_or((address, None), |(host, port)| (host, Some(port))),
+    };
+    let port = port.map_or(Ok(default), str::parse).ok().filter(|&port| port != 0);
+    match port {
+        Some(port) if !host.is_empty() && !host.contains('/') => Ok((host.to_lowercase(), port)),
+        _ => Err(EXPECTED),
+    }
+}
+
+/// The addresses of a node.
+pub fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match (host, port).to_socket_addrs() {
+        Ok(found) => Ok(found.collect()),
+        Err(error) => Err(Failure::Name(plain(&error))),
+    }
+}
+
+/// A connection with a deadline.
+struct Timed {
+    tcp: TcpStream,
+    until: Option<Instant>,
+}
+
+impl Timed {
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
+        left.filter(|left| !left.is_zero()).ok_or_else(|| ErrorKind::TimedOut.into())
+    }
+}
+
+/// A timeout of a socket is no reason to try again.
+fn timed_out(error: io::Error) -> io::Error {
+    if error.kind() == ErrorKind::WouldBlock { ErrorKind::TimedOut.into() } else { error }
+}
+
+impl Read for Timed {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.tcp.set_read_timeout(Some(self.left()?))?;
+        self.tcp.read(buf).map_err(timed_out)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.tcp.set_write_timeout(Some(self.left()?))?;
+        self.tcp.write(buf).map_err(timed_out)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.tcp.flush()
+    }
+}
+
+fn not_connected(error: io::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::TimedOut | ErrorKind::WouldBlock => Failure::Late("a connection"),
+        _ => Failure::Connect(plain(&error)),
+    }
+}
+
+/// An error in the words of the system, without its number.
+pub fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    let end = text.find(" (os error").unwrap_or(text.len());
+    let text = text.get(..end).unwrap_or(&text);
+    text.strip_prefix("failed to lookup address information: ").unwrap_or(text).to_lowercase()
+}
+
+fn other(errors: ErrorStack) -> Failure {
+    Failure::Handshake(words(errors))
+}
+
+fn words(errors: ErrorStack) -> String {
+    let reason = errors.errors().first().and_then(|error| error.reason());
+    reason.unwrap_or("OpenSSL has failed").into()
+}
+
+/// What an error in the handshake means.
+fn failure(error: &openssl::ssl::Error, stream: &SslStream<Timed>) -> Failure {
+    if let Some(io) = error.io_error() {
+        return match io.kind() {
+            ErrorKind::TimedOut => Failure::Late("the ClientHello"),
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Failure::Closed,
+            _ => Failure::Handshake(plain(io)),
+        };
+    }
+    let Some(errors) = error.ssl_error() else { return Failure::Closed };
+    if error.code() == ErrorCode::ZERO_RETURN {
+        return Failure::Closed;
+    }
+    let reason = errors.errors().iter().find_map(|error| error.reason()).unwrap_or_default();
+    let is = |words: &str| reason.contains(words);
+    if is("certificate verify failed") {
+        let result = stream.ssl().verify_result();
+        let why = if result == X509VerifyResult::OK { reason } else { result.error_string() };
+        Failure::Certificate(why.into())
+    } else if is("alert protocol version") || is("unsupported protocol") {
+        Failure::Version
+    } else if is("unrecognized name") {
+        Failure::ServerName
+    } else if is("wrong version number") || is("http request") || is("record layer failure") {
+        Failure::NotTls
+    } else if is("unexpected eof") {
+        Failure::Closed
+    } else if reason.is_empty() {
+        Failure::Handshake("OpenSSL has failed".into())
+    } else {
+        Failure::Handshake(reason.into())
+    }
+}
+
+/// What the crate openssl leaves to its caller, or does not have.
+#[allow(unsafe_code)]
+mod ffi {
+    use std::ffi::c_int;
+
+    use foreign_types::ForeignTypeRef;
+    use openssl::error::ErrorStack;
+    use openssl::ssl::{SslRef, SslSession};
+
+    use super::Early;
+
+    /// `SSL_EARLY_DATA_REJECTED` and `SSL_EARLY_DATA_ACCEPTED` (openssl/ssl.h).
+    const REJECTED: c_int = 1;
+    const ACCEPTED: c_int = 2;
+
+    /// Offers a session.
+    pub fn offer(ssl: &mut SslRef, session: &SslSession) -> Result<(), ErrorStack> {
+        // SAFETY: SSL_set_session() takes a session of any context; a version that the client does
+        // not speak fails in the handshake. It was made of DER, and is in no other context's cache.
+        unsafe { ssl.set_session(session) }
+    }
+
+    /// What became of early data.
+    pub fn early(ssl: &SslRef) -> Early {
+        unsafe extern "C" {
+            fn SSL_get_early_data_status(ssl: *const openssl_sys::SSL) -> c_int;
+        }
+        // SAFETY: the pointer is that of a live SSL, which the function only reads.
+        match unsafe { SSL_get_early_data_status(ssl.as_ptr()) } {
+            ACCEPTED => Early::Accepted,
+            REJECTED => Early::Rejected,
+            _ => Early::NotSent,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_a_host_and_perhaps_a_port() {
+        let at = |host: &str, port| Ok((host.to_string(), port));
+        assert_eq!(split("a.example.com", 443), at("a.example.com", 443));
+        assert_eq!(split("A.example.com:8443", 443), at("a.example.com", 8443));
+        assert_eq!(split("[::1]:8443", 443), at("::1", 8443));
+        assert_eq!(split("[::1]", 443), at("::1", 443));
+        assert_eq!(split("2001:db8::1", 443), at("2001:db8::1", 443));
+        for wrong in ["", ":443", "a:", "a:0", "a:65536", "a:b", "[::1", "[::1]8443", "https://a/"]
+        {
+            assert!(split(wrong, 443).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+# nginx-ssl-session check: a fleet in order, and one in which each of some nodes has another fault.
+
+use strict;
+use warnings;
+
+use lib 't/lib';
+use SSLSession::Command;
+use SSLSession::Fixture;
+use SSLSession::Sealing qw(new_session_key session_key);
+use Test::More;
+
+my $certs = certs();
+my $long  = 'connect_timeout 20s; fetch_timeout 20s; store_timeout 20s;';
+my $redis = redis();
+
+# A node, and its address. What differs from the others is in %arg.
+sub node {
+    my (%arg) = (cert => 'ec', http => '', tickets => 'off', protocols => 'TLSv1.2 TLSv1.3', redis => $redis,
+        server => '', store => 'ssl_session_fetch store; ssl_session_store store;', @_);
+    my $port = free_port();
+    my $key  = $arg{key} ? "ssl_session_key $arg{key};" : '';
+    my @node = (log => 'notice', module => $arg{module} // 1);
+    my $conf = $arg{module} // 1 ? <<"CONF" : '';
+    $key
+    ssl_session_backend store { server ${\ $arg{redis}->address }; $long }
+    $arg{store}
+CONF
+    nginx(@node, conf => <<"CONF");
+    $conf
+    ssl_session_tickets $arg{tickets};
+    ssl_protocols       $arg{protocols};
+    ssl_certificate     $certs->{"$arg{cert}_crt"};
+    ssl_certificate_key $certs->{"$arg{cert}_key"};
+    $arg{http}
+    server {
+        listen 127.0.0.1:$port ssl;
+        $arg{server}
+        location / { return 200 ok; }
+    }
+CONF
+    return "127.0.0.1:$port";
+}
+
+# The codes of findings, and the nodes that they name.
+sub found {
+    my ($value, $names) = @_;
+    my %found;
+    for my $finding (@{ $value->{findings} }) {
+        my $at = join ' ', sort map { $names->{$_} // $_ } @{ $finding->{nodes} };
+        push @{ $found{ $finding->{code} } }, "$at: " . join ' ', sort @{ $finding->{protocols} };
+    }
+    return \%found;
+}
+
+my @fleet = map { node() } 1 .. 3;
+
+subtest 'a fleet in order' => sub {
+    my ($exit, $out, $err) = command('check', @fleet);
+    is $exit, 0, 'exit status' or diag $out;
+    is $err, '', 'nothing on standard error';
+    like $out, qr/^All 3 nodes resume each other's sessions\.$/m, 'it says so';
+    for my $version ('TLS 1.2', 'TLS 1.3') {
+        like $out, qr/^\Q$version\E: .*\n +A +B +C\n(?:[ABC] +yes +yes +yes\n){3}/m, "$version: each resumes all";
+    }
+    like $out, qr/^A  \Q$fleet[0]\E  stateful  stateful  \S+  [0-9a-f]{2} +5m00s +off$/m, 'what a node is like';
+    unlike $out, qr/\e/, 'no colours where nobody sees them';
+
+    ($exit, my $value) = command_json('check', @fleet);
+    is $exit, 0, 'as JSON';
+    ok $value->{ok}, 'it is well';
+    is scalar @{ $value->{pairs} }, 18, 'each pair in both versions';
+    is_deeply [ grep { $_->{resumed} != 1 || $_->{tries} != 1 } @{ $value->{pairs} } ], [], 'at the first try';
+    my ($key_id) = map { sprintf '%02x', ord } SSLSession::Sealing::issue_id('TLSv1.3');
+    is_deeply [ map { $_->{key_id} } @{ $value->{nodes} } ], [ ($key_id) x 3 ], 'the key id';
+
+    ($exit, $out) = command('check', '--no-request', $fleet[0]);
+    is $exit, 0, 'one node, without a request' or diag $out;
+    like $out, qr/^It resumes its own sessions\.$/m, 'it says so';
+};
+
+subtest 'nodes with a fault each' => sub {
+    my $dead = '127.0.0.1:' . free_port();
+    # Keys have one of 256 ids.
+    my ($key_id, $other);
+    do {
+        $other = new_session_key();
+    } while substr(SSLSession::Sealing::issue_id('TLSv1.3', $other), 0, 1) eq
+        substr SSLSession::Sealing::issue_id('TLSv1.3', session_key()), 0, 1;
+    my %node = (
+        good        => $fleet[0],
+        fine        => $fleet[1],
+        certificate => node(cert => 'ec2'),
+        key         => node(key => $other),
+        tickets     => node(tickets => 'on'),
+        protocols   => node(protocols => 'TLSv1.2'),
+        cache       => node(http => 'ssl_session_cache off;'),
+        alone       => node(redis => redis()),
+        dead        => $dead,
+        lives       => node(http => 'ssl_session_timeout 1m; ssl_early_data on;'),
+    );
+    my %names = reverse %node;
+    my @order = qw(good fine certificate key tickets protocols cache alone dead lives);
+    my ($exit, $value) = command_json('check', @node{@order});
+    is $exit, 1, 'exit status';
+    my $found = found($value, \%names);
+    is_deeply $found, {
+        certificate  => ['certificate: TLSv1.2 TLSv1.3'],
+        key          => ['key: TLSv1.2 TLSv1.3'],
+        tickets      => ['tickets: TLSv1.2 TLSv1.3'],
+        protocols    => ['protocols: TLSv1.3'],
+        'no-session' => ['cache: TLSv1.2'],
+        'not-issued' => ['cache: TLSv1.3'],
+        unreachable  => ['dead: TLSv1.2 TLSv1.3'],
+        lifetime     => ['lives: TLSv1.3'],
+        'early-data' => ['lives: TLSv1.3'],
+        store        => $found->{store},
+    }, 'each is named, and nothing else' or diag explain $found;
+    my ($store) = grep { $_->{code} eq 'store' } @{ $value->{findings} };
+    my ($islands) = $store->{message} =~ /others: (.*?)\./;
+    is_deeply [ map { join ' ', sort split / / } split / \| /, $islands ], [ 'A B E F J', 'H' ],
+        'the one that has another store is by itself' or diag explain $store;
+    for my $finding (@{ $value->{findings} }) {
+        like $finding->{advice}, qr/^[A-Z].*\.$/, "$finding->{code}: what to do";
+        like $finding->{advice}, qr/\Q$finding->{directive}\E/, "$finding->{code}: the directive"
+            unless $finding->{code} eq 'unreachable';
+    }
+    my ($pair) = grep { $_->{from} eq $node{good} && $_->{to} eq $node{fine} } @{ $value->{pairs} };
+    is $pair->{resumed}, 1, 'those that are well resume each other';
+
+    my ($again, $out) = command('check', @node{qw(good certificate dead)});
+    is $again, 1, 'the same for people';
+    like $out, qr/^\d\. C \(TLS 1\.2, TLS 1\.3\): no connection: connection refused\n   Start nginx there/m, 'dead';
+    like $out, qr/^\d\. B \(TLS 1\.2, TLS 1\.3\): certificates differ: .*\n   Give all nodes the same ssl_certificate/m,
+        'certificate';
+};
+
+subtest 'what only shows in one of two directions, or in TLS 1.2' => sub {
+    my $silent = node(store => 'ssl_session_fetch store;');
+    my ($exit, $value) = command_json('check', @fleet[ 0, 1 ], $silent);
+    my $found = found($value, { $silent => 'silent' });
+    is_deeply $found, { own => ['silent: TLSv1.2 TLSv1.3'] }, 'a node that stores nothing' or diag explain $found;
+
+    my $deaf = node(store => 'ssl_session_store store;');
+    ($exit, $value) = command_json('check', $fleet[0], $deaf);
+    $found = found($value, { $deaf => 'deaf' });
+    is_deeply $found, { own => ['deaf: TLSv1.2 TLSv1.3'] }, 'a node that looks nothing up' or diag explain $found;
+
+    my $old = node(http => 'ssl_conf_command Options -ExtendedMasterSecret;');
+    ($exit, $value) = command_json('check', @fleet[ 0, 1 ], $old);
+    $found = found($value, { $old => 'old' });
+    is_deeply $found, { 'extended-master-secret' => ['old: TLSv1.2'] }, 'no extended master secret'
+        or diag explain $found;
+
+    my $plain = node(module => 0);
+    ($exit, $value) = command_json('check', @fleet[ 0, 1 ], $plain);
+    $found = found($value, { $plain => 'plain' });
+    is_deeply [ sort keys %$found ], ['not-issued'], 'a node without the module' or diag explain $found;
+    like $found->{'not-issued'}[0], qr/^plain: /, 'it is named';
+};
+
+subtest 'clients with certificates' => sub {
+    my @verify = map {
+        node(http => "ssl_verify_client on; ssl_client_certificate $certs->{ca_crt};")
+    } 1 .. 2;
+    my ($exit, $value) = command_json('check', @verify);
+    is_deeply [ sort keys %{ found($value) } ], ['client-certificate'], 'without one nothing is resumed';
+    my @cert = ('--cert', $certs->{client_crt}, '--key', $certs->{client_key}, '--name', 'localhost');
+    ($exit, my $out) = command('check', @cert, @verify);
+    is $exit, 0, 'with one all is' or diag $out;
+    ($exit, $value) = command_json('check', @cert, $fleet[0], $verify[0]);
+    is_deeply [ sort keys %{ found($value) } ], ['store'], 'other rules for clients';
+    my ($advice) = map { $_->{advice} } @{ $value->{findings} };
+    like $advice, qr/ssl_verify_client/, 'it is thought of';
+};
+
+subtest 'early data' => sub {
+    my @early = map { node(http => 'ssl_early_data on;') } 1 .. 2;
+    my ($exit, $value) = command_json('check', '--replay', '--path', '/x', @early);
+    is $exit, 1, 'it can be replayed';
+    is_deeply [ sort keys %{ found($value) } ], ['replay'], 'which is a finding';
+    my ($replay) = @{ $value->{replays} };
+    is_deeply [ map { $_->{early_data} } @{ $replay->{sent} } ], [ ('accepted') x 3 ], 'accepted each time';
+
+    my @once = map {
+        node(http => 'ssl_early_data on;', store => 'ssl_session_fetch store single_use; ssl_session_store store;')
+    } 1 .. 2;
+    ($exit, my $out) = command('check', '--replay', @once);
+    is $exit, 0, 'with single_use it cannot' or diag $out;
+    like $out, qr/^early data with a ticket of A, sent 3 times: accepted once, at B$/m, 'accepted once';
+};
+
+subtest 'nobody, and wrong usage' => sub {
+    my ($exit, $out) = command('check', '127.0.0.1:' . free_port());
+    is $exit, 3, 'no node answers: nothing is known' or diag $out;
+    for my $wrong ([], ['a:b'], [ '--timeout', 'x', 'a' ], [ $fleet[0], $fleet[0] ], [ '--cert', 'x', 'a' ]) {
+        my ($exit, $out, $err) = command('check', @$wrong);
+        is $exit, 2, "check @$wrong";
+        like $err, qr/\S/, 'it says why';
+    }
+    ($exit, $out, my $err) = command('check', '--cacert', $certs->{other_ca_crt}, $fleet[0]);
+    is $exit, 3, 'a certificate that does not verify';
+    like $out, qr/its certificate does not verify: self-signed certificate/, 'it says so';
+};
+
+done_testing();
