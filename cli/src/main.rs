@@ -1,4 +1,5 @@
-//! For operators of fleets: which nginx servers resume each other's TLS sessions, and why not.
+//! For operators of fleets: which nginx servers resume each other's TLS sessions, and why not; the
+//! keys, the store and the log of the module.
 
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -11,6 +12,8 @@ use clap::{Parser, Subcommand};
 use out::{Done, Exit, Out};
 
 mod check;
+mod crypto;
+mod key;
 mod out;
 mod session;
 mod time;
@@ -39,6 +42,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Check(check::Args),
+    Key(key::Args),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
     let mut out = Out::new(cli.json);
     let done = match cli.command {
         Command::Check(args) => check::run(&args, &mut out),
+        Command::Key(args) => key::run(&args, &mut out),
     };
     let exit = done.map_or_else(|fault| out.fault(&fault), Exit::Done);
     match out.flush() {
