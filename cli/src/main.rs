@@ -16,6 +16,7 @@ mod crypto;
 mod key;
 mod out;
 mod session;
+mod store;
 mod time;
 mod tls;
 
@@ -43,6 +44,7 @@ struct Cli {
 enum Command {
     Check(check::Args),
     Key(key::Args),
+    Store(store::Args),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Check(args) => check::run(&args, &mut out),
         Command::Key(args) => key::run(&args, &mut out),
+        Command::Store(args) => store::run(&args, &mut out),
     };
     let exit = done.map_or_else(|fault| out.fault(&fault), Exit::Done);
     match out.flush() {
