@@ -13,6 +13,7 @@ use out::{Done, Exit, Out};
 
 mod check;
 mod crypto;
+mod explain;
 mod key;
 mod out;
 mod session;
@@ -45,6 +46,7 @@ enum Command {
     Check(check::Args),
     Key(key::Args),
     Store(store::Args),
+    Explain(explain::Args),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args, &mut out),
         Command::Key(args) => key::run(&args, &mut out),
         Command::Store(args) => store::run(&args, &mut out),
+        Command::Explain(args) => explain::run(&args, &mut out),
     };
     let exit = done.map_or_else(|fault| out.fault(&fault), Exit::Done);
     match out.flush() {

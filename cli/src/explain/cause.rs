@@ -1,0 +1,123 @@
+//! The most likely cause of each outcome, as docs/troubleshooting.md has them.
+
+/// A cause.
+pub struct Cause {
+    /// In a few words.
+    pub words: &'static str,
+    /// The section that describes it; none where nothing is to be done.
+    pub section: Option<&'static str>,
+    /// From which share of all handshakes on, in percent, it is a finding.
+    pub limit: Option<f64>,
+}
+
+/// Some clients always meet these.
+const SOME: Option<f64> = Some(20.0);
+/// Hardly any client should.
+const FEW: Option<f64> = Some(1.0);
+
+const fn is(words: &'static str, section: &'static str, limit: Option<f64>) -> Cause {
+    Cause { words, section: Some(section), limit }
+}
+
+const fn fine(words: &'static str) -> Cause {
+    Cause { words, section: None, limit: None }
+}
+
+static HIT: Cause = fine("resumed from the store");
+static TICKET: Cause = fine("resumed by a ticket under a key of the fleet");
+static WITHOUT: Cause = is("resumed without the store: tickets are on", "tickets-are-on", None);
+static OWN_CACHE: Cause = fine("resumed from nginx's own cache");
+static GIVEN_TICKET: Cause = fine("a new client, which got a stateless ticket");
+static NEW: Cause =
+    is("a new client, or one without sessions", "the-client-offers-no-session", None);
+static NOTHING: Cause = is("nothing looked up nor stored: tickets are on", "tickets-are-on", SOME);
+static SKIPPED: Cause =
+    is("not stored: client certificates", "sessions-with-client-certificates-are-not-stored", None);
+static UNUSABLE: Cause =
+    is("found and not resumed: another certificate", "another-certificate", FEW);
+static SUITES: Cause =
+    is("found and not resumed: cipher suites", "cipher-suites-with-another-hash", FEW);
+static MISS: Cause = is("not in the store: the session has ended", "the-session-has-ended", SOME);
+static FORGED: Cause = is("issued by nobody who has the key", "another-key-or-none", SOME);
+static CORRUPT: Cause = is("an entry of no use: a clock is wrong", "a-clock-that-is-wrong", FEW);
+static DOWN: Cause = is("the store is down", "the-store-is-down", FEW);
+static DROPPED: Cause = is("a new session lost: the store is down", "the-store-is-down", FEW);
+static TIMEOUT: Cause = is("the store is too slow", "the-store-is-too-slow", FEW);
+static ERROR: Cause = is("the store refuses lookups", "the-store-refuses-lookups", FEW);
+static UNKNOWN: Cause = Cause { words: "no outcome that is known here", section: None, limit: FEW };
+
+/// The most likely cause of an outcome. `store` is `None` where the log does not say it.
+pub fn cause(resumed: bool, fetch: &str, store: Option<&str>) -> &'static Cause {
+    match (resumed, fetch, store) {
+        (true, "HIT", _) => &HIT,
+        (true, "TICKET", _) => &TICKET,
+        (true, "", _) => &WITHOUT,
+        (true, ..) => &OWN_CACHE,
+        (_, "DOWN", _) => &DOWN,
+        (_, "TIMEOUT", _) => &TIMEOUT,
+        (_, "ERROR", _) => &ERROR,
+        (_, "CORRUPT", _) => &CORRUPT,
+        (_, "FORGED", _) => &FORGED,
+        (_, "HIT", Some("")) => &SUITES,
+        (_, "HIT", _) => &UNUSABLE,
+        (_, "" | "MISS", Some("SKIPPED")) => &SKIPPED,
+        (_, "" | "MISS", Some("DROPPED")) => &DROPPED,
+        (_, "MISS", _) => &MISS,
+        (_, "", Some("")) => &NOTHING,
+        (_, "", Some("TICKET")) => &GIVEN_TICKET,
+        (_, "", _) => &NEW,
+        _ => &UNKNOWN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FETCHES: [&str; 9] =
+        ["", "HIT", "MISS", "TIMEOUT", "ERROR", "DOWN", "FORGED", "CORRUPT", "TICKET"];
+    const STORES: [Option<&str>; 6] =
+        [None, Some(""), Some("STORED"), Some("DROPPED"), Some("SKIPPED"), Some("TICKET")];
+
+    #[test]
+    fn each_section_is_there() {
+        let page = include_str!("../../../docs/troubleshooting.md");
+        let headings = page.lines().filter_map(|line| line.strip_prefix("### "));
+        let anchors: Vec<_> =
+            headings.map(|heading| heading.to_lowercase().replace(' ', "-")).collect();
+        for resumed in [false, true] {
+            for fetch in FETCHES {
+                for store in STORES {
+                    let cause = cause(resumed, fetch, store);
+                    let known = cause
+                        .section
+                        .is_none_or(|section| anchors.iter().any(|anchor| anchor == section));
+                    assert!(known, "{:?}", cause.section);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_table_of_the_page_leads_to_them() {
+        let page = include_str!("../../../docs/troubleshooting.md");
+        let (_, rest) = page.split_once("## What you see").unwrap();
+        let (table, _) = rest.split_once("## Causes").unwrap();
+        let mut rows = 0;
+        for row in table.lines().filter(|line| line.starts_with("| `")) {
+            let cells: Vec<_> = row.split('|').map(str::trim).collect();
+            let word = |at: usize| cells[at].split('`').nth(1).unwrap();
+            let value = |at: usize| if word(at) == "-" { "" } else { word(at) };
+            let found = cause(word(1) == "r", value(2), Some(value(3)));
+            // What the counters would tell apart is not in the log.
+            if !cells[4].is_empty() && !cells[4].contains("drops") {
+                continue;
+            }
+            rows += 1;
+            if let Some(section) = found.section {
+                assert!(row.contains(&format!("(#{section})")), "{row}: {section}");
+            }
+        }
+        assert!(rows > 5);
+    }
+}
