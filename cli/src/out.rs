@@ -1,5 +1,6 @@
 //! How all subcommands speak: tables for people, JSON for programs, an exit status.
 
+use std::cmp::Ordering;
 use std::fmt::{self, Display, Write as _};
 use std::io::{self, IsTerminal, Write as _};
 use std::process::ExitCode;
@@ -162,10 +163,14 @@ impl Out {
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
         for row in rows {
-            let last = row.len().saturating_sub(1);
+            // Nothing is left to stand below: no spaces at the end.
+            let last = row.iter().rposition(|cell| !cell.text.is_empty()).unwrap_or_default();
             for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                let is_last = column == last;
-                self.cell(cell, if is_last { 0 } else { width.saturating_add(2) });
+                match column.cmp(&last) {
+                    Ordering::Less => self.cell(cell, width.saturating_add(2)),
+                    Ordering::Equal => self.cell(cell, 0),
+                    Ordering::Greater => {}
+                }
             }
             self.text.push('\n');
         }
@@ -235,5 +240,26 @@ impl From<Exit> for ExitCode {
             Exit::Done(done) => done.into(),
             Exit::Usage => ExitCode::from(2),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_stand_one_below_the_other() {
+        let mut out = Out::new(false);
+        let row = |cells: [&str; 3]| cells.map(Cell::from).to_vec();
+        out.table(&[row(["a", "b", "c"]), row(["long", "", "d"]), row(["e", "f", ""])]);
+        assert_eq!(out.text, "a     b  c\nlong     d\ne     f\n");
+    }
+
+    #[test]
+    fn what_others_say_does_not_move_the_cursor() {
+        let mut out = Out::new(false);
+        out.line("a\u{1b}[2Jb\nc");
+        assert_eq!(out.text, "a?[2Jb?c\n");
+        assert_eq!(Fault::unknown("one\ntwo").to_string(), "onetwo");
     }
 }

@@ -50,8 +50,8 @@ pub fn span(seconds: i64) -> String {
     match seconds {
         ..0 => format!("-{}", span(seconds.saturating_neg())),
         0..120 => format!("{seconds}s"),
-        120..7200 => format!("{}m{:02}s", seconds / 60, seconds % 60),
-        7200..172_800 => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
+        120..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3600..172_800 => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
         _ => format!("{}d{:02}h", seconds / DAY, seconds / 3600 % 24),
     }
 }
@@ -85,6 +85,7 @@ mod tests {
     fn lengths_are_written_in_their_largest_units() {
         assert_eq!(span(90), "90s");
         assert_eq!(span(300), "5m00s");
+        assert_eq!(span(3600), "1h00m");
         assert_eq!(span(-300), "-5m00s");
         assert_eq!(span(86_399), "23h59m");
         assert_eq!(span(172_800), "2d00h");

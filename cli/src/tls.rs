@@ -21,6 +21,8 @@ use crate::session::Session;
 
 /// How long tickets are waited for where there is no answer to wait for.
 const TICKET_WAIT: Duration = Duration::from_millis(500);
+/// How long an answer is waited for: tickets come before it.
+const ANSWER_WAIT: Duration = Duration::from_secs(2);
 /// The longest head of an answer that is read, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 
@@ -187,7 +189,9 @@ impl Client {
                 answer(&mut stream)
             }
             Talk::Request => {
-                // Who has made the handshake may close without an answer: tickets are all that counts.
+                // A server may close without an answer: tickets are all that counts.
+                let soon = Instant::now().checked_add(ANSWER_WAIT);
+                stream.get_mut().until = soon.min(until);
                 stream.write_all(request.as_bytes()).ok().and_then(|()| answer(&mut stream))
             }
             Talk::Early(_) => stream.write_all(rest).ok().and_then(|()| answer(&mut stream)),

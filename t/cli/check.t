@@ -158,6 +158,25 @@ subtest 'what only shows in one of two directions, or in TLS 1.2' => sub {
     like $found->{'not-issued'}[0], qr/^plain: /, 'it is named';
 };
 
+subtest 'stateless tickets under keys of the fleet' => sub {
+    my @keys  = (tickets => 'on', http => 'ssl_session_ticket_keys store;');
+    my @alike = map { node(@keys) } 1 .. 2;
+    my $other = node(@keys, redis => redis());
+    # Who has just begun has no keys yet.
+    for my $node (@alike, $other) {
+        wait_until {
+            my (undef, $value) = command_json('check', $node);
+            $value->{nodes}[0]{'TLSv1.3'}{sessions} eq 'stateless';
+        } 20, 'keys';
+    }
+    my ($exit, $out) = command('check', @alike);
+    is $exit, 0, 'are as good as sessions in a store' or diag $out;
+    like $out, qr/^B  \S+  stateless  stateless  /m, 'they are such';
+    ($exit, my $value) = command_json('check', @alike, $other);
+    my $found = found($value, { $other => 'other', map { $alike[$_] => $_ } 0, 1 });
+    is_deeply $found, { tickets => ['0 1 other: TLSv1.2 TLSv1.3'] }, 'keys of its own' or diag explain $found;
+};
+
 subtest 'clients with certificates' => sub {
     my @verify = map {
         node(http => "ssl_verify_client on; ssl_client_certificate $certs->{ca_crt};")

@@ -356,6 +356,9 @@ pub fn short(digest: &[u8]) -> String {
     bytes.collect::<Vec<_>>().join(":")
 }
 
+/// Where something has failed.
+type Failed = (BTreeSet<Version>, BTreeSet<usize>);
+
 struct Judge<'a> {
     nodes: &'a [Node],
     pairs: &'a [Pair],
@@ -376,8 +379,7 @@ impl Judge<'_> {
 
     /// Nodes that do not answer, do not shake hands, or lack a version that others have.
     fn failures(&self, findings: &mut Vec<Finding>) {
-        let mut seen: BTreeMap<(&str, String), (BTreeSet<Version>, BTreeSet<usize>)> =
-            BTreeMap::new();
+        let mut seen: BTreeMap<(&str, String), Failed> = BTreeMap::new();
         for version in Version::ALL {
             let spoken = self.nodes.iter().any(|node| node.in_version(version).is_ok());
             for (place, node) in self.nodes.iter().enumerate() {
@@ -703,6 +705,16 @@ mod tests {
         nodes[1].key = KeyId::None;
         let found = codes(&nodes, &pairs(2, |from, to| from == 0 && to == 0));
         assert_eq!(found, [("not-issued", vec![1])]);
+    }
+
+    #[test]
+    fn whose_sessions_a_node_resumes_tells_its_key() {
+        let tickets = Facts { kind: Kind::Stateless, tickets: [vec![1; 16]].into(), ..facts() };
+        let mut nodes = [node("A", 1, &facts()), node("B", 1, &tickets), node("C", 7, &facts())];
+        nodes[1].key = KeyId::Unknown;
+        let pairs = pairs(3, |from, to| (from == 2) == (to == 2));
+        let reasons = super::reasons(&nodes, &pairs, &pairs[2 * 3 + 1]);
+        assert_eq!(reasons, ["key"], "TLS 1.2, from C to B");
     }
 
     #[test]

@@ -181,12 +181,17 @@ impl Fleet {
     }
 
     fn report(&self, args: &Args, out: &Out) -> std::result::Result<Report, Fault> {
-        let talk = if args.no_request { Talk::Tickets } else { Talk::Request };
+        let talk = |version| match (args.no_request, version) {
+            (false, _) => Talk::Request,
+            // Its sessions come with the handshake.
+            (true, Version::V12) => Talk::Nothing,
+            (true, Version::V13) => Talk::Tickets,
+        };
         let count = self.places.len();
         let places: Vec<_> =
             (0..count).flat_map(|place| Version::ALL.map(|version| (place, version))).collect();
         let surveys = each("visiting", &places, out, |&(place, version)| {
-            self.visit(place, version, None, talk)
+            self.visit(place, version, None, talk(version))
         });
         let spoken = |place, version| {
             let mut both = places.iter().zip(&surveys);
@@ -218,7 +223,7 @@ impl Fleet {
                 break;
             }
             let new = each("making sessions", &again, out, |(_, pair)| {
-                self.visit(pair.from, pair.version, None, talk)
+                self.visit(pair.from, pair.version, None, talk(pair.version))
             });
             thread::sleep(STORED);
             let offers: Vec<_> = again.iter().zip(&new).collect();
@@ -260,8 +265,8 @@ impl Fleet {
         let (mut findings, reasons) = judge(&nodes, &pairs);
         let mut replays = Vec::new();
         if args.replay {
-            replays = replay::run(self, &nodes, &args.path, talk, out);
-            findings.extend(replays.iter().filter_map(|replay| replay.finding(self)));
+            replays = replay::run(self, &nodes, &args.path, talk(Version::V13), out);
+            findings.extend(replay::judge(&replays));
         }
         out.progressed();
         Ok(Report { nodes, pairs, findings, reasons, replays, replayed: args.replay })

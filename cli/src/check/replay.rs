@@ -39,25 +39,21 @@ pub fn run(fleet: &Fleet, nodes: &[Node], path: &str, talk: Talk<'_>, out: &Out)
     replays.into_iter().flatten().collect()
 }
 
+/// What is not as it should be.
+pub fn judge(replays: &[Replay]) -> Option<Finding> {
+    let more = replays.iter().filter(|replay| replay.accepted().len() > 1);
+    let most = more.clone().map(|replay| replay.accepted().len()).max()?;
+    let message = format!(
+        "early data can be replayed: one request, with one ticket, was accepted {most} times"
+    );
+    Some(finding("replay", [Version::V13], more.map(|replay| replay.from), message))
+}
+
 impl Replay {
     /// Where it was accepted.
     fn accepted(&self) -> Vec<usize> {
         let accepted = self.sent.iter().filter(|(_, early)| *early == Ok(Early::Accepted));
         accepted.map(|(place, _)| *place).collect()
-    }
-
-    /// What is not as it should be.
-    pub fn finding(&self, fleet: &Fleet) -> Option<Finding> {
-        let accepted = self.accepted();
-        if accepted.len() < 2 {
-            return None;
-        }
-        let message = format!(
-            "early data can be replayed: with one ticket of {} it was accepted at {}",
-            names(fleet, &[self.from]),
-            names(fleet, &accepted),
-        );
-        Some(finding("replay", [Version::V13], [self.from], message))
     }
 
     /// For people.

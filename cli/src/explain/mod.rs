@@ -101,12 +101,11 @@ struct Times {
 impl Times {
     fn add(&mut self, seconds: f64) {
         let microseconds = (seconds * 1e6).clamp(0.0, 1e12) as u64;
-        let mut unit = 1u64;
-        while microseconds / unit >= 100 {
-            unit = unit.saturating_mul(10);
-        }
-        let count =
-            self.microseconds.entry((microseconds / unit).saturating_mul(unit)).or_default();
+        let digits = microseconds.checked_ilog10().unwrap_or_default().saturating_sub(1);
+        let unit = 10u64.saturating_pow(digits);
+        let rounded =
+            microseconds.saturating_sub(microseconds.checked_rem(unit).unwrap_or_default());
+        let count = self.microseconds.entry(rounded).or_default();
         *count = count.saturating_add(1);
         self.count = self.count.saturating_add(1);
     }

@@ -71,7 +71,7 @@ pub fn run(
         ("entry", json!(shown), shown.clone()),
         ("bytes", json!(outside.size), outside.size.to_string()),
         ("ttl", json!(outside.ttl), outside.ttl.map_or("no end".into(), time::span)),
-        ("sealed", json!(kind == "sealed"), kind.to_string()),
+        ("sealed", json!(kind == "sealed"), if kind == "sealed" { "yes" } else { kind }.into()),
     ];
     if let Some(id) = id {
         rows.push(("key_id", json!(format!("{id:02x}")), format!("{id:02x}")));
@@ -166,9 +166,12 @@ fn said(session: &Session) -> Vec<Row> {
         ("expires", ends, ends_text),
         ("server_name", json!(name), name.clone().unwrap_or_else(|| "none".into())),
         ("client_certificate", json!(session.peer), yes(session.peer)),
-        ("extended_master_secret", json!(session.extended), yes(session.extended)),
         ("max_early_data", json!(session.early_data), session.early_data.to_string()),
     ];
+    // TLS 1.3 knows no other ones.
+    if !session.is_tls13() {
+        rows.push(("extended_master_secret", json!(session.extended), yes(session.extended)));
+    }
     let origin = session.data.as_deref().and_then(Origin::decode);
     let Some(origin) = origin else {
         rows.push(("origin", Value::Null, "none: of an older version of the module".into()));
