@@ -1,0 +1,50 @@
+# docs/command.md: each option and each finding is described, and --help of each fits a screen.
+
+use strict;
+use warnings;
+
+use lib 't/lib';
+use SSLSession::Command;
+use SSLSession::Fixture;
+use Test::More;
+
+my $page = slurp(root() . '/docs/command.md');
+
+subtest 'the help of each fits a screen, and its options are described' => sub {
+    my %described = map { $_ => 1 } $page =~ /`(--[a-z-]+)/g;
+    my %there = ('--json' => 1);
+    for my $name ('', 'check', 'key', map({ "key $_" } qw(new show check)), 'store',
+        map({ "store $_" } qw(stats inspect epoch)), 'explain') {
+        my ($exit, $out) = command(split(/ /, $name), '--help');
+        is $exit, 0, "$name --help";
+        cmp_ok scalar(() = $out =~ /\n/g), '<=', 24, 'lines';
+        my ($options) = $out =~ /^Options:\n(.*)/ms;
+        $there{$_} = 1 for grep { !/^--(?:help|version)$/ } $options =~ /^ +(?:-\w, )?(--[a-z-]+)/mg;
+    }
+    is_deeply [ grep { !$described{$_} } sort keys %there ], [], 'nothing is missing';
+    # Of openssl: -sess_out.
+    is_deeply [ grep { !$there{$_} } sort keys %described ], [], 'nothing is there that is not';
+};
+
+subtest 'each finding of check is described' => sub {
+    my ($advice) = slurp(root() . '/cli/src/check/judge.rs') =~ /^fn advice.*?\n(.*?)^\}/ms;
+    my @codes = $advice =~ /^        "([a-z-]+)" =>/mg;
+    cmp_ok scalar @codes, '>', 15, 'there are some';
+    my ($table) = $page =~ /^\| code \|.*?\n(.*?)^$/ms;
+    my @rows = map { /`([a-z-]+)`/g } map { (split /\|/)[1] } grep { !/^\|-/ } split /\n/, $table;
+    is_deeply [ sort @rows ], [ sort @codes ], 'each once';
+};
+
+subtest 'each example is one that the command takes' => sub {
+    my @examples = $page =~ /^ +\$ nginx-ssl-session (.*)$/mg;
+    cmp_ok scalar @examples, '>', 8, 'there are some';
+    for my $example (@examples) {
+        # Whoever lacks an argument, or has one too many, is told so before anything is done.
+        my ($exit, undef, $err) = command(split(/ /, $example), '--no-such-option');
+        like $err, qr/^error: unexpected argument '--no-such-option'/, $example;
+        ($exit, undef, $err) = command(split(/ /, $example), '--help');
+        is $exit, 0, 'its subcommand';
+    }
+};
+
+done_testing();
