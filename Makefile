@@ -12,7 +12,7 @@ test_deb := $(addprefix test-deb-,$(debian_releases))
 test_nginx_debian := $(addprefix test-nginx-debian-,$(debian_releases))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-demo deps-test build build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) release check-release rpm test-rpm test-container deb $(deb) test-deb $(test_deb) test-hup test-leak test-valgrind valgrind-handshakes check audit property fuzz fuzz-merge sanitize-core constant-time bench bench-smoke soak clean
+.PHONY: help deps deps-demo deps-test build command build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) release check-release rpm test-rpm test-container deb $(deb) test-deb $(test_deb) test-hup test-leak test-valgrind valgrind-handshakes check audit property fuzz fuzz-merge sanitize-core constant-time bench bench-smoke soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
@@ -29,6 +29,9 @@ deps-test: ## install what the tests and checks need, too
 build: ## the module, for the installed nginx or else the vendored one
 	tools/build-module
 
+command: ## nginx-ssl-session, for operators, into target/cli/release
+	tools/build-cli
+
 build-vendored: ## the module and nginx 1.28 from crates.io
 	tools/build-module vendored
 
@@ -40,6 +43,7 @@ test: test-patched
 else
 test: deps-test build ## unit tests, then t/ in parallel; PATCHED=1: t/ on a patched nginx
 	cargo test --locked -p session-core
+	cargo test --release --locked --manifest-path cli/Cargo.toml --target-dir target/cli
 	tools/run-tests
 endif
 
