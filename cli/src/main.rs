@@ -14,6 +14,7 @@ use out::{Done, Exit, Out};
 mod check;
 mod crypto;
 mod explain;
+mod generate;
 mod key;
 mod out;
 mod session;
@@ -47,6 +48,8 @@ enum Command {
     Key(key::Args),
     Store(store::Args),
     Explain(explain::Args),
+    #[command(hide = true)]
+    Generate(generate::Args),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Key(args) => key::run(&args, &mut out),
         Command::Store(args) => store::run(&args, &mut out),
         Command::Explain(args) => explain::run(&args, &mut out),
+        Command::Generate(args) => generate::run(&args, &mut out),
     };
     let exit = done.map_or_else(|fault| out.fault(&fault), Exit::Done);
     match out.flush() {

@@ -142,6 +142,11 @@ impl Out {
         self.text.push('\n');
     }
 
+    /// Text for programs, as it is.
+    pub fn raw(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
     /// A line for people.
     pub fn line(&mut self, text: impl Display) {
         self.cell(&Cell::from(text), 0);

@@ -47,4 +47,18 @@ subtest 'each example is one that the command takes' => sub {
     }
 };
 
+subtest 'completions and pages for man' => sub {
+    my $dir = new_dir('man');
+    my ($exit) = command('generate', 'man', $dir);
+    is $exit, 0, 'pages';
+    like slurp("$dir/nginx-ssl-session-check.1"), qr/^\.TH nginx.ssl.session.check 1/m, 'one for each subcommand';
+    for my $shell (qw(bash zsh fish)) {
+        ($exit, my $out) = command('generate', 'completions', $shell);
+        is $exit, 0, $shell;
+        like $out, qr/no-request/, 'its options';
+    }
+    ($exit) = command('generate', 'man', '/none/such');
+    is $exit, 3, 'where there is no such directory';
+};
+
 done_testing();
