@@ -194,7 +194,11 @@ impl Client {
                 stream.get_mut().until = soon.min(until);
                 stream.write_all(request.as_bytes()).ok().and_then(|()| answer(&mut stream))
             }
-            Talk::Early(_) => stream.write_all(rest).ok().and_then(|()| answer(&mut stream)),
+            // One that was rejected is not sent again, and has no answer.
+            Talk::Early(_) if ffi::early(stream.ssl()) == Early::Accepted => {
+                stream.write_all(rest).ok().and_then(|()| answer(&mut stream))
+            }
+            Talk::Early(_) => None,
         };
         let visit = self.seen(&stream, status)?;
         // Without it OpenSSL takes the session for one of a broken connection, and so may a server.

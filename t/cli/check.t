@@ -73,6 +73,10 @@ subtest 'a fleet in order' => sub {
     my ($key_id) = map { sprintf '%02x', ord } SSLSession::Sealing::issue_id('TLSv1.3');
     is_deeply [ map { $_->{key_id} } @{ $value->{nodes} } ], [ ($key_id) x 3 ], 'the key id';
 
+    ($exit, $out) = command('check', $fleet[0] =~ s/.*:/localhost:/r);
+    is $exit, 0, 'a name, of which one address may have nobody' or diag $out;
+    like $out, qr/^server name localhost,/, 'which is the one that is asked for';
+
     ($exit, $out) = command('check', '--no-request', $fleet[0]);
     is $exit, 0, 'one node, without a request' or diag $out;
     like $out, qr/^It resumes its own sessions\.$/m, 'it says so';
@@ -150,6 +154,17 @@ subtest 'what only shows in one of two directions, or in TLS 1.2' => sub {
     $found = found($value, { $old => 'old' });
     is_deeply $found, { 'extended-master-secret' => ['old: TLSv1.2'] }, 'no extended master secret'
         or diag explain $found;
+
+    my $apart = node(store => 'ssl_session_fetch shared:z:1m store; ssl_session_store shared:z:1m;');
+    ($exit, $value) = command_json('check', $fleet[0], $apart);
+    my ($one_way) = @{ $value->{findings} };
+    is $one_way->{code}, 'one-way', 'a node that stores where others do not look' or diag explain $value->{findings};
+    like $one_way->{message}, qr/^sessions of B are not resumed at A; the other way they are$/, 'which way';
+
+    my $suites = node(http => 'ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;');
+    ($exit, $value) = command_json('check', @fleet[ 0, 1 ], $suites);
+    $found = found($value, { $suites => 'suites' });
+    is_deeply $found, { 'cipher-suites' => ['suites: TLSv1.3'] }, 'cipher suites of another hash' or diag explain $found;
 
     my $plain = node(module => 0);
     ($exit, $value) = command_json('check', @fleet[ 0, 1 ], $plain);

@@ -26,7 +26,7 @@ const THREADS: usize = 24;
 /// How often a session of a pair is offered that is not resumed.
 const TRIES: usize = 3;
 /// How long a store may take for a new session before it is asked for.
-const STORED: Duration = Duration::from_millis(150);
+const STORED: Duration = Duration::from_millis(300);
 
 /// Make sessions at each node and offer them to each: who resumes whose, and why not
 #[derive(clap::Args)]
@@ -89,7 +89,8 @@ pub fn run(args: &Args, out: &mut Out) -> Result {
 struct Place {
     label: String,
     node: String,
-    address: std::result::Result<SocketAddr, Failure>,
+    /// One, or one of each family, of which the first that lets connect counts.
+    addresses: std::result::Result<Vec<SocketAddr>, Failure>,
 }
 
 /// What is looked at, and by which clients.
@@ -121,16 +122,20 @@ impl Fleet {
             let (host, port) =
                 host.as_ref().map_err(|why| Fault::usage(format!("{node}: {why}")))?;
             let found = resolve(host, *port);
-            if let Ok([first, more @ ..]) = found.as_deref() {
-                if more.iter().any(|other| other.is_ipv4() == first.is_ipv4()) {
+            let addresses = found.map(|found| {
+                let mut addresses: Vec<SocketAddr> = Vec::new();
+                for address in &found {
+                    if !addresses.iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
+                        addresses.push(*address);
+                    }
+                }
+                if let (true, Some(first)) = (addresses.len() < found.len(), found.first()) {
                     let ip = first.ip();
                     out.note(format!(
                         "{node} has several addresses, {ip} is taken: name each as a NODE"
                     ));
                 }
-            }
-            let address = found.and_then(|found| {
-                found.first().copied().ok_or_else(|| Failure::Name("none".into()))
+                addresses
             });
             let node = if host.contains(':') {
                 format!("[{host}]:{port}")
@@ -140,7 +145,7 @@ impl Fleet {
             if places.iter().any(|place| place.node == node) {
                 return Err(Fault::usage(format!("{node} is named twice")));
             }
-            places.push(Place { label: label(places.len()), node, address });
+            places.push(Place { label: label(places.len()), node, addresses });
         }
         let mut hosts = hosts.iter().flatten().map(|(host, _)| host.clone());
         let first = hosts.clone().next().unwrap_or_default();
@@ -176,8 +181,14 @@ impl Fleet {
         talk: Talk<'_>,
     ) -> Survey {
         let place = self.places.get(place).ok_or(Failure::Closed)?;
-        let address = place.address.clone()?;
-        self.client(version).visit(address, session, talk)
+        let mut last = Failure::Name("none".into());
+        for address in place.addresses.as_ref().map_err(Clone::clone)? {
+            match self.client(version).visit(*address, session, talk) {
+                Err(failure @ Failure::Connect(_)) => last = failure,
+                other => return other,
+            }
+        }
+        Err(last)
     }
 
     fn report(&self, args: &Args, out: &Out) -> std::result::Result<Report, Fault> {
@@ -484,7 +495,7 @@ impl Report {
             let [tls12, tls13] = &node.facts;
             json!({
                 "node": place.node,
-                "address": place.address.as_ref().ok().map(ToString::to_string),
+                "addresses": place.addresses.iter().flatten().map(ToString::to_string).collect::<Vec<_>>(),
                 "key_id": if let KeyId::Of(id) = node.key { Some(format!("{id:02x}")) } else { None },
                 "TLSv1.2": facts(tls12),
                 "TLSv1.3": facts(tls13),

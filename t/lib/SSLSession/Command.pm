@@ -23,7 +23,8 @@ my $binary;
 
 sub import {
     my ($class) = @_;
-    goto &Exporter::import if $binary;
+    # Whoever only compiles the test runs nothing.
+    goto &Exporter::import if $binary || $^C;
     if (!grep { -x "$_/cargo" } split /:/, $ENV{PATH}) {
         Test::More::plan(skip_all => 'no cargo, which builds the command');
     }
