@@ -18,8 +18,9 @@ use crate::tls::plain;
 
 /// The mode of a new file: for its owner alone.
 const MODE: u32 = 0o600;
-/// What lets others than owner and group read it.
+/// What lets others than owner and group read a file, and write to it.
 const OTHERS_READ: u32 = 0o004;
+const OTHERS_WRITE: u32 = 0o002;
 
 /// Make and compare files for ssl_session_key; no key is ever shown
 #[derive(clap::Args)]
@@ -35,7 +36,7 @@ enum Command {
         /// File to make
         file: PathBuf,
     },
-    /// Show key id and mode of files; one that everybody can read is a finding
+    /// Show key id and mode of files; one that everybody can read or change is a finding
     Show {
         #[arg(required = true)]
         file: Vec<PathBuf>,
@@ -48,8 +49,8 @@ enum Command {
     },
 }
 
-/// A key. It is wiped when it is dropped.
-pub type Key = Zeroizing<[u8; KEY_LEN]>;
+/// A key. It is wiped when it is dropped, and no copy is left behind when it is passed on.
+pub type Key = Box<Zeroizing<[u8; KEY_LEN]>>;
 
 /// A ring for one key.
 pub fn ring(key: &Key) -> std::result::Result<KeyRing<OpenSsl>, Fault> {
@@ -91,8 +92,11 @@ fn read(file: &Path) -> std::result::Result<(std::result::Result<Key, Wrong>, u3
             Err(error) => return Err(fault(error)),
         }
     }
-    let key = bytes.first_chunk::<KEY_LEN>().filter(|_| len == KEY_LEN);
-    let key = key.map(|key| Zeroizing::new(*key));
+    let key = bytes.get(..KEY_LEN).filter(|_| len == KEY_LEN).map(|bytes| {
+        let mut key = Key::default();
+        key.copy_from_slice(bytes);
+        key
+    });
     let len = if len > KEY_LEN { "more than 32".to_string() } else { len.to_string() };
     Ok((key.ok_or_else(|| format!("{len} bytes, 32 expected: make one by key new")), mode))
 }
@@ -113,8 +117,8 @@ pub fn run(args: &Args, out: &mut Out) -> Result {
 }
 
 fn new(file: &Path, out: &mut Out) -> Result {
-    let mut key = Zeroizing::new([0; KEY_LEN]);
-    rand_bytes(&mut *key).map_err(|_| Fault::unknown("OpenSSL gives no random bytes"))?;
+    let mut key = Key::default();
+    rand_bytes(&mut **key).map_err(|_| Fault::unknown("OpenSSL gives no random bytes"))?;
     let opened = OpenOptions::new().write(true).create_new(true).mode(MODE).open(file);
     let mut opened = opened.map_err(|error| match error.kind() {
         ErrorKind::AlreadyExists => Fault::usage(format!(
@@ -123,7 +127,7 @@ fn new(file: &Path, out: &mut Out) -> Result {
         )),
         _ => Fault::unknown(format!("{}: {}", file.display(), plain(&error))),
     })?;
-    let written = opened.write_all(&*key).and_then(|()| opened.sync_all());
+    let written = opened.write_all(&**key).and_then(|()| opened.sync_all());
     if let Err(error) = written {
         // Half a key is none.
         let _ = std::fs::remove_file(file);
@@ -152,8 +156,12 @@ fn show(files: &[PathBuf], out: &mut Out) -> Result {
                 None
             }
         };
-        if mode & OTHERS_READ != 0 {
-            wrong.push(format!("everybody can read it: chmod 600 {}", file.display()));
+        let others = [(OTHERS_READ, "read"), (OTHERS_WRITE, "change")];
+        let others: Vec<_> =
+            others.iter().filter(|(bit, _)| mode & bit != 0).map(|(_, what)| *what).collect();
+        if !others.is_empty() {
+            let what = others.join(" and ");
+            wrong.push(format!("everybody can {what} it: chmod 600 {}", file.display()));
         }
         if !wrong.is_empty() {
             done = Done::Finding;
@@ -186,7 +194,8 @@ fn check(keys: &[PathBuf], out: &mut Out) -> Result {
     let mut named: Vec<Named> = Vec::new();
     for path in keys {
         let name = path.display().to_string();
-        let id = u8::from_str_radix(&name, 16).ok().filter(|_| name.len() == 2 && !path.exists());
+        let is_id = name.len() == 2 && name.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let id = u8::from_str_radix(&name, 16).ok().filter(|_| is_id && !path.exists());
         named.push(match id {
             Some(id) => Named { name, id, key: None },
             None => {
@@ -196,10 +205,11 @@ fn check(keys: &[PathBuf], out: &mut Out) -> Result {
         });
     }
     let differs = |one: &Named, other: &Named| match (&one.key, &other.key) {
-        (Some(one), Some(other)) => !memcmp::eq(&**one, &**other),
+        (Some(one), Some(other)) => !memcmp::eq(&***one, &***other),
         _ => one.id != other.id,
     };
-    let first = named.first();
+    // By an id alone files of two keys may look alike: they are compared with a file, if there is one.
+    let first = named.iter().find(|named| named.key.is_some()).or(named.first());
     let other = |named: &Named| first.is_some_and(|first| differs(first, named));
     let same = !named.iter().any(other);
     let by_id = named.iter().any(|named| named.key.is_none());
@@ -222,7 +232,7 @@ fn check(keys: &[PathBuf], out: &mut Out) -> Result {
                 out.lined("the same key id, as one other key in 256 has it", Look::Good)
             }
             (false, _) => {
-                out.lined("not the same: copy the first one to the others, and reload", Look::Bad)
+                out.lined("not the same: copy one of them to all servers, and reload", Look::Bad)
             }
         }
     }

@@ -50,6 +50,10 @@ subtest 'keys are shown by their ids' => sub {
     is_deeply $value->{keys}[0], { file => $file, key_id => key_id($file), mode => '0600', findings => [] }, 'one';
     is_deeply $value->{keys}[1]{findings}, ["everybody can read it: chmod 600 $open"], 'the other one';
 
+    chmod 0606, $open;
+    (undef, $value) = command_json('key', 'show', $open);
+    is_deeply $value->{keys}[0]{findings}, ["everybody can read and change it: chmod 600 $open"], 'one that everybody can change';
+
     my $short = spew(tmpdir() . '/short.key', 'x' x 31);
     chmod 0600, $short;
     ($exit, $out) = command('key', 'show', $short);
@@ -78,6 +82,10 @@ subtest 'copies are compared' => sub {
     do { $same_id = another_of_id($file) } until $same_id;
     ($exit) = command('key', 'check', $file, $same_id);
     is $exit, 1, 'another key of the same id';
+    ($exit, $out) = command('key', 'check', key_id($file), $file, $same_id);
+    is $exit, 1, 'also where their id comes first' or diag $out;
+    ($exit) = command('key', 'check', $file, '+5');
+    is $exit, 3, 'a file, and no id, which is not there';
     ($exit, $out) = command('key', 'check', $file, key_id($file));
     is $exit, 0, 'the id of another machine';
     like $out, qr/^the same key id, as one other key in 256 has it$/m, 'what that is worth';
