@@ -20,6 +20,7 @@ mod out;
 mod session;
 mod store;
 mod time;
+mod timed;
 mod tls;
 
 /// Which nginx servers resume each other's TLS sessions, and why not

@@ -3,6 +3,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const DAY: i64 = 86_400;
+/// The longest time that can be asked for, in milliseconds: an hour.
+const MAX_MS: u64 = 3_600_000;
 
 /// Reads a length of time as nginx writes it: `5s`, `500ms`, `1m`; seconds without a unit.
 pub fn duration(text: &str) -> Result<Duration, String> {
@@ -14,9 +16,9 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         _ => 0,
     };
     let number: u64 = digits.parse().unwrap_or_default();
-    match number.checked_mul(unit).filter(|&ms| ms > 0) {
+    match number.checked_mul(unit).filter(|&ms| ms > 0 && ms <= MAX_MS) {
         Some(ms) => Ok(Duration::from_millis(ms)),
-        None => Err("a time such as 5s or 500ms expected".into()),
+        None => Err("a time such as 5s or 500ms expected, an hour at most".into()),
     }
 }
 
@@ -66,7 +68,7 @@ mod tests {
         assert_eq!(duration("5"), Ok(Duration::from_secs(5)));
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for wrong in ["", "0", "s", "5x", "-1s", "1.5s", "99999999999999999999"] {
+        for wrong in ["", "0", "s", "5x", "-1s", "1.5s", "61m", "99999999999999999999"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
     }

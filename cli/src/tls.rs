@@ -1,11 +1,12 @@
 //! Visits of a client to a server: a handshake that offers a session or none, and what came of it.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openssl::error::ErrorStack;
 use openssl::ex_data::Index;
@@ -18,6 +19,7 @@ use openssl::x509::X509VerifyResult;
 use zeroize::Zeroizing;
 
 use crate::session::Session;
+use crate::timed::{Deadline, Timed, is_late};
 
 /// How long tickets are waited for where there is no answer to wait for.
 const TICKET_WAIT: Duration = Duration::from_millis(500);
@@ -25,6 +27,8 @@ const TICKET_WAIT: Duration = Duration::from_millis(500);
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
 /// The longest head of an answer that is read, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
+/// How many sessions of a visit are kept, the newest. nginx gives two at most, unless told otherwise.
+const MAX_GIVEN: usize = 16;
 
 /// Why a visit has failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +37,10 @@ pub enum Failure {
     Name(String),
     /// There is no connection.
     Connect(String),
-    /// No answer in time, to what stands here.
-    Late(&'static str),
+    /// There is none in time.
+    NoConnection,
+    /// The handshake took too long.
+    Late,
     /// What answers does not speak TLS.
     NotTls,
     /// The version of TLS is not enabled.
@@ -54,7 +60,8 @@ impl fmt::Display for Failure {
         match self {
             Failure::Name(error) => write!(f, "its name has no address: {error}"),
             Failure::Connect(error) => write!(f, "no connection: {error}"),
-            Failure::Late(what) => write!(f, "no answer in time to {what}"),
+            Failure::NoConnection => f.write_str("no connection in time (--timeout)"),
+            Failure::Late => f.write_str("no answer in time to the handshake (--timeout)"),
             Failure::NotTls => f.write_str("it does not speak TLS"),
             Failure::Version => f.write_str("this version of TLS is not enabled"),
             Failure::ServerName => f.write_str("it knows no such server name"),
@@ -121,7 +128,24 @@ pub enum Talk<'a> {
     Early(&'a str),
 }
 
-type Given = Mutex<Vec<Kept>>;
+/// The sessions that a server gives: it may send as many as it likes.
+#[derive(Default)]
+struct Given(Mutex<VecDeque<Kept>>);
+
+impl Given {
+    fn push(&self, kept: Kept) {
+        if let Ok(mut list) = self.0.lock() {
+            if list.len() >= MAX_GIVEN {
+                list.pop_front();
+            }
+            list.push_back(kept);
+        }
+    }
+
+    fn all(&self) -> Vec<Kept> {
+        self.0.lock().map(|list| list.iter().cloned().collect()).unwrap_or_default()
+    }
+}
 
 /// A client.
 pub struct Client {
@@ -155,7 +179,8 @@ impl Client {
     ) -> Result<Self, String> {
         let given = Ssl::new_ex_index::<Given>().map_err(words)?;
         let context = context(version, given, trust)?;
-        Ok(Client { context, given, name: name.map(Into::into), host: host.into(), timeout })
+        let (name, host) = (name.map(Into::into), host.into());
+        Ok(Client { context, given, name, host, timeout })
     }
 
     /// Visits a server, and offers it a session.
@@ -165,11 +190,15 @@ impl Client {
         session: Option<&Kept>,
         talk: Talk<'_>,
     ) -> Result<Visit, Failure> {
-        let until = Instant::now().checked_add(self.timeout);
+        let whole = Deadline::after(self.timeout);
         let tcp = TcpStream::connect_timeout(&address, self.timeout).map_err(not_connected)?;
         // What cannot be set is no reason not to go on.
         let _ = tcp.set_nodelay(true);
-        let mut stream = self.prepare(Timed { tcp, until }, session).map_err(other)?;
+        let deadline = Deadline::after(whole.left().unwrap_or_default());
+        let mut stream = self.prepare(Timed::new(tcp, &deadline), session).map_err(other)?;
+        let no_longer_than = |wait: Duration| {
+            deadline.begin(whole.left().map_or(Duration::ZERO, |left| left.min(wait)));
+        };
 
         let mut rest: &[u8] = b"";
         let request = self.request(talk);
@@ -184,14 +213,12 @@ impl Client {
         let status = match talk {
             Talk::Nothing => None,
             Talk::Tickets => {
-                let soon = Instant::now().checked_add(TICKET_WAIT);
-                stream.get_mut().until = soon.min(until);
+                no_longer_than(TICKET_WAIT);
                 answer(&mut stream)
             }
             Talk::Request => {
                 // A server may close without an answer: tickets are all that counts.
-                let soon = Instant::now().checked_add(ANSWER_WAIT);
-                stream.get_mut().until = soon.min(until);
+                no_longer_than(ANSWER_WAIT);
                 stream.write_all(request.as_bytes()).ok().and_then(|()| answer(&mut stream))
             }
             // One that was rejected is not sent again, and has no answer.
@@ -202,12 +229,16 @@ impl Client {
         };
         let visit = self.seen(&stream, status)?;
         // Without it OpenSSL takes the session for one of a broken connection, and so may a server.
-        stream.get_mut().until = until;
+        no_longer_than(self.timeout);
         let _ = stream.shutdown();
         Ok(visit)
     }
 
-    fn prepare(&self, tcp: Timed, session: Option<&Kept>) -> Result<SslStream<Timed>, ErrorStack> {
+    fn prepare(
+        &self,
+        tcp: Timed<TcpStream>,
+        session: Option<&Kept>,
+    ) -> Result<SslStream<Timed<TcpStream>>, ErrorStack> {
         let mut ssl = Ssl::new(&self.context)?;
         ssl.set_ex_data(self.given, Given::default());
         if let Some(name) = &self.name {
@@ -233,18 +264,21 @@ impl Client {
         )
     }
 
-    fn seen(&self, stream: &SslStream<Timed>, status: Option<u16>) -> Result<Visit, Failure> {
+    fn seen(
+        &self,
+        stream: &SslStream<Timed<TcpStream>>,
+        status: Option<u16>,
+    ) -> Result<Visit, Failure> {
         let ssl = stream.ssl();
         let nothing = || Failure::Handshake("no session".into());
         let own = ssl.session().and_then(|session| session.to_der().ok());
         let own = Session::read(&Zeroizing::new(own.ok_or_else(nothing)?)).ok_or_else(nothing)?;
         let leaf =
             ssl.peer_certificate().and_then(|leaf| leaf.digest(MessageDigest::sha256()).ok());
-        let given = ssl.ex_data(self.given).and_then(|given| given.lock().ok());
         Ok(Visit {
             reused: ssl.session_reused(),
             own,
-            given: given.map(|given| given.clone()).unwrap_or_default(),
+            given: ssl.ex_data(self.given).map(Given::all).unwrap_or_default(),
             leaf: leaf.map(|digest| digest.to_vec()),
             status,
             early: ffi::early(ssl),
@@ -280,16 +314,15 @@ fn context(
     }
     context.set_session_cache_mode(SslSessionCacheMode::CLIENT | SslSessionCacheMode::NO_INTERNAL);
     context.set_new_session_callback(move |ssl, session| {
-        let list = ssl.ex_data(given).and_then(|given| given.lock().ok());
-        if let (Some(mut list), Some(kept)) = (list, Kept::of(&session)) {
-            list.push(kept);
+        if let (Some(given), Some(kept)) = (ssl.ex_data(given), Kept::of(&session)) {
+            given.push(kept);
         }
     });
     Ok(context.build())
 }
 
 /// Reads the head of an answer, if one comes, and its status.
-fn answer(stream: &mut SslStream<Timed>) -> Option<u16> {
+fn answer(stream: &mut SslStream<Timed<TcpStream>>) -> Option<u16> {
     let mut head = Vec::new();
     let mut chunk = [0; 4096];
     while head.len() < MAX_HEAD && !head.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -335,47 +368,8 @@ pub fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
     }
 }
 
-/// A connection with a deadline.
-struct Timed {
-    tcp: TcpStream,
-    until: Option<Instant>,
-}
-
-impl Timed {
-    fn left(&self) -> io::Result<Duration> {
-        let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
-        left.filter(|left| !left.is_zero()).ok_or_else(|| ErrorKind::TimedOut.into())
-    }
-}
-
-/// A timeout of a socket is no reason to try again.
-fn timed_out(error: io::Error) -> io::Error {
-    if error.kind() == ErrorKind::WouldBlock { ErrorKind::TimedOut.into() } else { error }
-}
-
-impl Read for Timed {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.tcp.set_read_timeout(Some(self.left()?))?;
-        self.tcp.read(buf).map_err(timed_out)
-    }
-}
-
-impl Write for Timed {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.tcp.set_write_timeout(Some(self.left()?))?;
-        self.tcp.write(buf).map_err(timed_out)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.tcp.flush()
-    }
-}
-
 fn not_connected(error: io::Error) -> Failure {
-    match error.kind() {
-        ErrorKind::TimedOut | ErrorKind::WouldBlock => Failure::Late("a connection"),
-        _ => Failure::Connect(plain(&error)),
-    }
+    if is_late(&error) { Failure::NoConnection } else { Failure::Connect(plain(&error)) }
 }
 
 /// An error in the words of the system, without its number.
@@ -396,10 +390,10 @@ fn words(errors: ErrorStack) -> String {
 }
 
 /// What an error in the handshake means.
-fn failure(error: &openssl::ssl::Error, stream: &SslStream<Timed>) -> Failure {
+fn failure(error: &openssl::ssl::Error, stream: &SslStream<Timed<TcpStream>>) -> Failure {
     if let Some(io) = error.io_error() {
         return match io.kind() {
-            ErrorKind::TimedOut => Failure::Late("the ClientHello"),
+            ErrorKind::TimedOut => Failure::Late,
             ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Failure::Closed,
             _ => Failure::Handshake(plain(io)),
         };
@@ -468,6 +462,17 @@ mod ffi {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_gives_sessions_without_end_does_not_fill_the_memory() {
+        let given = Given::default();
+        for time in 0..100 {
+            let says = Session { time, ..Session::default() };
+            given.push(Kept { der: Zeroizing::default(), says });
+        }
+        let times: Vec<_> = given.all().iter().map(|kept| kept.says.time).collect();
+        assert_eq!(times, (84..100).collect::<Vec<_>>(), "the newest");
+    }
 
     #[test]
     fn a_node_is_a_host_and_perhaps_a_port() {

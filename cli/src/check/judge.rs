@@ -106,7 +106,10 @@ impl Node {
 
 /// Whether nothing was heard of the server.
 fn is_away(failure: &Failure) -> bool {
-    matches!(failure, Failure::Name(_) | Failure::Connect(_) | Failure::Late(_))
+    matches!(
+        failure,
+        Failure::Name(_) | Failure::Connect(_) | Failure::NoConnection | Failure::Late
+    )
 }
 
 /// Offers of sessions of one node to another one, or to itself.

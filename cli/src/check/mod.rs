@@ -184,7 +184,7 @@ impl Fleet {
         let mut last = Failure::Name("none".into());
         for address in place.addresses.as_ref().map_err(Clone::clone)? {
             match self.client(version).visit(*address, session, talk) {
-                Err(failure @ Failure::Connect(_)) => last = failure,
+                Err(failure @ (Failure::Connect(_) | Failure::NoConnection)) => last = failure,
                 other => return other,
             }
         }

@@ -1,24 +1,36 @@
 //! Connections to a store, one question after the other.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use openssl::ssl::{SslConnector, SslMethod};
+use openssl::ssl::{HandshakeError, SslConnector, SslMethod};
 use session_core::target::{Protocol, Server};
 use zeroize::Zeroizing;
 
 use super::Outside;
 use crate::out::{Fault, Out};
+use crate::timed::{Deadline, Socket, Timed, is_late};
 use crate::tls::{plain, resolve, split};
 
-/// The longest answer that is read, in bytes.
-const MAX_ANSWER: usize = 64 * 1024 * 1024;
+/// The longest answer that is read, in bytes: an entry has some hundred, and a list of names many.
+const MAX_ANSWER: usize = 16 * 1024 * 1024;
+/// The longest line of an answer, in bytes.
+const MAX_LINE: usize = 64 * 1024;
 /// How deep the arrays of a reply may be nested.
 const MAX_DEPTH: usize = 4;
+/// What each part of an array counts for, in bytes, however little was sent for it.
+const PART: usize = 64;
+/// How much of what a server says is repeated, in characters.
+const MAX_QUOTED: usize = 200;
+/// How long it may take to list the names, and to look at the entries.
+const MAX_LISTING: Duration = Duration::from_secs(600);
+/// The longest name that is kept in full, in bytes: entries of the module have shorter ones.
+const MAX_NAME: usize = 250;
 /// How many entries are asked for at a time.
 const BATCH: usize = 500;
 /// The longest password, in bytes, as in `password_file`.
@@ -49,8 +61,14 @@ pub struct Store {
 struct Link {
     stream: Box<dyn Stream>,
     name: String,
+    /// How long an answer may take, when this one is too late, and when a list is.
+    timeout: Duration,
+    deadline: Deadline,
+    listing: Deadline,
     buf: Vec<u8>,
     at: usize,
+    /// How many bytes this answer has had so far.
+    spent: usize,
 }
 
 /// A reply of Redis.
@@ -67,20 +85,18 @@ impl Store {
     pub fn open(server: &Server<'_>, trust: Trust<'_>, timeout: Duration) -> Result<Self> {
         let name = server.to_string();
         let fault = |error: io::Error| {
-            let kind = error.kind();
-            if matches!(kind, io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+            if is_late(&error) {
                 return Fault::unknown(format!(
                     "{name}: no connection in time: is the address right?"
                 ));
             }
             Fault::unknown(format!("{name}: no connection: {}", plain(&error)))
         };
+        let deadline = Deadline::after(timeout);
         let stream: Box<dyn Stream> = match server.address.strip_prefix("unix:") {
             Some(path) => {
                 let unix = UnixStream::connect(path).map_err(fault)?;
-                unix.set_read_timeout(Some(timeout)).map_err(fault)?;
-                unix.set_write_timeout(Some(timeout)).map_err(fault)?;
-                Box::new(unix)
+                secured(Timed::new(unix, &deadline), None, trust.cacert, &name)?
             }
             None => {
                 let default = if server.protocol == Protocol::Redis { 6379 } else { 11211 };
@@ -93,15 +109,13 @@ impl Store {
                     TcpStream::connect_timeout(address, timeout).map_err(|error| last = error).ok()
                 });
                 let tcp = tcp.ok_or(last).map_err(fault)?;
-                tcp.set_read_timeout(Some(timeout)).map_err(fault)?;
-                tcp.set_write_timeout(Some(timeout)).map_err(fault)?;
-                if server.tls { over_tls(tcp, &host, trust.cacert, &name)? } else { Box::new(tcp) }
+                deadline.begin(timeout);
+                let host = server.tls.then_some(&*host);
+                secured(Timed::new(tcp, &deadline), host, trust.cacert, &name)?
             }
         };
-        let mut store = Store {
-            link: Link { stream, name, buf: Vec::new(), at: 0 },
-            protocol: server.protocol,
-        };
+        let mut store =
+            Store { link: Link::new(stream, name, timeout, deadline), protocol: server.protocol };
         if server.protocol == Protocol::Redis {
             store.log_in(server, trust.password_file)?;
         }
@@ -144,6 +158,7 @@ impl Store {
                 other => Err(self.link.refused(other)),
             },
             Protocol::Memcached => {
+                self.link.takes(key)?;
                 self.link.send(&[b"mg ", key, b" v u\r\n"].concat())?;
                 Ok(self.link.meta()?.map(|(_, value)| value))
             }
@@ -158,17 +173,24 @@ impl Store {
                 self.link.done(reply)
             }
             Protocol::Memcached => {
+                self.link.takes(key)?;
                 let len = value.len().to_string();
                 self.link.send(
                     &[b"ms ", key, b" ", len.as_bytes(), b" T0\r\n", value, b"\r\n"].concat(),
                 )?;
-                self.link.meta().map(|_| ())
+                match self.link.meta()? {
+                    Some(_) => Ok(()),
+                    None => Err(self.link.fault("it has not stored the entry")),
+                }
             }
         }
     }
 
     /// What is known of an entry from outside; `None` if there is none.
     pub fn outside(&mut self, key: &[u8]) -> Result<Option<Outside>> {
+        if self.protocol == Protocol::Memcached {
+            self.link.takes(key)?;
+        }
         let keys = [key.to_vec()];
         Ok(self.batch(&keys)?.pop())
     }
@@ -181,6 +203,7 @@ impl Store {
         out: &Out,
     ) -> Result<(Vec<Vec<u8>>, bool)> {
         let mut names = BTreeSet::new();
+        self.link.listing.begin(MAX_LISTING);
         let more = match self.protocol {
             Protocol::Redis => self.scan(prefix, limit, &mut names, out)?,
             Protocol::Memcached => self.dump(prefix, limit, &mut names)?,
@@ -205,6 +228,7 @@ impl Store {
         pattern.push(b'*');
         let mut cursor = b"0".to_vec();
         loop {
+            self.link.lists()?;
             let reply =
                 self.link.ask(&[b"SCAN", &cursor, b"MATCH", &pattern, b"COUNT", b"1000"])?;
             let Reply::Array(parts) = reply else { return Err(self.link.refused(reply)) };
@@ -215,7 +239,9 @@ impl Store {
                 return Err(self.link.fault("SCAN is not answered as by a Redis"));
             };
             for reply in found {
-                if let Reply::Bulk(Some(name)) = reply {
+                if let Reply::Bulk(Some(mut name)) = reply {
+                    // Too long for an entry of the module, which is all that matters.
+                    name.truncate(MAX_NAME);
                     if names.len() == limit && !names.contains(&name) {
                         return Ok(true);
                     }
@@ -234,17 +260,19 @@ impl Store {
         self.link.send(b"lru_crawler metadump all\r\n")?;
         let mut more = false;
         loop {
+            self.link.lists()?;
+            self.link.begin();
             let line = self.link.line()?;
             if line == b"END" {
                 return Ok(more);
             }
             let Some(rest) = line.strip_prefix(b"key=") else {
-                let said = String::from_utf8_lossy(&line).into_owned();
-                return Err(self.link.fault(&format!("entries cannot be listed: \"{said}\"")));
+                let said = quoted(&String::from_utf8_lossy(&line));
+                return Err(self.link.fault(&format!("entries cannot be listed: {said}")));
             };
             let end = rest.iter().position(|&byte| byte == b' ').unwrap_or(rest.len());
             let name = unescape(rest.get(..end).unwrap_or_default());
-            if name.starts_with(prefix) {
+            if name.starts_with(prefix) && is_plain(&name) {
                 if names.len() < limit {
                     names.insert(name);
                 } else {
@@ -258,6 +286,7 @@ impl Store {
     pub fn outsides(&mut self, keys: &[Vec<u8>], out: &Out) -> Result<Vec<Outside>> {
         let mut seen = Vec::new();
         for keys in keys.chunks(BATCH) {
+            self.link.lists()?;
             seen.extend(self.batch(keys)?);
             out.progress(format!("looking at entries: {}", seen.len()));
         }
@@ -295,12 +324,14 @@ impl Store {
     }
 }
 
-fn over_tls(
-    tcp: TcpStream,
-    host: &str,
+/// A connection as it is, or over TLS if there is a host that its certificate has to be for.
+fn secured<S: Socket + 'static>(
+    socket: Timed<S>,
+    host: Option<&str>,
     cacert: Option<&Path>,
     name: &str,
 ) -> Result<Box<dyn Stream>> {
+    let Some(host) = host else { return Ok(Box::new(socket)) };
     let failed = |why: &str| Fault::unknown(format!("{name}: {why}"));
     let mut connector =
         SslConnector::builder(SslMethod::tls_client()).map_err(|_| failed("OpenSSL has failed"))?;
@@ -310,17 +341,23 @@ fn over_tls(
             Fault::usage(format!("--cacert {}: no certificates there", file.display()))
         })?;
     }
-    match connector.build().connect(host, tcp) {
+    match connector.build().connect(host, socket) {
         Ok(stream) => Ok(Box::new(stream)),
+        Err(HandshakeError::Failure(stream)) if stream.error().io_error().is_some_and(is_late) => {
+            Err(failed("no answer in time to the TLS handshake: see --timeout"))
+        }
         Err(error) => Err(failed(&format!("TLS: {error}: see --cacert"))),
     }
 }
 
 /// The password in a file, without the end of its line.
 fn password(file: &Path) -> Result<Zeroizing<Vec<u8>>> {
-    let read = std::fs::read(file).map(Zeroizing::new);
-    let read =
-        read.map_err(|error| Fault::usage(format!("{}: {}", file.display(), plain(&error))))?;
+    // With the end of a line, and one more than that.
+    let most = MAX_PASSWORD.saturating_add(3);
+    let mut read = Zeroizing::new(Vec::with_capacity(most));
+    let opened = File::open(file);
+    let done = opened.and_then(|opened| opened.take(most as u64).read_to_end(&mut read));
+    done.map_err(|error| Fault::usage(format!("{}: {}", file.display(), plain(&error))))?;
     let line = read.strip_suffix(b"\n").unwrap_or(&read);
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     if line.is_empty() || line.len() > MAX_PASSWORD || line.contains(&b'\n') {
@@ -330,6 +367,19 @@ fn password(file: &Path) -> Result<Zeroizing<Vec<u8>>> {
         )));
     }
     Ok(Zeroizing::new(line.to_vec()))
+}
+
+/// Whether memcached takes it for a name: without spaces and control characters.
+fn is_plain(name: &[u8]) -> bool {
+    (1..=MAX_NAME).contains(&name.len()) && name.iter().all(|&byte| byte > b' ' && byte != 0x7f)
+}
+
+/// What a server has said, or the beginning of it.
+fn quoted(text: &str) -> String {
+    match text.char_indices().nth(MAX_QUOTED).and_then(|(end, _)| text.get(..end)) {
+        Some(begin) => format!("\"{begin}\" and so on"),
+        None => format!("\"{text}\""),
+    }
 }
 
 /// Appends a command of Redis.
@@ -363,17 +413,52 @@ fn unescape(text: &[u8]) -> Vec<u8> {
 }
 
 impl Link {
+    fn new(stream: Box<dyn Stream>, name: String, timeout: Duration, deadline: Deadline) -> Self {
+        let listing = Deadline::after(MAX_LISTING);
+        Link { stream, name, timeout, deadline, listing, buf: Vec::new(), at: 0, spent: 0 }
+    }
+
+    /// Ends a list that has no end.
+    fn lists(&self) -> Result<()> {
+        self.listing.left().map(|_| ()).map_err(|_| {
+            self.fault("listing the entries takes more than ten minutes, and was given up")
+        })
+    }
+
+    /// Refuses what is no name to memcached, and might be a command.
+    fn takes(&self, key: &[u8]) -> Result<()> {
+        if is_plain(key) {
+            return Ok(());
+        }
+        let name = quoted(&String::from_utf8_lossy(key));
+        Err(Fault::usage(format!(
+            "{name}: up to {MAX_NAME} bytes without spaces or control characters expected"
+        )))
+    }
+
+    /// Before the next answer.
+    fn begin(&mut self) {
+        self.spent = 0;
+        self.deadline.begin(self.timeout);
+    }
+
+    fn spend(&mut self, bytes: usize) -> Result<()> {
+        self.spent = self.spent.saturating_add(bytes);
+        if self.spent > MAX_ANSWER {
+            return Err(self.fault("the answer is too long"));
+        }
+        Ok(())
+    }
+
     fn fault(&self, why: &str) -> Fault {
         Fault::unknown(format!("{}: {why}", self.name))
     }
 
     fn lost(&self, error: &io::Error) -> Fault {
-        match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                self.fault("no answer in time: see --timeout")
-            }
-            _ => self.fault(&format!("connection lost: {}", plain(error))),
+        if is_late(error) {
+            return self.fault("no answer in time: see --timeout");
         }
+        self.fault(&format!("connection lost: {}", plain(error)))
     }
 
     /// What a refusal means.
@@ -382,25 +467,28 @@ impl Link {
         let mut words = text.split(' ');
         match words.next() {
             Some("MOVED") => {
-                let node = words.nth(1).unwrap_or_default();
+                let node = quoted(words.nth(1).unwrap_or_default());
                 self.fault(&format!("a node of a cluster; that entry is at {node}: name that one"))
             }
             Some("NOAUTH") => self.fault("it asks for a password: see --password-file"),
-            Some("NOPERM") => self.fault(&format!("this user may not do so: \"{text}\"")),
-            _ => self.fault(&format!("refuses: \"{text}\"")),
+            Some("NOPERM") => self.fault(&format!("this user may not do so: {}", quoted(&text))),
+            _ => self.fault(&format!("refuses: {}", quoted(&text))),
         }
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.begin();
         let sent = self.stream.write_all(bytes).and_then(|()| self.stream.flush());
         sent.map_err(|error| self.lost(&error))
     }
 
     fn ask(&mut self, words: &[&[u8]]) -> Result<Reply> {
-        let mut request = Zeroizing::new(Vec::new());
+        // Never grows: no password is left in memory that was given back.
+        let room = words.iter().map(|word| word.len().saturating_add(PART)).sum::<usize>();
+        let mut request = Zeroizing::new(Vec::with_capacity(room.saturating_add(PART)));
         command(&mut request, words);
         self.send(&request)?;
-        self.reply(0)
+        self.reply()
     }
 
     fn done(&self, reply: Reply) -> Result<()> {
@@ -411,9 +499,6 @@ impl Link {
     fn more(&mut self) -> Result<()> {
         self.buf.drain(..self.at.min(self.buf.len()));
         self.at = 0;
-        if self.buf.len() > MAX_ANSWER {
-            return Err(self.fault("the answer is too long"));
-        }
         let mut chunk = [0; 16 * 1024];
         match self.stream.read(&mut chunk) {
             Ok(0) => Err(self.fault("it has closed the connection")),
@@ -433,7 +518,11 @@ impl Link {
                 let line = rest.get(..end).unwrap_or_default();
                 let line = line.strip_suffix(b"\r").unwrap_or(line).to_vec();
                 self.at = self.at.saturating_add(end).saturating_add(1);
+                self.spend(end)?;
                 return Ok(line);
+            }
+            if rest.len() > MAX_LINE {
+                return Err(self.fault("the answer is too long"));
             }
             self.more()?;
         }
@@ -441,9 +530,7 @@ impl Link {
 
     /// The next bytes, and the end of a line after them.
     fn bytes(&mut self, len: usize) -> Result<Vec<u8>> {
-        if len > MAX_ANSWER {
-            return Err(self.fault("the answer is too long"));
-        }
+        self.spend(len)?;
         let end = len.saturating_add(2);
         while self.buf.len().saturating_sub(self.at) < end {
             self.more()?;
@@ -454,7 +541,14 @@ impl Link {
         Ok(bytes)
     }
 
-    fn reply(&mut self, depth: usize) -> Result<Reply> {
+    fn reply(&mut self) -> Result<Reply> {
+        self.spent = 0;
+        self.part(0)
+    }
+
+    /// A reply, or a part of one.
+    fn part(&mut self, depth: usize) -> Result<Reply> {
+        self.spend(PART)?;
         let line = self.line()?;
         let (kind, rest) =
             line.split_first().ok_or_else(|| self.fault("answers as no Redis does"))?;
@@ -472,7 +566,7 @@ impl Link {
             (b'*', Ok(count)) if count >= 0 && depth < MAX_DEPTH => {
                 let mut replies = Vec::new();
                 for _ in 0..count {
-                    replies.push(self.reply(depth.saturating_add(1))?);
+                    replies.push(self.part(depth.saturating_add(1))?);
                 }
                 Ok(Reply::Array(replies))
             }
@@ -482,7 +576,7 @@ impl Link {
 
     /// The answers of a Redis about one entry.
     fn outside(&mut self) -> Result<Option<Outside>> {
-        let (ttl, size, begin) = (self.reply(0)?, self.reply(0)?, self.reply(0)?);
+        let (ttl, size, begin) = (self.reply()?, self.reply()?, self.reply()?);
         let (ttl, size, begin) = match (ttl, size, begin) {
             (Reply::Number(ttl), Reply::Number(size), Reply::Bulk(begin)) => (ttl, size, begin),
             // No text, and so none of ours.
@@ -504,6 +598,7 @@ impl Link {
     /// The answer of a memcached to one meta command: its flags and the value; `None` if there is
     /// no such entry.
     fn meta(&mut self) -> Result<Option<(Vec<String>, Vec<u8>)>> {
+        self.spent = 0;
         let line = self.line()?;
         let line = String::from_utf8_lossy(&line).into_owned();
         let mut words = line.split(' ');
@@ -516,7 +611,7 @@ impl Link {
                 let flags = words.map(Into::into).collect();
                 Ok(Some((flags, self.bytes(len)?)))
             }
-            _ => Err(self.fault(&format!("refuses: \"{line}\""))),
+            _ => Err(self.fault(&format!("refuses: {}", quoted(&line)))),
         }
     }
 }
@@ -527,19 +622,23 @@ mod tests {
     use std::io::Cursor;
 
     fn link(answers: &[u8]) -> Link {
-        let stream = Box::new(Cursor::new(answers.to_vec()));
-        Link { stream, name: "redis://cache".into(), buf: Vec::new(), at: 0 }
+        over(Box::new(Cursor::new(answers.to_vec())))
+    }
+
+    fn over(stream: Box<dyn Stream>) -> Link {
+        let timeout = Duration::from_secs(60);
+        Link::new(stream, "redis://cache".into(), timeout, Deadline::after(timeout))
     }
 
     #[test]
     fn replies_are_read_one_after_the_other() {
         let mut link = link(b"+OK\r\n:-2\r\n$3\r\na\r\n\r\n*2\r\n$1\r\n0\r\n*0\r\n-ERR no\r\n");
-        assert!(matches!(link.reply(0), Ok(Reply::Status)));
-        assert!(matches!(link.reply(0), Ok(Reply::Number(-2))));
-        assert!(matches!(link.reply(0), Ok(Reply::Bulk(Some(value))) if value == b"a\r\n"));
-        assert!(matches!(link.reply(0), Ok(Reply::Array(parts)) if parts.len() == 2));
-        assert!(matches!(link.reply(0), Ok(Reply::Error(text)) if text == "ERR no"));
-        assert!(link.reply(0).is_err(), "and then the connection is closed");
+        assert!(matches!(link.reply(), Ok(Reply::Status)));
+        assert!(matches!(link.reply(), Ok(Reply::Number(-2))));
+        assert!(matches!(link.reply(), Ok(Reply::Bulk(Some(value))) if value == b"a\r\n"));
+        assert!(matches!(link.reply(), Ok(Reply::Array(parts)) if parts.len() == 2));
+        assert!(matches!(link.reply(), Ok(Reply::Error(text)) if text == "ERR no"));
+        assert!(link.reply().is_err(), "and then the connection is closed");
     }
 
     #[test]
@@ -547,8 +646,84 @@ mod tests {
         for wrong in
             [&b"HTTP/1.1 400\r\n"[..], b"\r\n", b"$x\r\n", b"*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n:1\r\n"]
         {
-            assert!(link(wrong).reply(0).is_err());
+            assert!(link(wrong).reply().is_err());
         }
+    }
+
+    /// Says the same again and again.
+    struct Parrot(&'static [u8], usize);
+
+    impl Read for Parrot {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let rest = self.0.iter().cycle().skip(self.1);
+            buf.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+            self.1 = (self.1 + buf.len()) % self.0.len();
+            Ok(buf.len())
+        }
+    }
+
+    impl Write for Parrot {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            Ok(buf.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_answer_without_an_end_does_not_fill_the_memory() {
+        let too_long = |result: Result<Reply>| match result {
+            Err(fault) => fault.to_string() == "redis://cache: the answer is too long",
+            Ok(_) => false,
+        };
+        assert!(too_long(over(Box::new(Parrot(b"+", 0))).reply()), "a line");
+        let mut long = over(Box::new(Parrot(b"$-1\r\n", 0)));
+        long.buf = b"*999999999999\r\n".to_vec();
+        assert!(too_long(long.reply()), "an array of nothing");
+        assert!(too_long(link(b"$999999999999\r\n").reply()), "a text");
+    }
+
+    #[test]
+    fn a_list_without_an_end_is_given_up() {
+        let reply = b"*2\r\n$1\r\n7\r\n*1\r\n$5\r\ntls:a\r\n";
+        let link = over(Box::new(Parrot(reply, 0)));
+        link.listing.begin(Duration::from_millis(50));
+        let mut store = Store { link, protocol: Protocol::Redis };
+        let mut names = BTreeSet::new();
+        let scanned = store.scan(b"tls:", 10, &mut names, &Out::new(true));
+        assert!(scanned.unwrap_err().to_string().contains("was given up"));
+        assert_eq!(names.len(), 1);
+    }
+
+    #[test]
+    fn what_is_no_name_is_not_sent_to_memcached() {
+        for name in ["", "a b", "a\r\nflush_all", &"a".repeat(251)] {
+            let mut store = Store { link: link(b"HD\r\n"), protocol: Protocol::Memcached };
+            assert!(store.set(name.as_bytes(), b"1").is_err(), "{name}");
+            assert!(store.get(name.as_bytes()).is_err(), "{name}");
+            assert!(store.outside(name.as_bytes()).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_entry_that_memcached_has_not_stored_is_a_fault() {
+        for (answer, stored) in [(&b"NS\r\n"[..], false), (b"HD\r\n", true)] {
+            let mut link = link(b"");
+            link.buf = answer.to_vec();
+            let mut store = Store { link, protocol: Protocol::Memcached };
+            assert_eq!(store.set(b"tls:epoch", b"1").is_ok(), stored);
+        }
+    }
+
+    #[test]
+    fn of_what_a_server_says_the_beginning_is_repeated() {
+        assert_eq!(quoted("ERR no"), "\"ERR no\"");
+        assert_eq!(
+            quoted(&"\u{e9}".repeat(201)),
+            format!("\"{}\" and so on", "\u{e9}".repeat(200))
+        );
     }
 
     #[test]
