@@ -204,8 +204,16 @@ subtest 'over TLS, and by a unix socket' => sub {
     ($exit, $out, $err) = command('store', 'stats', $redis->tls_url);
     is $exit, 3, 'a certificate that does not verify';
     like $err, qr/certificate verify failed/, 'it says so';
+    ($exit, $out, $err) = command({ SSL_CERT_FILE => $certs->{ca_crt} }, 'store', 'stats', $redis->tls_url);
+    is $exit, 0, 'by the CAs of the system' or diag $err;
+    ($exit, $out, $err) =
+        command({ SSL_CERT_FILE => $certs->{ca_crt} }, 'store', 'stats', $redis->tls_url, '--cacert', $certs->{other_ca_crt});
+    is $exit, 3, 'by others, and not by those';
     ($exit, $out, $err) = command('store', 'stats', "redis://unix:$redis->{unix}");
     is $exit, 0, 'by a unix socket' or diag $err;
+    ($exit, $out, $err) = command('store', 'stats', "rediss://unix:$redis->{unix}", '--timeout', '1s');
+    is $exit, 3, 'over TLS by one that has none';
+    like $err, qr/TLS/, 'nothing is sent in the clear';
 };
 
 done_testing();

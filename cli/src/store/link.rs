@@ -8,7 +8,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use openssl::error::ErrorStack;
 use openssl::ssl::{HandshakeError, SslConnector, SslMethod};
+use openssl::x509::X509;
+use openssl::x509::store::{X509Store, X509StoreBuilder};
 use session_core::target::{Protocol, Server};
 use zeroize::Zeroizing;
 
@@ -96,7 +99,8 @@ impl Store {
         let stream: Box<dyn Stream> = match server.address.strip_prefix("unix:") {
             Some(path) => {
                 let unix = UnixStream::connect(path).map_err(fault)?;
-                secured(Timed::new(unix, &deadline), None, trust.cacert, &name)?
+                let host = server.tls.then_some("localhost");
+                secured(Timed::new(unix, &deadline), host, trust.cacert, &name)?
             }
             None => {
                 let default = if server.protocol == Protocol::Redis { 6379 } else { 11211 };
@@ -336,10 +340,8 @@ fn secured<S: Socket + 'static>(
     let mut connector =
         SslConnector::builder(SslMethod::tls_client()).map_err(|_| failed("OpenSSL has failed"))?;
     if let Some(file) = cacert {
-        let loaded = connector.set_ca_file(file);
-        loaded.map_err(|_| {
-            Fault::usage(format!("--cacert {}: no certificates there", file.display()))
-        })?;
+        // In place of those of the system, which are there already.
+        connector.set_cert_store(cas(file)?);
     }
     match connector.build().connect(host, socket) {
         Ok(stream) => Ok(Box::new(stream)),
@@ -348,6 +350,23 @@ fn secured<S: Socket + 'static>(
         }
         Err(error) => Err(failed(&format!("TLS: {error}: see --cacert"))),
     }
+}
+
+/// The CAs of a file.
+fn cas(file: &Path) -> Result<X509Store> {
+    let name = file.display();
+    let fault = |_: ErrorStack| Fault::usage(format!("--cacert {name}: no certificates there"));
+    let pem = std::fs::read(file)
+        .map_err(|error| Fault::usage(format!("--cacert {name}: {}", plain(&error))))?;
+    let mut store = X509StoreBuilder::new().map_err(fault)?;
+    let found = X509::stack_from_pem(&pem).map_err(fault)?;
+    if found.is_empty() {
+        return Err(fault(ErrorStack::get()));
+    }
+    for ca in found {
+        store.add_cert(ca).map_err(fault)?;
+    }
+    Ok(store.build())
 }
 
 /// The password in a file, without the end of its line.
