@@ -113,7 +113,10 @@ for my $kind (sort keys %store) {
             like $value->{finding}, qr/^that key has not issued this session ID/, 'it says so';
         }
         my $name = cache_key($session{'TLSv1.3'});
-        my ($exit, $value) = command_json('store', 'inspect', $url, $name);
+        my ($exit, $value) = command_json('store', 'inspect', $url, unpack 'H*', session_id($session{'TLSv1.3'}));
+        is $exit, 1, 'without a key';
+        like $value->{finding}, qr/give --key/, 'it says so';
+        ($exit, $value) = command_json('store', 'inspect', $url, $name);
         is $exit, 0, 'by its name';
         is_deeply [ @$value{qw(entry sealed key_id)} ], [ $name, JSON::PP::true(), $id ], 'only its outside is seen';
         is $value->{protocol}, undef, 'and nothing that is in it';
@@ -122,6 +125,8 @@ for my $kind (sort keys %store) {
     };
 
     subtest "$kind: the epoch" => sub {
+        ok tls_client(port => $port, protocol => 'TLSv1.2', session => $session{'TLSv1.2'}, handshake => 1)->reused,
+            'before it a session is resumed';
         my ($exit, $out) = command('store', 'epoch', $url, 'set', 'now');
         is $exit, 0, 'it is set' or diag $out;
         my ($epoch) = $out =~ /^tls:epoch is (\d+) \(.*, \d+s ago\): sessions made until then are withdrawn$/;

@@ -1,5 +1,7 @@
 //! `store inspect`: what an entry says.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -59,11 +61,15 @@ pub fn run(
             (key.as_bytes().to_vec(), Some(entry))
         }
     };
+    let gone = match (&wanted, file) {
+        // What it is called is known to none but the key.
+        (Wanted::Id(..), None) => {
+            "there is no such entry that is not sealed: give --key, which names those that are"
+        }
+        _ => "there is no such entry: it has expired, was used up, or was never stored",
+    };
     let Some(outside) = store.outside(&name)? else {
-        return Ok(finding(
-            "there is no such entry: it has expired, was used up, or was never stored",
-            out,
-        ));
+        return Ok(finding(gone, out));
     };
     let (kind, id) = sealed(&outside.begin);
     let shown = String::from_utf8_lossy(&name).into_owned();
@@ -87,7 +93,9 @@ pub fn run(
         }
         return Ok(Done::Well);
     };
-    let value = Zeroizing::new(store.get(&name)?.unwrap_or_default());
+    let Some(value) = store.get(&name)?.map(Zeroizing::new) else {
+        return Ok(finding(gone, out));
+    };
     let mut room = Zeroizing::new(Vec::new());
     let der = match ring.open(&entry, &value, &mut room) {
         Ok(der) => der,
@@ -116,9 +124,7 @@ fn wanted(name: &str) -> std::result::Result<Wanted, Fault> {
     }
     let expected =
         || Fault::usage(format!("{name}: a file of \"openssl s_client -sess_out\" expected"));
-    let small = file.metadata().is_ok_and(|file| file.len() <= MAX_FILE);
-    let text = std::fs::read_to_string(file).ok().filter(|_| small).map(Zeroizing::new);
-    let der = text.and_then(|text| unpem(&text)).ok_or_else(expected)?;
+    let der = read(file).and_then(|text| unpem(&text)).ok_or_else(expected)?;
     let session = Session::read(&der).ok_or_else(expected)?;
     let tls = if session.is_tls13() { Tls::V13 } else { Tls::UpTo12 };
     let id = match &session.ticket {
@@ -143,12 +149,24 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     Some(pairs.collect()).filter(|_| digits.len() == 64)
 }
 
+/// The text of a file that is not too large.
+fn read(file: &Path) -> Option<Zeroizing<String>> {
+    let opened = File::open(file).ok()?;
+    let len = opened.metadata().ok().map(|file| file.len()).filter(|&len| len <= MAX_FILE)?;
+    let room = usize::try_from(len).ok()?.checked_add(64)?;
+    // Neither this nor the body below ever grows: no secret is left in memory that was given back.
+    let mut text = Zeroizing::new(String::with_capacity(room));
+    opened.take(len).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
 /// What is in the first block of PEM.
 fn unpem(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     let mut lines = text.lines().skip_while(|line| !line.starts_with("-----BEGIN "));
     lines.next()?;
-    let body: String = lines.take_while(|line| !line.starts_with("-----END ")).collect();
-    openssl::base64::decode_block(&Zeroizing::new(body)).ok().map(Zeroizing::new)
+    let mut body = Zeroizing::new(String::with_capacity(text.len()));
+    lines.take_while(|line| !line.starts_with("-----END ")).for_each(|line| body.push_str(line));
+    openssl::base64::decode_block(&body).ok().map(Zeroizing::new)
 }
 
 /// What a session says, without its secrets.

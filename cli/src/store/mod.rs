@@ -140,8 +140,10 @@ fn sealed(begin: &[u8]) -> (&'static str, Option<u8>) {
 fn stats(at: &At, limit: usize, out: &mut Out) -> Result {
     let mut store = at.open()?;
     let (names, sample) = store.names(at.prefix.as_bytes(), limit, out)?;
-    let (entries, others): (Vec<_>, Vec<_>) =
-        names.into_iter().partition(|name| name.len() == at.prefix.len().saturating_add(NAME_LEN));
+    let len = at.prefix.len().saturating_add(NAME_LEN);
+    let (entries, others): (Vec<_>, Vec<_>) = names
+        .into_iter()
+        .partition(|name| name.len() == len && name.starts_with(at.prefix.as_bytes()));
     let seen = store.outsides(&entries, out)?;
     out.progressed();
 
@@ -256,6 +258,13 @@ fn epoch(at: &At, set: Option<&str>, name: &str, out: &mut Out) -> Result {
         store.set(key.as_bytes(), text.as_bytes())?;
     }
     let value = if number.is_some() { store.get(key.as_bytes())? } else { before };
+    if let Some(number) =
+        number.filter(|number| value.as_deref() != Some(number.to_string().as_bytes()))
+    {
+        return Err(Fault::unknown(format!(
+            "the store has taken {number} and has something else now: somebody else sets it, or it is full"
+        )));
+    }
     let entry = String::from_utf8_lossy(key.as_bytes()).into_owned();
     let Some(value) = value else {
         if out.is_json() {
