@@ -51,10 +51,9 @@ impl Fault {
 impl Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // What others have said may have lines of its own.
-        self.text
-            .split(['\r', '\n'])
-            .filter(|line| !line.is_empty())
-            .try_for_each(|line| f.write_str(line))
+        let mut lines = self.text.split(['\r', '\n']).filter(|line| !line.is_empty());
+        f.write_str(lines.next().unwrap_or_default())?;
+        lines.try_for_each(|line| write!(f, " {line}"))
     }
 }
 
@@ -101,9 +100,11 @@ impl<T: Display> From<T> for Cell {
     }
 }
 
-/// What others have written may not move the cursor.
+/// What others have written may not move the cursor, nor turn the direction of what is around it
+/// (Unicode's bidirectional controls).
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    let turns = |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if c.is_control() || turns(c) { '?' } else { c }).collect()
 }
 
 /// Standard output and standard error.
@@ -263,8 +264,8 @@ mod tests {
     #[test]
     fn what_others_say_does_not_move_the_cursor() {
         let mut out = Out::new(false);
-        out.line("a\u{1b}[2Jb\nc");
-        assert_eq!(out.text, "a?[2Jb?c\n");
-        assert_eq!(Fault::unknown("one\ntwo").to_string(), "onetwo");
+        out.line("a\u{1b}[2Jb\nc\u{202e}d");
+        assert_eq!(out.text, "a?[2Jb?c?d\n");
+        assert_eq!(Fault::unknown("one\r\ntwo\n").to_string(), "one two");
     }
 }
