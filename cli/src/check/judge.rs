@@ -125,8 +125,17 @@ pub struct Pair {
     pub tries: usize,
     /// How many were resumed.
     pub resumed: usize,
-    /// Why the last visit has failed, if it has.
-    pub failure: Option<Failure>,
+    /// The visit that has failed, if one has.
+    pub failure: Option<Failed>,
+}
+
+/// A visit that has failed.
+#[derive(Clone, Debug)]
+pub struct Failed {
+    /// A session was offered in it; else one was to be made.
+    pub offering: bool,
+    /// Why it has failed.
+    pub why: Failure,
 }
 
 impl Pair {
@@ -214,6 +223,10 @@ fn advice(code: &'static str) -> (&'static str, &'static str) {
         "replay" => {
             ("Set single_use in ssl_session_fetch, or ssl_early_data off.", "ssl_session_fetch")
         }
+        "replay-unknown" => (
+            "Find out what keeps ssl_early_data from being used there, such as a slow store, and check again.",
+            "ssl_early_data",
+        ),
         _ => ("", ""),
     }
 }
@@ -257,8 +270,9 @@ fn reasons(nodes: &[Node], pairs: &[Pair], pair: &Pair) -> Vec<&'static str> {
     let version = pair.version;
     let (here, there) = match (from.in_version(version), to.in_version(version)) {
         (Ok(here), Ok(there)) => (here, there),
+        // Where both do not speak it there is nothing to be resumed.
+        (Err(Failure::Version), Err(Failure::Version)) => return Vec::new(),
         _ => {
-            // Where both do not speak it there is nothing to be resumed.
             let failures = [from, to].into_iter().filter_map(|node| {
                 node.in_version(version).err().map(|failure| code_of(node, failure))
             });
@@ -359,8 +373,8 @@ pub fn short(digest: &[u8]) -> String {
     bytes.collect::<Vec<_>>().join(":")
 }
 
-/// Where something has failed.
-type Failed = (BTreeSet<Version>, BTreeSet<usize>);
+/// Where something is so.
+type Where = (BTreeSet<Version>, BTreeSet<usize>);
 
 struct Judge<'a> {
     nodes: &'a [Node],
@@ -382,7 +396,7 @@ impl Judge<'_> {
 
     /// Nodes that do not answer, do not shake hands, or lack a version that others have.
     fn failures(&self, findings: &mut Vec<Finding>) {
-        let mut seen: BTreeMap<(&str, String), Failed> = BTreeMap::new();
+        let mut seen: BTreeMap<(&str, String), Where> = BTreeMap::new();
         for version in Version::ALL {
             let spoken = self.nodes.iter().any(|node| node.in_version(version).is_ok());
             for (place, node) in self.nodes.iter().enumerate() {
@@ -403,14 +417,22 @@ impl Judge<'_> {
                 findings.push(finding(code, versions, nodes, message));
             }
         }
-        for version in Version::ALL {
-            let places = self.pairs.iter().filter(|pair| pair.version == version);
-            let failed = places.filter_map(|pair| pair.failure.as_ref().map(|why| (pair, why)));
-            for (pair, why) in failed {
-                let way =
-                    format!("from {} to {}: {why}", self.names([pair.from]), self.names([pair.to]));
-                findings.push(finding("handshake", [version], [pair.to], way));
-            }
+        // By the node that fails: in which versions, and whose sessions it does not like.
+        let mut broken: BTreeMap<(usize, bool, String), Where> = BTreeMap::new();
+        for pair in self.pairs {
+            let Some(Failed { offering, why }) = &pair.failure else { continue };
+            let place = if *offering { pair.to } else { pair.from };
+            let (versions, nodes) = broken.entry((place, *offering, why.to_string())).or_default();
+            versions.insert(pair.version);
+            nodes.insert(pair.from);
+        }
+        for ((place, offering, why), (versions, nodes)) in broken {
+            let message = if offering {
+                format!("when sessions of {} are offered: {why}", self.names(nodes))
+            } else {
+                format!("when more sessions are to be made: {why}")
+            };
+            findings.push(finding("handshake", versions, [place], message));
         }
     }
 
@@ -508,7 +530,7 @@ impl Judge<'_> {
         let mut ways: BTreeMap<String, BTreeSet<Version>> = BTreeMap::new();
         for version in Version::ALL {
             let text = match code {
-                "store" => self.islands(),
+                "store" => self.islands(version),
                 "one-way" => self.ways(code, version),
                 _ => self.shares(version),
             };
@@ -525,12 +547,12 @@ impl Judge<'_> {
     }
 
     /// Groups of nodes that resume each other's sessions, and not those of other groups.
-    fn islands(&self) -> String {
-        let places = self.explained("store").flat_map(|pair| [pair.from, pair.to]);
-        let places: BTreeSet<_> = places.collect();
+    fn islands(&self, version: Version) -> String {
+        let pairs = self.explained("store").filter(|pair| pair.version == version);
+        let places: BTreeSet<_> = pairs.flat_map(|pair| [pair.from, pair.to]).collect();
         let resumes = |from: usize, to: usize| {
             let mut ways = self.pairs.iter().filter(|pair| pair.from == from && pair.to == to);
-            ways.any(|pair| pair.resumed > 0)
+            ways.any(|pair| pair.version == version && pair.resumed > 0)
         };
         let mut groups: Vec<BTreeSet<usize>> = Vec::new();
         for place in places {
@@ -764,6 +786,90 @@ mod tests {
     }
 
     #[test]
+    fn a_visit_that_fails_is_the_fault_of_who_was_visited() {
+        let nodes = ["A", "B", "C"].map(|label| node(label, 1, &facts()));
+        let mut pairs = pairs(3, |_, _| true);
+        for pair in pairs.iter_mut().filter(|pair| pair.version == Version::V13) {
+            let offering = match (pair.from, pair.to) {
+                (1, _) => false,
+                (_, 2) => true,
+                _ => continue,
+            };
+            (pair.resumed, pair.failure) = (0, Some(Failed { offering, why: Failure::Closed }));
+        }
+        let (findings, _) = judge(&nodes, &pairs);
+        let said: Vec<_> = findings.iter().map(|f| (f.code, &f.nodes, &*f.message)).collect();
+        let closes = "it closes the connection in the handshake";
+        let expected = [
+            (1, format!("when more sessions are to be made: {closes}")),
+            (2, format!("when sessions of A C are offered: {closes}")),
+        ];
+        let expected = expected.map(|(place, text)| (BTreeSet::from([place]), text));
+        let expected: Vec<_> =
+            expected.iter().map(|(nodes, text)| ("handshake", nodes, &**text)).collect();
+        assert_eq!(said, expected);
+    }
+
+    #[test]
+    fn islands_of_one_version_are_those_of_that_version() {
+        let nodes = ["A", "B"].map(|label| node(label, 1, &facts()));
+        let mut pairs = pairs(2, |from, to| from == to);
+        pairs
+            .iter_mut()
+            .filter(|pair| pair.version == Version::V12)
+            .for_each(|pair| pair.resumed = 1);
+        let (findings, _) = judge(&nodes, &pairs);
+        let finding = findings.first().unwrap();
+        assert_eq!((findings.len(), finding.code), (1, "store"));
+        assert_eq!(finding.versions, BTreeSet::from([Version::V13]));
+        assert!(finding.message.contains("others: A | B."), "{}", finding.message);
+    }
+
+    #[test]
+    fn nothing_that_is_not_resumed_goes_without_a_finding() {
+        let kinds = [
+            (Kind::None, 0),
+            (Kind::Stateful, 0),
+            (Kind::OtherId, 0),
+            (Kind::Stateless, 1),
+            (Kind::Stateless, 2),
+        ];
+        let mut every = Vec::new();
+        for (kind, ticket) in kinds {
+            for key in [KeyId::Unknown, KeyId::None, KeyId::Of(1), KeyId::Of(2)] {
+                for status in [200, 400] {
+                    for leaf in [1, 2] {
+                        let facts = Facts {
+                            kind,
+                            tickets: [vec![ticket; 16]].into(),
+                            status: Some(status),
+                            leaf: vec![leaf; 32],
+                            ..facts()
+                        };
+                        every.push(Node { key, ..node("", 1, &facts) });
+                    }
+                }
+            }
+        }
+        let patterns: Vec<_> =
+            (0..15).map(|bits| pairs(2, |from, to| bits & (1 << (2 * from + to)) != 0)).collect();
+        for one in &every {
+            for other in every.iter().filter(|other| other.facts[0].as_ref().unwrap().leaf[0] == 1)
+            {
+                let nodes = [clone(one), clone(other)];
+                for pairs in &patterns {
+                    let (findings, _) = judge(&nodes, pairs);
+                    assert!(!findings.is_empty(), "{:?} {:?} {pairs:?}", one.facts, other.facts);
+                }
+            }
+        }
+    }
+
+    fn clone(node: &Node) -> Node {
+        Node { label: node.label.clone(), facts: node.facts.clone(), key: node.key }
+    }
+
+    #[test]
     fn a_version_that_one_lacks_is_a_finding_and_one_that_nobody_has_is_not() {
         let mut nodes = [node("A", 1, &facts()), node("B", 1, &facts())];
         let pairs: Vec<_> = pairs(2, |_, _| true);
@@ -771,6 +877,8 @@ mod tests {
         assert_eq!(codes(&nodes, &pairs), [("protocols", vec![1])]);
         nodes[0].facts[0] = Err(Failure::Version);
         assert_eq!(codes(&nodes, &pairs), []);
+        let (_, reasons) = judge(&nodes, &pairs);
+        assert!(reasons.iter().all(Vec::is_empty), "{reasons:?}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::out::{Cell, Done, Fault, Look, Out, Result};
 use crate::time;
 use crate::tls::{Client, Failure, Kept, Talk, Trust, Visit, resolve, split};
-use judge::{Facts, Finding, KeyId, Kind, Node, Pair, Version, judge, short};
+use judge::{Facts, Failed, Finding, KeyId, Kind, Node, Pair, Version, judge, short};
 
 mod judge;
 mod replay;
@@ -37,7 +37,7 @@ pub struct Args {
     /// Server name that is asked for [default: the first NODE that is a name]
     #[arg(long, value_name = "SNI")]
     name: Option<String>,
-    /// Verify the nodes by these CAs [default: they are not verified]
+    /// Verify the nodes by these CAs, and the server name [default: they are not verified]
     #[arg(long, value_name = "FILE")]
     cacert: Option<PathBuf>,
     /// Certificate to show, where clients are verified
@@ -56,7 +56,7 @@ pub struct Args {
     #[arg(long)]
     replay: bool,
     /// Path of that GET, which must be harmless
-    #[arg(long, value_name = "PATH", default_value = "/", requires = "replay")]
+    #[arg(long, value_name = "PATH", default_value = "/", requires = "replay", value_parser = target)]
     path: String,
     /// Do it again every so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
@@ -239,13 +239,15 @@ impl Fleet {
             thread::sleep(STORED);
             let offers: Vec<_> = again.iter().zip(&new).collect();
             let offered = each("offering them", &offers, out, |((_, pair), visit)| {
-                let session = visit.as_ref().map_err(Clone::clone)?.given.last();
-                match session {
+                let failed = |offering, why| Failed { offering, why };
+                let made = visit.as_ref().map_err(|why| failed(false, why.clone()))?;
+                match made.given.last() {
                     // Nothing to offer: a full handshake is what it comes to.
                     None => Ok(false),
                     Some(kept) => self
                         .visit(pair.to, pair.version, Some(kept), Talk::Nothing)
-                        .map(|visit| visit.reused),
+                        .map(|visit| visit.reused)
+                        .map_err(|why| failed(true, why)),
                 }
             });
             for ((index, pair), resumed) in again.iter().zip(offered) {
@@ -253,7 +255,7 @@ impl Fleet {
                 of.tries = pair.tries.saturating_add(1);
                 match resumed {
                     Ok(resumed) => of.resumed = of.resumed.saturating_add(usize::from(resumed)),
-                    Err(failure) => of.failure = Some(failure),
+                    Err(failed) => of.failure = Some(failed),
                 }
             }
             let visits = again.iter().zip(new);
@@ -282,6 +284,12 @@ impl Fleet {
         out.progressed();
         Ok(Report { nodes, pairs, findings, reasons, replays, replayed: args.replay })
     }
+}
+
+/// Reads the path of a request (RFC 9112, section 3.2.1).
+fn target(text: &str) -> std::result::Result<String, &'static str> {
+    let is_path = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_path { Ok(text.into()) } else { Err("a path such as /health expected") }
 }
 
 /// The letter of a node.
@@ -373,7 +381,13 @@ impl Report {
     fn done(&self) -> Done {
         let spoken =
             self.nodes.iter().any(|node| node.facts.iter().any(std::result::Result::is_ok));
-        match self.findings.is_empty() {
+        let both = |pair: &Pair| {
+            let mut both = [pair.from, pair.to].into_iter().filter_map(|at| self.nodes.get(at));
+            both.all(|node| node.in_version(pair.version).is_ok())
+        };
+        // Whatever was found: all is well only where each pair was seen to be.
+        let good = self.pairs.iter().filter(|pair| both(pair)).all(Pair::is_good);
+        match self.findings.is_empty() && good {
             _ if !spoken => Done::Unknown,
             true => Done::Well,
             false => Done::Finding,
@@ -508,7 +522,7 @@ impl Report {
                 "to": label(pair.to),
                 "tries": pair.tries,
                 "resumed": pair.resumed,
-                "error": pair.failure.as_ref().map(ToString::to_string),
+                "error": pair.failure.as_ref().map(|failed| failed.why.to_string()),
                 "reasons": reasons,
             })
         });
