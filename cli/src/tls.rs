@@ -16,6 +16,7 @@ use openssl::ssl::{
     SslVerifyMode, SslVersion,
 };
 use openssl::x509::X509VerifyResult;
+use openssl::x509::verify::X509CheckFlags;
 use zeroize::Zeroizing;
 
 use crate::session::Session;
@@ -154,12 +155,13 @@ pub struct Client {
     name: Option<String>,
     host: String,
     timeout: Duration,
+    verifies: bool,
 }
 
 /// Whom a client trusts, and what it shows of itself.
 #[derive(Clone, Copy, Default)]
 pub struct Trust<'a> {
-    /// The CAs to verify servers by; without it they are not verified.
+    /// The CAs to verify servers by, and the name that is asked for; without it they are not verified.
     pub cacert: Option<&'a Path>,
     /// The client's certificate, with its chain.
     pub cert: Option<&'a Path>,
@@ -180,7 +182,7 @@ impl Client {
         let given = Ssl::new_ex_index::<Given>().map_err(words)?;
         let context = context(version, given, trust)?;
         let (name, host) = (name.map(Into::into), host.into());
-        Ok(Client { context, given, name, host, timeout })
+        Ok(Client { context, given, name, host, timeout, verifies: trust.cacert.is_some() })
     }
 
     /// Visits a server, and offers it a session.
@@ -243,6 +245,11 @@ impl Client {
         ssl.set_ex_data(self.given, Given::default());
         if let Some(name) = &self.name {
             ssl.set_hostname(name)?;
+            if self.verifies {
+                // A certificate of the same CA for another site is not this site's.
+                ssl.param_mut().set_hostflags(X509CheckFlags::NO_PARTIAL_WILDCARDS);
+                ssl.param_mut().set_host(name)?;
+            }
         }
         if let Some(kept) = session {
             ffi::offer(&mut ssl, &SslSession::from_der(&kept.der)?)?;

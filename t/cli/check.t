@@ -226,7 +226,8 @@ subtest 'early data' => sub {
 subtest 'nobody, and wrong usage' => sub {
     my ($exit, $out) = command('check', '127.0.0.1:' . free_port());
     is $exit, 3, 'no node answers: nothing is known' or diag $out;
-    for my $wrong ([], ['a:b'], [ '--timeout', 'x', 'a' ], [ $fleet[0], $fleet[0] ], [ '--cert', 'x', 'a' ]) {
+    for my $wrong ([], ['a:b'], [ '--timeout', 'x', 'a' ], [ $fleet[0], $fleet[0] ], [ '--cert', 'x', 'a' ],
+        [ '--path', '/', 'a' ], [ '--replay', '--path', 'x', 'a' ], [ '--replay', '--path', '/ x', 'a' ]) {
         my ($exit, $out, $err) = command('check', @$wrong);
         is $exit, 2, "check @$wrong";
         like $err, qr/\S/, 'it says why';
@@ -234,6 +235,11 @@ subtest 'nobody, and wrong usage' => sub {
     ($exit, $out, my $err) = command('check', '--cacert', $certs->{other_ca_crt}, $fleet[0]);
     is $exit, 3, 'a certificate that does not verify';
     like $out, qr/its certificate does not verify: self-signed certificate/, 'it says so';
+    ($exit, $out) = command('check', '--cacert', $certs->{ec_crt}, '--name', 'localhost', $fleet[0]);
+    is $exit, 0, 'one that does' or diag $out;
+    ($exit, $out) = command('check', '--cacert', $certs->{ec_crt}, '--name', 'www.example.com', $fleet[0]);
+    is $exit, 3, 'one of another site';
+    like $out, qr/its certificate does not verify: hostname mismatch/i, 'it says so';
 };
 
 done_testing();
