@@ -24,6 +24,10 @@ const FORMAT: &str = "$remote_addr [$time_local] $ssl_protocol reused=$ssl_sessi
 const PAGE: &str = "docs/troubleshooting.md";
 /// The longest line that is read, in bytes.
 const MAX_LINE: u64 = 64 * 1024;
+/// The longest outcome or protocol, in bytes.
+const MAX_WORD: usize = 16;
+/// How many different ones there may be; hours of a year are fewer.
+const MAX_KINDS: usize = 10_000;
 /// How many hours people are shown.
 const HOURS: usize = 24;
 /// How many lines there are between two words about how far it is.
@@ -199,6 +203,8 @@ impl Counts {
                 _ => {}
             }
         });
+        let words = [Some(said.fetch), said.store, said.protocol];
+        let readable = readable && words.iter().flatten().all(|word| is_word(word));
         if !readable || !matches!(said.reused, "r" | "." | "") {
             self.unreadable = self.unreadable.saturating_add(1);
         } else if said.reused.is_empty() {
@@ -213,17 +219,18 @@ impl Counts {
 
     fn add(&mut self, said: Line<'_>) {
         let resumed = said.reused == "r";
-        self.all.add(resumed);
         let outcome = (resumed, said.fetch.to_string(), said.store.map(Into::into));
-        let (count, times) = self.outcomes.entry(outcome).or_default();
+        let Some((count, times)) = entry(&mut self.outcomes, outcome) else {
+            self.unreadable = self.unreadable.saturating_add(1);
+            return;
+        };
         *count = count.saturating_add(1);
         said.time.into_iter().for_each(|time| times.add(time));
-        if let Some(protocol) = said.protocol {
-            self.protocols.entry(protocol.into()).or_default().add(resumed);
-        }
-        if let Some(hour) = said.hour {
-            self.hours.entry(hour).or_default().add(resumed);
-        }
+        self.all.add(resumed);
+        let protocol = said.protocol.and_then(|name| entry(&mut self.protocols, name.into()));
+        protocol.into_iter().for_each(|count| count.add(resumed));
+        let hour = said.hour.and_then(|hour| entry(&mut self.hours, hour));
+        hour.into_iter().for_each(|count| count.add(resumed));
     }
 
     /// The outcomes, most frequent first, each with its share, its cause, and whether that is one
@@ -343,6 +350,18 @@ impl Counts {
     }
 }
 
+/// Whether it may be an outcome or a protocol: what clients send can look like a line of the log.
+fn is_word(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_');
+    text.len() <= MAX_WORD && text.bytes().all(plain)
+}
+
+/// The entry of a map that does not grow beyond all bounds.
+fn entry<K: Ord, V: Default>(map: &mut BTreeMap<K, V>, key: K) -> Option<&mut V> {
+    let is_full = map.len() >= MAX_KINDS && !map.contains_key(&key);
+    (!is_full).then(|| map.entry(key).or_default())
+}
+
 fn table(name: &str, counts: &BTreeMap<String, Count>, out: &mut Out) {
     let mut rows = vec![[name, "handshakes", "resumed"].map(Cell::head).to_vec()];
     let hidden = counts.len().saturating_sub(HOURS);
@@ -369,8 +388,18 @@ fn length(seconds: Option<f64>) -> String {
     }
 }
 
-/// The hour of a time, as one of nginx's variables has it.
+/// The hour of a time, as one of nginx's variables has it: `2026-11-26 10h`.
 fn hour(name: &str, value: &str) -> Option<String> {
+    let hour = hour_as_it_is(name, value)?;
+    let mask = "0000-00-00 00h";
+    let alike = hour.bytes().zip(mask.bytes()).all(|(byte, mask)| match mask {
+        b'0' => byte.is_ascii_digit(),
+        _ => byte == mask,
+    });
+    Some(hour).filter(|hour| alike && hour.len() == mask.len())
+}
+
+fn hour_as_it_is(name: &str, value: &str) -> Option<String> {
     const MONTHS: [&str; 12] =
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     match name {
@@ -386,7 +415,7 @@ fn hour(name: &str, value: &str) -> Option<String> {
         "time_iso8601" => Some(format!("{} {}h", value.get(..10)?, value.get(11..13)?)),
         _ => {
             let seconds = value.split('.').next()?.parse().ok()?;
-            hour("time_iso8601", &time::utc(seconds))
+            hour_as_it_is("time_iso8601", &time::utc(seconds))
         }
     }
 }
@@ -410,7 +439,28 @@ mod tests {
         assert_eq!(hour("time_local", "26/Nov/2026:10:14:03 +0000"), expected);
         assert_eq!(hour("time_iso8601", "2026-11-26T10:14:03+00:00"), expected);
         assert_eq!(hour("msec", "1795688043.117"), expected);
-        assert_eq!(hour("time_local", "-"), None);
+        for wrong in
+            ["-", "26/Nov/2026", "x/Nov/2026:10:14:03", "26/Nov/x:10:14:03", "026/Nov/2026:10"]
+        {
+            assert_eq!(hour("time_local", wrong), None, "{wrong}");
+        }
+        assert_eq!(hour("msec", "-1000000000000000"), None);
+    }
+
+    #[test]
+    fn what_is_no_outcome_is_not_counted_as_one() {
+        let format = Format::parse("$ssl_session_reused $ssl_session_fetch_status").unwrap();
+        let mut counts = Counts::default();
+        counts.count(&format, "r HIT");
+        counts.count(&format, ". a value of a client's");
+        counts.count(&format, &format!(". {}", "A".repeat(17)));
+        assert_eq!((counts.all.all, counts.unreadable), (1, 2));
+        for number in 0..MAX_KINDS {
+            counts.count(&format, &format!(". {number}"));
+        }
+        counts.count(&format, "r HIT");
+        assert_eq!((counts.outcomes.len(), counts.unreadable), (MAX_KINDS, 3));
+        assert_eq!(counts.all.resumed, 2, "those that are known are counted on");
     }
 
     #[test]
