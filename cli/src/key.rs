@@ -208,7 +208,7 @@ fn check(keys: &[PathBuf], out: &mut Out) -> Result {
         (Some(one), Some(other)) => !memcmp::eq(&***one, &***other),
         _ => one.id != other.id,
     };
-    // By an id alone files of two keys may look alike: they are compared with a file, if there is one.
+    // By an id alone files of two keys may look alike: if there is a file, all are compared with it.
     let first = named.iter().find(|named| named.key.is_some()).or(named.first());
     let other = |named: &Named| first.is_some_and(|first| differs(first, named));
     let same = !named.iter().any(other);

@@ -103,7 +103,9 @@ impl<T: Display> From<T> for Cell {
 /// What others have written may not move the cursor, nor turn the direction of what is around it
 /// (Unicode's bidirectional controls).
 fn printable(text: &str) -> String {
-    let turns = |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let marks = ['\u{61c}', '\u{200e}', '\u{200f}'];
+    let turns =
+        |c| marks.contains(&c) || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.chars().map(|c| if c.is_control() || turns(c) { '?' } else { c }).collect()
 }
 

@@ -28,7 +28,7 @@ const TICKET_WAIT: Duration = Duration::from_millis(500);
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
 /// The longest head of an answer that is read, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
-/// How many sessions of a visit are kept, the newest. nginx gives two at most, unless told otherwise.
+/// How many sessions of a visit are kept, the newest. nginx gives two, unless told otherwise.
 const MAX_GIVEN: usize = 16;
 
 /// Why a visit has failed.
@@ -62,7 +62,7 @@ impl fmt::Display for Failure {
             Failure::Name(error) => write!(f, "its name has no address: {error}"),
             Failure::Connect(error) => write!(f, "no connection: {error}"),
             Failure::NoConnection => f.write_str("no connection in time (--timeout)"),
-            Failure::Late => f.write_str("no answer in time to the handshake (--timeout)"),
+            Failure::Late => f.write_str("the handshake takes too long (--timeout)"),
             Failure::NotTls => f.write_str("it does not speak TLS"),
             Failure::Version => f.write_str("this version of TLS is not enabled"),
             Failure::ServerName => f.write_str("it knows no such server name"),
@@ -161,7 +161,7 @@ pub struct Client {
 /// Whom a client trusts, and what it shows of itself.
 #[derive(Clone, Copy, Default)]
 pub struct Trust<'a> {
-    /// The CAs to verify servers by, and the name that is asked for; without it they are not verified.
+    /// The CAs to verify servers by, and the server name; without it they are not verified.
     pub cacert: Option<&'a Path>,
     /// The client's certificate, with its chain.
     pub cert: Option<&'a Path>,

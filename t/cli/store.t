@@ -64,7 +64,7 @@ for my $kind (sort keys %store) {
         is $value->{entries}, 0, 'no entries';
         ($exit, my $out) = command('store', 'epoch', $url);
         is $exit, 0, 'no epoch';
-        is $out, "tls:epoch: there is none, no session is withdrawn\n", 'it says so';
+        is $out, "tls:epoch: there is none, and no session is withdrawn\n", 'it says so';
     };
 
     my %session = map { $_ => session_at($port, $_, $store) } 'TLSv1.2', 'TLSv1.3';
@@ -200,6 +200,30 @@ subtest 'passwords' => sub {
         unlike "$out$err", qr/wr0ng/, 'is not shown' ;
         is scalar(() = $err =~ /\n/g), 1, 'one line';
     }
+};
+
+subtest 'a user with no more rights than docs/command.md says' => sub {
+    my ($rights) = slurp(root() . '/docs/command.md') =~ /a user needs\n(.*?) for that, `\+get` for what follows, and `\+set` to set/s;
+    my @rights = $rights =~ /`(\S+)`/g;
+    is scalar @rights, 5, 'they are there' or diag $rights;
+    my $redis = redis();
+    $redis->cmd('SET', 'tls:' . 'x' x 43, "\1xx", 'EX', 100);
+    $redis->cmd(qw(ACL SETUSER operator on >s3cret), @rights);
+    my $url = $redis->url =~ s{//}{//operator:@}r;
+    my @as  = ('--password-file', spew(tmpdir() . '/operator.pass', 's3cret'));
+    my ($exit, $value, $err) = command_json('store', 'stats', $url, @as);
+    is_deeply [ $exit, $value->{entries} ], [ 0, 1 ], 'stats' or diag $err;
+    ($exit, $value, $err) = command_json('store', 'inspect', $url, 'tls:' . 'x' x 43, @as);
+    is $exit, 0, 'inspect, by a name' or diag $err;
+    ($exit, undef, $err) = command('store', 'epoch', $url, @as);
+    is $exit, 3, 'epoch, without get';
+    like $err, qr/this user may not do so: "NOPERM /, 'it says so';
+    $redis->cmd(qw(ACL SETUSER operator +get));
+    ($exit, undef, $err) = command('store', 'epoch', $url, @as);
+    is $exit, 0, 'epoch' or diag $err;
+    $redis->cmd(qw(ACL SETUSER operator +set));
+    ($exit, undef, $err) = command('store', 'epoch', $url, 'set', 'now', @as);
+    is $exit, 0, 'which is set' or diag $err;
 };
 
 subtest 'over TLS, and by a unix socket' => sub {

@@ -165,13 +165,13 @@ pub struct Finding {
 /// The kinds of findings: what to do, and the directive to look at.
 fn advice(code: &'static str) -> (&'static str, &'static str) {
     match code {
-        "unreachable" => ("Start nginx there, or open the way to it.", "listen"),
+        "unreachable" => ("Start nginx there, or let connections through to it.", "listen"),
         "handshake" => (
             "Look at what listens there, and give the server name of the site by --name.",
             "listen ... ssl",
         ),
         "verify" => (
-            "Mend its ssl_certificate, or name the CA that has signed it by --cacert.",
+            "Correct its ssl_certificate, or name the CA that has signed it by --cacert.",
             "ssl_certificate",
         ),
         "protocols" => ("Set the same ssl_protocols on all nodes.", "ssl_protocols"),
@@ -180,13 +180,13 @@ fn advice(code: &'static str) -> (&'static str, &'static str) {
             "ssl_certificate",
         ),
         "extended-master-secret" => {
-            ("Take ssl_conf_command Options -ExtendedMasterSecret away.", "ssl_conf_command")
+            ("Remove ssl_conf_command Options -ExtendedMasterSecret.", "ssl_conf_command")
         }
         "cipher-suites" => {
             ("Set the same ssl_conf_command Ciphersuites on all nodes.", "ssl_conf_command")
         }
         "no-session" => (
-            "Take ssl_session_cache off away from the default server of that socket.",
+            "Remove \"ssl_session_cache off\" from the default server of that socket.",
             "ssl_session_cache",
         ),
         "tickets" => (
@@ -194,19 +194,20 @@ fn advice(code: &'static str) -> (&'static str, &'static str) {
             "ssl_session_tickets",
         ),
         "not-issued" => (
-            "Load the module with the fleet's ssl_session_key there, and take ssl_session_cache off away.",
+            "Load the module with the fleet's ssl_session_key there, and remove \"ssl_session_cache off\".",
             "ssl_session_key",
         ),
         "key" => ("Give all nodes the same first ssl_session_key.", "ssl_session_key"),
-        "client-certificate" => {
-            ("Show a certificate of a client by --cert and --key.", "ssl_verify_client")
-        }
+        "client-certificate" => (
+            "Name a client certificate by --cert and --key, for ssl_verify_client.",
+            "ssl_verify_client",
+        ),
         "own" => (
             "Set ssl_session_fetch and ssl_session_store there, and look for its store in its error log.",
             "ssl_session_store",
         ),
         "one-way" => (
-            "Set both ssl_session_store, at who made them, and ssl_session_fetch, at who does not resume them.",
+            "Check ssl_session_store where they were made, and ssl_session_fetch where they are not resumed.",
             "ssl_session_store",
         ),
         "store" => (
@@ -215,7 +216,7 @@ fn advice(code: &'static str) -> (&'static str, &'static str) {
             "ssl_session_fetch",
         ),
         "sometimes" => (
-            "Write the servers of ssl_session_backend alike on all nodes, and see how late the store answers.",
+            "List the same servers in ssl_session_backend on all nodes, and look whether the store answers late.",
             "ssl_session_backend",
         ),
         "lifetime" => ("Set the same ssl_session_timeout on all nodes.", "ssl_session_timeout"),

@@ -58,7 +58,7 @@ pub struct Args {
     /// Path of that GET, which must be harmless
     #[arg(long, value_name = "PATH", default_value = "/", requires = "replay", value_parser = target)]
     path: String,
-    /// Do it again every so many seconds
+    /// Check again every so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     watch: Option<u64>,
 }

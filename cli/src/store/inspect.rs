@@ -76,7 +76,11 @@ pub fn run(
     let mut rows: Vec<Row> = vec![
         ("entry", json!(shown), shown.clone()),
         ("bytes", json!(outside.size), outside.size.to_string()),
-        ("ttl", json!(outside.ttl), outside.ttl.map_or("no end".into(), time::span)),
+        (
+            "ttl",
+            json!(outside.ttl),
+            outside.ttl.map_or("none: it never expires".into(), time::span),
+        ),
         ("sealed", json!(kind == "sealed"), if kind == "sealed" { "yes" } else { kind }.into()),
     ];
     if let Some(id) = id {

@@ -37,7 +37,7 @@ enum Command {
     Stats {
         #[command(flatten)]
         at: At,
-        /// Look at so many entries at most
+        /// Look at this many entries at most
         #[arg(long, value_name = "NUMBER", default_value = "10000", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
         limit: u64,
     },
@@ -189,11 +189,11 @@ fn stats(at: &At, limit: usize, out: &mut Out) -> Result {
         rows.push(vec![Cell::head("bytes"), Cell::from(of(size, &|bytes| bytes.to_string()))]);
     }
     if let Some(ttl) = ttl {
-        rows.push(vec![Cell::head("lives on for"), Cell::from(of(ttl, &time::span))]);
+        rows.push(vec![Cell::head("expires in"), Cell::from(of(ttl, &time::span))]);
     }
     if endless > 0 {
-        let text = format!("{endless}: the module has not stored these");
-        rows.push(vec![Cell::head("without an end"), Cell::new(text, Look::Bad)]);
+        let text = format!("{endless}: the module did not store these");
+        rows.push(vec![Cell::head("never expires"), Cell::new(text, Look::Bad)]);
     }
     for ((kind, id), count) in &kinds {
         let (text, look) = match (*kind, id) {
@@ -270,7 +270,7 @@ fn epoch(at: &At, set: Option<&str>, name: &str, out: &mut Out) -> Result {
         if out.is_json() {
             out.value(&json!({ "ok": true, "entry": entry, "epoch": null }));
         } else {
-            out.line(format!("{entry}: there is none, no session is withdrawn"));
+            out.line(format!("{entry}: there is none, and no session is withdrawn"));
         }
         return Ok(Done::Well);
     };
@@ -294,7 +294,7 @@ fn epoch(at: &At, set: Option<&str>, name: &str, out: &mut Out) -> Result {
         ));
     } else {
         let text = format!(
-            "{entry} is \"{text}\": no number, or more than five minutes ahead; servers do not heed it: set now"
+            "{entry} is \"{text}\": not a number, or more than five minutes ahead; servers do not heed it: set now"
         );
         out.lined(text, Look::Bad);
     }
