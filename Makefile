@@ -68,7 +68,7 @@ $(test_debian): test-debian-%: deps-test
 	TEST_NGINX_LOAD_MODULES="$(CURDIR)/target/debian-$*/ngx_http_ssl_session_module.so" \
 	tools/run-tests plain $(debian_tests)
 
-deb: ## the Debian package for this machine's nginx, into target/deb/; for Debian 13: deb-trixie
+deb: ## the Debian packages for this machine's nginx, into target/deb/; for Debian 13: deb-trixie
 	tools/install-deps deb
 	tools/build-deb
 
@@ -94,7 +94,7 @@ test-container: ## the image of packaging/container, made of Debian's nginx, and
 	tools/install-deps container
 	packaging/container/test
 
-test-deb: deb ## the package, installed beside a stock nginx, used, upgraded and removed
+test-deb: deb ## the packages, installed beside a stock nginx, used, upgraded and removed
 	tools/test-deb
 
 $(test_deb): test-deb-%: deb-%
