@@ -10,10 +10,10 @@ use Test::More;
 my ($version) = slurp(root() . '/Cargo.toml') =~ /^\[workspace\.package\]\nversion = "([\d.]+)"$/m;
 ok $version, 'Cargo.toml has it' or BAIL_OUT('no version');
 
-for my $file (map { "$_/Cargo.toml" } qw(bench/load bench/seal fuzz tools/constant-time)) {
+for my $file (map { "$_/Cargo.toml" } qw(bench/load bench/seal cli fuzz tools/constant-time)) {
     like slurp(root() . "/$file"), qr/^version = "\Q$version\E"$/m, $file;
 }
-for my $file (map { $_ ? "$_/Cargo.lock" : 'Cargo.lock' } '', qw(bench/seal fuzz tools/constant-time)) {
+for my $file (map { $_ ? "$_/Cargo.lock" : 'Cargo.lock' } '', qw(bench/seal cli fuzz tools/constant-time)) {
     like slurp(root() . "/$file"), qr/^name = "session-core"\nversion = "\Q$version\E"$/m, $file;
 }
 like slurp(root() . '/debian/changelog'), qr/\Alibnginx-mod-http-ssl-session \(\Q$version\E-\d+\) /, 'debian/changelog';
