@@ -12,7 +12,7 @@ test_deb := $(addprefix test-deb-,$(debian_releases))
 test_nginx_debian := $(addprefix test-nginx-debian-,$(debian_releases))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-demo deps-test build command build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) release check-release rpm test-rpm test-container deb $(deb) test-deb $(test_deb) test-hup test-leak test-valgrind valgrind-handshakes check audit property fuzz fuzz-merge sanitize-core constant-time bench bench-smoke soak clean
+.PHONY: help deps deps-demo deps-test build command build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) release check-release rpm test-rpm test-container deb $(deb) test-deb $(test_deb) test-hup test-leak test-valgrind valgrind-handshakes check audit property fuzz fuzz-merge sanitize-core constant-time clients bench bench-smoke soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
@@ -148,6 +148,10 @@ sanitize-core: ## core's tests under AddressSanitizer, and valgrind or Miri
 
 constant-time: ## comparisons of secrets, under valgrind
 	tools/constant-time/run
+
+clients: deps-test build ## which TLS clients resume how, beside plain nginx: the table of docs/clients.md
+	tools/clients install
+	tools/clients
 
 bench: build ## the figures of docs/, on this machine
 	bench/run

@@ -22,7 +22,7 @@ sub binary {
     return $ENV{TEST_FIREFOX} // (grep { -x } map { my $name = $_; map { "$_/$name" } split /:/, $ENV{PATH} } @names)[0];
 }
 
-# prefs => { name => value }
+# prefs => { name => value }; ca => FILE of a CA to trust, which takes certutil
 sub new {
     my ($class, %arg) = @_;
     my $binary = binary() // croak('no Firefox');
@@ -42,6 +42,7 @@ sub new {
         %{ $arg{prefs} // {} });
     mkdir "$dir/profile" or croak "$dir/profile: $!";
     spew("$dir/profile/user.js", join '', map { "user_pref(\"$_\", " . $json->encode($prefs{$_}) . ");\n" } sort keys %prefs);
+    system('certutil', '-A', '-d', "sql:$dir/profile", '--empty-password', '-n', 'ca', '-t', 'C,,', '-i', $arg{ca}) == 0 or croak 'certutil' if $arg{ca};
     my @cmd = ($binary, '--headless', '--marionette', '--no-remote', '--profile', "$dir/profile", 'about:blank');
     $self->{process} = SSLSession::Process->spawn(
         name => 'firefox', out => $self->{log},
