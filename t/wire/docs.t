@@ -6,6 +6,7 @@ use strict;
 use warnings;
 
 use lib 't/lib';
+use SSLSession::Clients qw(@clients);
 use SSLSession::Fixture;
 use Test::More;
 
@@ -127,6 +128,15 @@ subtest 'every variable is described' => sub {
     my @variables = slurp(root() . '/src/status/variables.rs') =~ /const NAME: &'static str = "(\w+)"/g;
     cmp_ok scalar @variables, '>=', 3, 'there are some';
     like $text{'directives.md'}, qr/^\| `\$$_` \| /m, $_ for @variables;
+};
+
+subtest 'every client of tools/clients is in the table' => sub {
+    my ($table) = $text{'clients.md'} =~ /^<!-- clients -->\n(.*?)^<!-- end of clients -->/ms or return fail('a table of them');
+    for my $client (@clients) {
+        my $name = $client->{title} // $client->{name};
+        like $table, qr/^\| \Q$client->{kind}\E \| \Q$name\E \| /m, $name;
+    }
+    unlike $table, qr/failed|nginx: /, 'each was seen, and resumed as by nginx';
 };
 
 subtest 'every line of the log is explained' => sub {
