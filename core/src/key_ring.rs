@@ -119,14 +119,19 @@ impl<M: MacKey> Key<M> {
         Ok(Key { id, mac })
     }
 
+    /// Whether the session ID has the form of those that this key issues: its length, and the key id,
+    /// which is no secret.
+    fn is_named_by(&self, id: &SessionId) -> bool {
+        let id = id.as_bytes();
+        id.len() == ID_LEN && id.first() == Some(&self.id)
+    }
+
     /// Whether this key has issued the session ID.
     fn has_issued(&self, id: &SessionId, tls: Tls) -> bool {
-        let Ok(id) = <&[u8; ID_LEN]>::try_from(id.as_bytes()) else { return false };
-        let Some((body, tag)) = id.split_first_chunk::<BODY_LEN>() else { return false };
-        // The key id is no secret.
-        if body.first() != Some(&self.id) {
+        if !self.is_named_by(id) {
             return false;
         }
+        let Some((body, tag)) = id.as_bytes().split_first_chunk::<BODY_LEN>() else { return false };
         // What makes a forged ID a true one.
         let mac = self.mac.of(tls.label(), body);
         let mac = mac.get(..tag.len()).unwrap_or_default();
@@ -229,6 +234,12 @@ impl<C: Crypto, M: MacKey> KeyRing<C, M> {
         let mut keys = self.keys.iter().enumerate();
         let (place, key) = keys.find(|(_, key)| key.has_issued(id, tls))?;
         Some(key.entry(id, tls, place))
+    }
+
+    /// Whether a session ID that is not known claims to be of one of the keys, by its length and key id.
+    /// One in 256 that are made up at random does so for each key.
+    pub fn is_claimed(&self, id: &SessionId) -> bool {
+        self.keys.iter().any(|key| key.is_named_by(id))
     }
 
     /// The entry of a session ID that has been issued just now.

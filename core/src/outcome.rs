@@ -17,8 +17,11 @@ pub enum Outcome {
     Down,
     /// There is an entry, but it does not open, is not a session, or not the one that was asked for.
     Corrupt,
-    /// The session ID is none that we have issued: nobody was asked.
+    /// The session ID has the key id of one of our keys, and not that key's tag: nobody was asked.
     Forged,
+    /// The session ID does not claim to be of one of our keys: the client has made it up, or a server
+    /// has issued it that has none of them. Nobody was asked.
+    Foreign,
     /// Nobody had to be asked: the client has a stateless ticket under a key of the fleet.
     Ticket,
 }
@@ -32,19 +35,22 @@ impl Outcome {
             Outcome::Timeout => "TIMEOUT",
             Outcome::Error => "ERROR",
             Outcome::Down => "DOWN",
-            Outcome::Forged => "FORGED",
             Outcome::Corrupt => "CORRUPT",
+            Outcome::Forged => "FORGED",
+            Outcome::Foreign => "FOREIGN",
             Outcome::Ticket => "TICKET",
         }
     }
 
     /// The outcome of two lookups for one handshake: a hit stands, else the first trouble, else a
-    /// miss.
+    /// foreign ID, else a miss.
     pub const fn or(self, later: Outcome) -> Outcome {
         match (self, later) {
             (Outcome::Hit, _) | (_, Outcome::Hit) => Outcome::Hit,
             (Outcome::Ticket, _) | (_, Outcome::Ticket) => Outcome::Ticket,
             (Outcome::Miss, later) => later,
+            (Outcome::Foreign, Outcome::Miss) => Outcome::Foreign,
+            (Outcome::Foreign, later) => later,
             (earlier, _) => earlier,
         }
     }
@@ -68,5 +74,17 @@ mod tests {
         assert_eq!(Miss.or(Down), Down);
         assert_eq!(Down.or(Error), Down);
         assert_eq!(Miss.or(Miss), Miss);
+    }
+
+    #[test]
+    fn a_foreign_id_outlives_a_miss_and_hides_no_trouble() {
+        assert_eq!(Foreign.or(Hit), Hit);
+        assert_eq!(Foreign.or(Ticket), Ticket);
+        assert_eq!(Foreign.or(Miss), Foreign);
+        assert_eq!(Miss.or(Foreign), Foreign);
+        for trouble in [Timeout, Error, Down, Corrupt, Forged] {
+            assert_eq!(Foreign.or(trouble), trouble);
+            assert_eq!(trouble.or(Foreign), trouble);
+        }
     }
 }

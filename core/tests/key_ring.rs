@@ -4,6 +4,9 @@
 
 mod rust_crypto;
 
+use std::collections::BTreeSet;
+
+use hmac::{Hmac, KeyInit, Mac};
 use rust_crypto::RustCrypto;
 use session_core::cache_key::CacheKey;
 use session_core::crypto::Failed;
@@ -11,6 +14,7 @@ use session_core::envelope::{HEADER_LEN, OVERHEAD, OpenError, VERSION};
 use session_core::hello::SessionId;
 use session_core::key_ring::{Entry, KeyRing, Tls};
 use session_core::ticket_keys::{Earlier, Head, encode_key};
+use sha2::Sha256;
 
 const SESSION: &[u8] = b"a session in DER";
 
@@ -26,6 +30,15 @@ fn ring<'a>(crypto: &'a RustCrypto, secrets: &[u8]) -> KeyRing<&'a RustCrypto> {
 
 fn issue(ring: &KeyRing<&RustCrypto>) -> SessionId {
     SessionId::new(&ring.issue(Tls::V13).unwrap()).unwrap()
+}
+
+/// The key ids of keys, as RFC 2104 and docs/envelope.md have them.
+fn key_ids(secrets: &[u8]) -> BTreeSet<u8> {
+    let id = |&byte| {
+        let mac = Hmac::<Sha256>::new_from_slice(&secret(byte)).unwrap();
+        mac.chain_update(b"keyid").finalize().into_bytes()[0]
+    };
+    secrets.iter().map(id).collect()
 }
 
 fn known(ring: &KeyRing<&RustCrypto>, id: &SessionId) -> Option<Entry> {
@@ -131,7 +144,25 @@ fn an_id_with_any_bit_flipped_is_forged() {
     for bit in 0..256 {
         let mut bytes: [u8; 32] = id.as_bytes().try_into().unwrap();
         bytes[bit / 8] ^= 1 << (bit % 8);
-        assert!(known(&ring, &SessionId::new(&bytes).unwrap()).is_none(), "bit {bit}");
+        let flipped = SessionId::new(&bytes).unwrap();
+        assert!(known(&ring, &flipped).is_none(), "bit {bit}");
+        assert_eq!(ring.is_claimed(&flipped), key_ids(&[1, 2]).contains(&bytes[0]), "bit {bit}");
+    }
+}
+
+#[test]
+fn an_id_claims_to_be_of_a_key_by_its_first_byte() {
+    let crypto = RustCrypto::default();
+    for secrets in [&[1][..], &[1, 2], &[]] {
+        let ring = ring(&crypto, secrets);
+        let key_ids = key_ids(secrets);
+        assert_eq!(key_ids.len(), secrets.len(), "different key ids");
+        for byte in 0..=255 {
+            let mut bytes = [7; 32];
+            bytes[0] = byte;
+            let id = SessionId::new(&bytes).unwrap();
+            assert_eq!(ring.is_claimed(&id), key_ids.contains(&byte), "{secrets:?}, {byte}");
+        }
     }
 }
 
@@ -147,12 +178,15 @@ fn an_id_is_good_for_what_it_was_issued_for() {
 }
 
 #[test]
-fn an_id_of_another_length_is_forged() {
+fn an_id_of_another_length_is_foreign() {
     let crypto = RustCrypto::default();
     let ring = ring(&crypto, &[1]);
     let id = issue(&ring);
+    assert!(ring.is_claimed(&id));
     for len in 1..32 {
-        assert!(known(&ring, &SessionId::new(&id.as_bytes()[..len]).unwrap()).is_none(), "{len}");
+        let shorter = SessionId::new(&id.as_bytes()[..len]).unwrap();
+        assert!(known(&ring, &shorter).is_none(), "{len}");
+        assert!(!ring.is_claimed(&shorter), "{len}");
     }
 }
 

@@ -30,6 +30,9 @@ pub fn run(data: &[u8]) {
             let [first, second] = known;
             assert_eq!(name(&both, &id), second.or(first), "the ring knows what its keys know");
             assert_eq!(name(&ring(&[]), &id).as_deref(), Some(offered));
+            let claimed =
+                offered.len() == 32 && [1, 2].iter().any(|&key| key_id(key) == offered[0]);
+            assert_eq!(both.is_claimed(&id), claimed, "by its length and key id");
         }
     }
 
@@ -66,11 +69,16 @@ fn name(ring: &KeyRing<&RustCrypto>, id: &SessionId) -> Option<Vec<u8>> {
 
 /// The same for one key, as docs/envelope.md has it.
 fn by_hand(key: u8, id: &[u8]) -> Option<Vec<u8>> {
-    let mac = |label: &[u8], data: &[u8]| -> Vec<u8> {
-        let mac = Hmac::<Sha256>::new_from_slice(&[key; 32]).unwrap();
-        mac.chain_update(label).chain_update(data).finalize().into_bytes().to_vec()
-    };
     let (body, tag) = id.split_at_checked(20)?;
-    let issued = body[0] == mac(b"keyid", b"")[0] && mac(b"tls13", body)[..12] == *tag;
-    issued.then(|| mac(b"name", id))
+    let issued = body[0] == key_id(key) && mac(key, b"tls13", body)[..12] == *tag;
+    issued.then(|| mac(key, b"name", id))
+}
+
+fn key_id(key: u8) -> u8 {
+    mac(key, b"keyid", b"")[0]
+}
+
+fn mac(key: u8, label: &[u8], data: &[u8]) -> Vec<u8> {
+    let mac = Hmac::<Sha256>::new_from_slice(&[key; 32]).unwrap();
+    mac.chain_update(label).chain_update(data).finalize().into_bytes().to_vec()
 }

@@ -114,7 +114,8 @@ impl Count {
 }
 
 impl Counters {
-    /// Declares the zone of a module's counters, of so many bytes.
+    /// Declares the zone of a module's counters, of so many bytes. nginx hands a zone on by the address of
+    /// the module: one of another version, whose records may have another width, begins with a new zone.
     pub fn declare(
         cf: &mut Conf,
         name: &str,

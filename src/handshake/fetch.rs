@@ -18,9 +18,9 @@ use crate::ffi::clock;
 use crate::ffi::tls::{Attached, Connection, Found, Session, SessionRef};
 use crate::tier::Tier;
 
-/// How many forged session IDs of a connection are looked at. A ClientHello has room for hundreds of
-/// tickets, of which OpenSSL asks for each, and what has the id of a key costs a MAC.
-const MAX_FORGED: u8 = 4;
+/// How many session IDs of a connection are looked at that none of the keys has issued. A ClientHello has
+/// room for hundreds of tickets, of which OpenSSL asks for each, and what has the id of a key costs a MAC.
+const MAX_UNKNOWN: u8 = 4;
 
 impl Policy {
     /// The session of `id`, which OpenSSL asks for.
@@ -77,19 +77,20 @@ impl Policy {
 
     /// Looks for a session that no lookup was made for: the ClientHello could not be read ahead
     /// of OpenSSL, or it has changed after a HelloRetryRequest, or OpenSSL was taken to ask for
-    /// another, or all tiers are local, or the ID is forged.
+    /// another, or all tiers are local, or none of the keys has issued the ID.
     fn session_at_hand(self: &Rc<Self>, connection: &Connection, id: &SessionId) -> Found {
         if self.rules.fetch.is_empty() {
             return Found::NotHere;
         }
         let Some(attached) = self.attached(connection) else { return self.not_here(connection) };
-        if attached.state().forged() >= MAX_FORGED {
+        if attached.state().unknown() >= MAX_UNKNOWN {
             return Found::Nowhere;
         }
         let Some(mut lookup) = self.lookup(id, tls(connection.is_tls13())) else {
-            let outcome = Outcome::Forged;
+            let claimed = self.rules.ring.is_claimed(id);
+            let outcome = if claimed { Outcome::Forged } else { Outcome::Foreign };
             attached.state().reports().add(outcome, None);
-            attached.state().add_forged();
+            attached.state().add_unknown();
             debug!(connection.log(), "SSL session fetch {:08x}: {outcome}", id.short_hash());
             return Found::Nowhere;
         };

@@ -44,7 +44,7 @@ impl Lookups {
     }
 
     /// Begins to look up the session IDs, for which there is room, and asks for the epoch. Those that
-    /// are forged are left out: OpenSSL may not even ask for them.
+    /// none of the keys has issued are left out: OpenSSL may not even ask for them.
     /// A ticket is a reason to ask for the epoch, too, and for its key if that is not known.
     pub fn begin(
         &mut self,

@@ -143,7 +143,7 @@ impl Policy {
         self.single_use(tls).map_or(&self.rules.store, |single_use| &single_use.store)
     }
 
-    /// A lookup of a session ID that was offered; none if the ID is forged.
+    /// A lookup of a session ID that was offered; none if no key has issued the ID.
     pub(super) fn lookup(&self, id: &SessionId, tls: Tls) -> Option<Lookup> {
         let entry = self.rules.ring.known(id, tls)?;
         Some(match self.single_use(tls) {

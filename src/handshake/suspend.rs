@@ -78,8 +78,8 @@ impl Policy {
 pub struct State {
     reports: Reports,
     tickets: TicketState,
-    /// How many session IDs that OpenSSL has asked for were forged.
-    forged: Cell<u8>,
+    /// How many session IDs that OpenSSL has asked for none of the keys has issued.
+    unknown: Cell<u8>,
     handshake: RefCell<Handshake>,
 }
 
@@ -109,7 +109,7 @@ impl State {
         State {
             reports: Reports::default(),
             tickets: TicketState::default(),
-            forged: Cell::new(0),
+            unknown: Cell::new(0),
             handshake: RefCell::new(Handshake {
                 phase: Phase::AwaitHello,
                 intake: Intake::new(),
@@ -138,14 +138,14 @@ impl State {
         self.reports.stored()
     }
 
-    /// How many forged session IDs were looked at.
-    pub(super) fn forged(&self) -> u8 {
-        self.forged.get()
+    /// How many session IDs were looked at that none of the keys has issued.
+    pub(super) fn unknown(&self) -> u8 {
+        self.unknown.get()
     }
 
-    /// One more was forged.
-    pub(super) fn add_forged(&self) {
-        self.forged.set(self.forged().saturating_add(1));
+    /// One more was looked at.
+    pub(super) fn add_unknown(&self) {
+        self.unknown.set(self.unknown().saturating_add(1));
     }
 
     /// Whether OpenSSL has got all that was read ahead.

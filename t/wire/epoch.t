@@ -111,7 +111,13 @@ subtest 'a machine asks for it once a second at most, ahead of a lookup, and onl
     cmp_ok $asked->(), '<=', 1 + $seconds, 'once a second';
     my @gets = map { $_->[1] } $relay->requests('GET');
     is_deeply [ @gets[ 0, 1 ] ], [ 'tls:epoch', cache_key($session) ], 'ahead of the lookup';
-    is visit($port, session => with_session_id($session, "\1" x 32))->{status}, 'FORGED', 'not for one that is forged' for 1 .. 5;
+    # Another tag, another key id.
+    for ([ 31 => 'FORGED' ], [ 0 => 'FOREIGN' ]) {
+        my ($place, $status) = @$_;
+        my $id = session_id($session);
+        substr $id, $place, 1, chr(1 ^ ord substr $id, $place, 1);
+        is visit($port, session => with_session_id($session, $id))->{status}, $status, "not for one that is $status" for 1 .. 5;
+    }
     nothing_else($nginx);
 };
 

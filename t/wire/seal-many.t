@@ -16,8 +16,8 @@ my %port   = map { $_ => free_port() } keys %target;
 
 # As many as there is room for in what is read ahead of OpenSSL.
 use constant MANY => 400;
-# As in src/handshake/fetch.rs.
-use constant MAX_FORGED => 4;
+# As in src/handshake/fetch.rs, of foreign ones, too.
+use constant MAX_UNKNOWN => 4;
 
 sub conf {
     my ($kind) = @_;
@@ -48,6 +48,8 @@ my %nginx = map { $_ => nginx(conf => conf($_), $measure ? (log => 'notice') : (
 # A ticket that none of the keys has issued, with the first byte of one that a key has.
 my $key_id = substr issue_id('TLSv1.3'), 0, 1;
 sub forged { return $key_id . random_bytes(31) }
+# And one with another first byte.
+sub foreign { return chr(1 ^ ord $key_id) . random_bytes(31) }
 
 # The ClientHello of a client that offers a session, with other tickets in the place of its own. The
 # binders are of nobody: OpenSSL looks at one of a session that is found only.
@@ -98,9 +100,8 @@ for my $kind (sort keys %target) {
 if ($measure) {
     for my $kind (sort keys %target) {
         for my $what ('one ticket', 'other key ids', 'right key ids', 'one ticket', 'other key ids', 'right key ids') {
-            my $other = chr(ord($key_id) ^ 1);
             my @hellos = map {
-                hello($kind, $session{$kind}, $what eq 'one ticket' ? forged() : map { $what =~ /right/ ? forged() : $other . random_bytes(31) } 1 .. MANY)
+                hello($kind, $session{$kind}, $what eq 'one ticket' ? forged() : map { $what =~ /right/ ? forged() : foreign() } 1 .. MANY)
             } 1 .. 20;
             my $before = $nginx{$kind}->cpu;
             answered($kind, $hellos[ $_ % @hellos ]) for 1 .. $measure;
@@ -118,21 +119,24 @@ for my $kind (sort keys %target) {
     my $looked = sub {
         my ($from) = @_;
         my $log = $nginx{$kind}->log($from);
-        return { forged => scalar(() = $log =~ /SSL session fetch [0-9a-f]{8}: FORGED/g),
+        return { (map { my $status = $_; ($status => scalar(() = $log =~ /SSL session fetch [0-9a-f]{8}: $status/g)) } qw(FORGED FOREIGN)),
             found => $log =~ /: is good, made/ ? 1 : 0 };
     };
 
-    subtest "$kind: many forged tickets" => sub {
-        my $hello = hello($kind, $session{$kind}, map { forged() } 1 .. MANY);
-        cmp_ok length $hello, '>', 27_000, 'much of what is read ahead';
-        my $from = $nginx{$kind}->log_pos;
-        is answered($kind, $hello), 'ServerHello', 'a full handshake';
-        ok $nginx{$kind}->log_like(qr/SSL session fetch [0-9a-f]{8}: FORGED/, from => $from), 'they are forged';
-        is $looked->($from)->{forged}, MAX_FORGED, 'a few were looked at';
-    };
+    my %many = (FORGED => \&forged, FOREIGN => \&foreign);
+    for my $status (sort keys %many) {
+        subtest "$kind: many tickets that are $status" => sub {
+            my $hello = hello($kind, $session{$kind}, map { $many{$status}->() } 1 .. MANY);
+            cmp_ok length $hello, '>', 27_000, 'much of what is read ahead';
+            my $from = $nginx{$kind}->log_pos;
+            is answered($kind, $hello), 'ServerHello', 'a full handshake';
+            ok $nginx{$kind}->log_like(qr/SSL session fetch [0-9a-f]{8}: $status/, from => $from), 'they are';
+            is_deeply $looked->($from), { FORGED => 0, FOREIGN => 0, found => 0, $status => MAX_UNKNOWN }, 'a few were looked at';
+        };
+    }
 
-    for my $before (0, 1, MAX_FORGED - 1, MAX_FORGED, MANY - 1) {
-        my $found = $before < MAX_FORGED;
+    for my $before (0, 1, MAX_UNKNOWN - 1, MAX_UNKNOWN, MANY - 1) {
+        my $found = $before < MAX_UNKNOWN;
         subtest "$kind: one of ours behind $before forged ones: " . ($found ? 'found' : 'not found') => sub {
             my $from = $nginx{$kind}->log_pos;
             my $hello = hello($kind, $session{$kind}, (map { forged() } 1 .. $before), $good);

@@ -202,7 +202,7 @@ subtest 'keys are rotated without losing a session, and dropped to revoke' => su
     $nginx[$_]->reload($write->($port[$_], $new)) for 0, 1;
     $finds->($_, new => 'HIT') for 0, 1;
     my $gets = $redis->calls('get');
-    $finds->($_, old => 'FORGED') for 0, 1;
+    $finds->($_, old => 'FOREIGN') for 0, 1;
     is $redis->calls('get'), $gets, 'what the old key has issued is not even looked for';
     nothing_else($_) for @nginx;
 };
@@ -214,7 +214,7 @@ subtest 'a server without the key of the others' => sub {
     for my $protocol (qw(TLSv1.2 TLSv1.3)) {
         my $session = visit($port[0], protocol => $protocol)->{session};
         wait_until { visit($port[0], protocol => $protocol, session => $session)->{status} eq 'HIT' } 5, 'a hit where it was made';
-        is visit($port[1], protocol => $protocol, session => $session)->{status}, 'FORGED', "$protocol: forged elsewhere";
+        is visit($port[1], protocol => $protocol, session => $session)->{status}, 'FOREIGN', "$protocol: foreign elsewhere";
     }
     nothing_else($_) for @nginx;
 };

@@ -66,7 +66,7 @@ JS
 # The same, made of the JSON.
 sub expected {
     my ($all) = @_;
-    my @statuses = qw(HIT MISS TIMEOUT ERROR DOWN CORRUPT FORGED TICKET);
+    my @statuses = qw(HIT MISS TIMEOUT ERROR DOWN CORRUPT FORGED FOREIGN TICKET);
     my $sum   = sub { my $sum = 0; $sum += $_ for values %{ $_[0] }; return $sum };
     my $share = sub { my ($part, $of) = @_; return $of ? sprintf '%.1f %%', int($part / $of * 1000) / 10 : '–' };
     my $times = sub {
@@ -95,7 +95,7 @@ sub expected {
     $seen{tiers} = [ map { my $one = $_; +{
         Tier => $one->{tier}, 'Lookups all' => $sum->($one->{lookups}),
         'Lookups hits' => $share->($one->{lookups}{HIT}, $sum->($one->{lookups})),
-        'Lookups outcomes' => '', map({ ("Lookups $_" => $one->{lookups}{$_}) } grep { !/FORGED|TICKET/ } @statuses),
+        'Lookups outcomes' => '', map({ ("Lookups $_" => $one->{lookups}{$_}) } grep { !/FORGED|FOREIGN|TICKET/ } @statuses),
         'Lookups merged' => $one->{merged_lookups}, 'Lookups takes' => $one->{takes},
         $times->('Lookups ', $one->{lookup_seconds}),
         'Sessions stored' => $one->{stores}, 'Sessions removed' => $one->{removals}, 'Sessions evicted' => $one->{evictions},
@@ -174,7 +174,7 @@ subtest 'it follows' => sub {
     $page->eval('document.getElementsByName("period")[0].click()');
     is_shown('and since start');
     my $parts = '[...document.querySelectorAll("#listens tbody tr:last-child .bar span")]';
-    is_deeply $page->eval("$parts.map(part => part.hidden ? 0 : +part.style.flexGrow)"), [ 9, 2, 0, 0, 0, 0, 0, 0 ],
+    is_deeply $page->eval("$parts.map(part => part.hidden ? 0 : +part.style.flexGrow)"), [ 9, 2, 0, 0, 0, 0, 0, 0, 0 ],
         'outcomes as parts of a bar';
     is scalar(grep { $_ eq $url } $page->requests), 1, 'the page was loaded once';
 };

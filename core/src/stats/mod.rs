@@ -71,9 +71,10 @@ const STATUSES: &[&str] = &[
     Outcome::Down.as_str(),
     Outcome::Corrupt.as_str(),
     Outcome::Forged.as_str(),
+    Outcome::Foreign.as_str(),
     Outcome::Ticket.as_str(),
 ];
-/// Of those the ones that a target has: it is asked neither for what is forged nor for what is in a ticket.
+/// Of those the ones that a target has: it is asked neither for what is not ours nor for what is in a ticket.
 const TIER_STATUSES: &[&str] = STATUSES.split_at(Outcome::Forged as usize).0;
 
 /// The place of an outcome among its words, which are in the order of [`Outcome`].
@@ -89,10 +90,10 @@ pub mod listen {
     pub const RESUMED: usize = 1;
     const FETCHED: usize = 2;
     /// Handshakes that were full although the session was found.
-    pub const UNUSABLE: usize = 10;
-    const NEW: usize = 11;
+    pub const UNUSABLE: usize = FETCHED.saturating_add(super::STATUSES.len());
+    const NEW: usize = UNUSABLE.saturating_add(1);
     /// Handshakes that could not wait for a lookup.
-    pub const SKIPPED: usize = 15;
+    pub const SKIPPED: usize = 16;
 
     /// Handshakes by the outcome of their lookup.
     pub const fn fetched(outcome: super::Outcome) -> usize {
@@ -418,6 +419,8 @@ mod tests {
             Outcome::Down,
             Outcome::Corrupt,
             Outcome::Forged,
+            Outcome::Foreign,
+            Outcome::Ticket,
         ]
         .into_iter()
         .enumerate()

@@ -30,7 +30,7 @@ use SSLSession::TlsRelay;
 use SSLSession::Wire;
 use SSLSession::Client;
 use SSLSession::Browser;
-use SSLSession::Sealing qw(session_key new_session_key issue_id seal unseal);
+use SSLSession::Sealing qw(session_key new_session_key issue_id unknown_status seal unseal);
 
 use Exporter qw(import);
 
@@ -44,7 +44,7 @@ our @EXPORT = qw($doing root tmpdir new_dir free_port free_node_port wait_until 
                  s_server s_client s_client_start tls_client browser refragment session_name
                  session_id with_session_id without_secret beside_ticket has_stream has_stream_servers cache_key
                  plain_key session_key
-                 new_session_key issue_id seal unseal);
+                 new_session_key issue_id unknown_status made_up_status seal unseal);
 
 sub nginx          { SSLSession::Nginx->new(@_) }
 sub nginx_version  { SSLSession::Nginx->version }
@@ -76,6 +76,13 @@ sub session_id     { SSLSession::Client::session_id(@_) }
 sub with_session_id { SSLSession::Client::with_session_id(@_) }
 sub without_secret { SSLSession::Client::without_secret(@_) }
 sub beside_ticket  { SSLSession::Client::beside_ticket(@_) }
+
+# How the lookup of the session ID ends that a client has made up for its ClientHello.
+sub made_up_status {
+    my ($client, $file) = @_;
+    # record (5), handshake (4), version (2), random (32)
+    return unknown_status(unpack('x43 C/a', $client->client_hello), $file);
+}
 
 # The name of a session's entry: without keys, and with the key of nginx() or of that file.
 sub plain_key { return SSLSession::Sealing::plain_key(session_id($_[0])) }

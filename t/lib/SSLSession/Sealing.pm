@@ -14,7 +14,7 @@ use Crypt::PRNG qw(random_bytes);
 use Exporter qw(import);
 use MIME::Base64 qw(encode_base64url);
 
-our @EXPORT_OK = qw(session_key new_session_key issue_id cache_key plain_key seal unseal ticket_head_id ticket_key_id);
+our @EXPORT_OK = qw(session_key new_session_key issue_id unknown_status cache_key plain_key seal unseal ticket_head_id ticket_key_id);
 
 # The file of the key that nginx() uses where a test says nothing of keys.
 sub session_key {
@@ -22,18 +22,21 @@ sub session_key {
     return -e $file ? $file : new_session_key($file);
 }
 
-# A file with a new key.
-my $keys = 0;
+# A file with a new key, which has another key id than all before.
+my ($keys, %key_id) = (0);
 
 sub new_session_key {
     my ($file) = @_;
     $file //= tmpdir() . '/session-' . ++$keys . '.key';
-    spew($file, random_bytes(32));
+    my $key;
+    do { $key = random_bytes(32) } while $key_id{ _key_id($key) }++;
+    spew($file, $key);
     chmod 0600, $file or die "$file: $!";
     return $file;
 }
 
 sub _key { return slurp($_[0] // session_key()) }
+sub _key_id { return substr hmac('SHA256', $_[0], 'keyid'), 0, 1 }
 
 # The functions below take the name of a key's file last; without it that of session_key().
 
@@ -42,8 +45,15 @@ sub issue_id {
     my ($protocol, $file) = @_;
     my $key   = _key($file);
     my $label = $protocol eq 'TLSv1.3' ? 'tls13' : 'tls12';
-    my $body  = substr(hmac('SHA256', $key, 'keyid'), 0, 1) . random_bytes(19);
+    my $body  = _key_id($key) . random_bytes(19);
     return $body . substr hmac('SHA256', $key, "$label$body"), 0, 12;
+}
+
+# How the lookup of a session ID ends that nobody has issued: one in 256 that are made up at random has the
+# key id of the key.
+sub unknown_status {
+    my ($id, $file) = @_;
+    return length $id == 32 && substr($id, 0, 1) eq _key_id(_key($file)) ? 'FORGED' : 'FOREIGN';
 }
 
 # The name of the entry of a session ID.
@@ -64,7 +74,7 @@ sub seal {
     my ($id, $der, $file, %arg) = @_;
     my $key    = _key($file);
     my $nonce  = random_bytes(12);
-    my $header = chr($arg{version} // 1) . substr(hmac('SHA256', $key, 'keyid'), 0, 1) . $nonce;
+    my $header = chr($arg{version} // 1) . _key_id($key) . $nonce;
     my ($data, $tag) = gcm_encrypt_authenticate('AES', hmac('SHA256', $key, "seal$id"), $nonce, $header . $id, $der);
     return $header . $data . $tag;
 }
