@@ -2077,6 +2077,7 @@ fetch_timeout 10ms;
 --- http_config eval
 "    ssl_session_backend fleet { server 127.0.0.1; key_prefix " . 'p' x 128 . "; }
     ssl_session_fetch fleet;
+    ssl_session_store fleet;
 "
 
 
@@ -2210,6 +2211,7 @@ fetch_timeout 10ms;
 --- http_config
     ssl_session_backend fleet { server 127.0.0.1; ssl on; }
     ssl_session_fetch fleet rediss://127.0.0.1;
+    ssl_session_store fleet rediss://127.0.0.1;
 
 
 
@@ -2233,23 +2235,25 @@ fetch_timeout 10ms;
     ssl_certificate     $TEST_NGINX_CRT;
     ssl_certificate_key $TEST_NGINX_KEY;
     server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; } # here
---- warn: "ssl_session_tickets" is on, so that clients keep their sessions and "ssl_session_store" gets none of TLSv1.3, for the server
+--- warn: "ssl_session_tickets" is on, so that clients keep their sessions and "ssl_session_store" gets none of TLSv1.3: use "ssl_session_ticket_keys", or add "ssl_session_tickets off;" to the server
 
 
 
 === TEST 224: several servers with tickets on get one warning
 --- http_config
     ssl_session_store   shared:tls:1m;
+    ssl_session_fetch   shared:tls:1m;
     ssl_certificate     $TEST_NGINX_CRT;
     ssl_certificate_key $TEST_NGINX_KEY;
     server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; ssl_session_tickets off; }
     server { # here
         listen 127.0.0.1:$TEST_NGINX_TLS2_PORT ssl;
+        server_name www.example.com www.example.org;
         ssl_session_tickets on;
     }
     server { listen 127.0.0.1:$TEST_NGINX_TLS2_PORT ssl; server_name other; }
     server { listen 127.0.0.1:$TEST_NGINX_TLS3_PORT ssl; }
---- warn: "ssl_session_tickets" is on, so that clients keep their sessions and "ssl_session_store" gets none of TLSv1.3, for the server and 2 other servers
+--- warn: "ssl_session_tickets" is on, so that clients keep their sessions and "ssl_session_store" gets none of TLSv1.3: use "ssl_session_ticket_keys", or add "ssl_session_tickets off;" to the server "www.example.com" and 2 other servers
 
 
 
@@ -2286,6 +2290,7 @@ fetch_timeout 10ms;
 === TEST 228: no warning for servers that resume nothing, or speak no TLS
 --- http_config
     ssl_session_fetch   shared:tls:1m;
+    ssl_session_store   shared:tls:1m;
     ssl_certificate     $TEST_NGINX_CRT;
     ssl_certificate_key $TEST_NGINX_KEY;
     server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; ssl_session_cache off; }
@@ -2358,6 +2363,7 @@ fetch_timeout 10ms;
 --- keyless
 --- http_config
     ssl_session_fetch redis://127.0.0.1;
+    ssl_session_store redis://127.0.0.1;
     ssl_session_key   $TEST_NGINX_KEY_ONE;
 
 
@@ -2505,6 +2511,7 @@ fetch_timeout 10ms;
 --- http_config
     ssl_session_backend fleet { server 127.0.0.1; }
     ssl_session_store fleet;
+    ssl_session_fetch fleet;
     ssl_session_key off; # here
 --- warn: "ssl_session_key" is off: whoever can read "fleet" can decrypt the connections of the sessions in it
 
@@ -2572,6 +2579,7 @@ fetch_timeout 10ms;
 --- http_config
     ssl_session_epoch revoked_until.2-A;
     ssl_session_fetch shared:tls:1m redis://127.0.0.1;
+    ssl_session_store shared:tls:1m redis://127.0.0.1;
 
 
 
@@ -2579,6 +2587,7 @@ fetch_timeout 10ms;
 --- http_config
     ssl_session_epoch abcdefghijklmnopqrstuvwxyz012345;
     ssl_session_fetch redis://127.0.0.1;
+    ssl_session_store redis://127.0.0.1;
 
 
 
@@ -2642,6 +2651,7 @@ fetch_timeout 10ms;
 --- http_config
     ssl_session_epoch   one;
     ssl_session_fetch   redis://127.0.0.1;
+    ssl_session_store   redis://127.0.0.1;
     ssl_session_tickets off;
     ssl_session_cache   builtin:100 shared:other:1m;
     ssl_certificate     $TEST_NGINX_CRT;
@@ -2667,7 +2677,7 @@ fetch_timeout 10ms;
         ssl_conf_command    Options AntiReplay;
         ssl_session_tickets off;
     }
---- warn: "ssl_conf_command Options AntiReplay" has OpenSSL resume sessions of TLSv1.3 of its own cache only, so that none is fetched or stored: use "ssl_session_fetch ... single_use" in its place, for the server and 1 other servers
+--- warn: "ssl_conf_command Options AntiReplay" has OpenSSL resume sessions of TLSv1.3 of its own cache only, so that none is fetched or stored: use "ssl_session_fetch ... single_use" in its place, for the server and 1 other server
 
 
 
@@ -2687,6 +2697,7 @@ fetch_timeout 10ms;
 === TEST 273: a cache of OpenSSL's, which nobody checks, gets a warning
 --- http_config
     ssl_session_fetch   redis://127.0.0.1;
+    ssl_session_store   redis://127.0.0.1;
     ssl_session_tickets off;
     ssl_session_cache   builtin;
     ssl_certificate     $TEST_NGINX_CRT;
@@ -2700,6 +2711,7 @@ fetch_timeout 10ms;
 --- http_config
     ssl_session_lifetime 1s;
     ssl_session_fetch    shared:tls:1m;
+    ssl_session_store    shared:tls:1m;
 
 
 
@@ -2707,6 +2719,7 @@ fetch_timeout 10ms;
 --- http_config
     ssl_session_lifetime 1w;
     ssl_session_fetch    shared:tls:1m;
+    ssl_session_store    shared:tls:1m;
 
 
 
@@ -2751,6 +2764,7 @@ fetch_timeout 10ms;
 --- http_config
     ssl_session_bind  certificate;
     ssl_session_fetch shared:tls:1m;
+    ssl_session_store shared:tls:1m;
 
 
 
@@ -2758,6 +2772,7 @@ fetch_timeout 10ms;
 --- http_config
     ssl_session_bind  names;
     ssl_session_fetch shared:tls:1m;
+    ssl_session_store shared:tls:1m;
 
 
 
@@ -2794,6 +2809,7 @@ fetch_timeout 10ms;
 === TEST 287: a host that nobody knows in a URL, and a resolver
 --- http_config
     ssl_session_fetch redis://sessions.invalid; # here
+    ssl_session_store redis://sessions.invalid;
     resolver 127.0.0.1;
 --- warn: host not found in "sessions.invalid" of the "ssl_session_fetch" directive: it is down until "resolver" finds it
 
@@ -2806,6 +2822,7 @@ fetch_timeout 10ms;
         server sessions.invalid; # here
     }
     ssl_session_fetch fleet;
+    ssl_session_store fleet;
 --- warn: host not found in "sessions.invalid" of the "server" directive: it is down until "resolver" finds it
 
 
@@ -3121,6 +3138,7 @@ fetch_timeout 10ms;
 --- http_config
     ssl_session_backend fleet { server 127.0.0.1; }
     ssl_session_fetch fleet;
+    ssl_session_store fleet;
     ssl_session_ticket_keys shared:tickets:1m period=7d keep=60;
 
 
@@ -3128,6 +3146,7 @@ fetch_timeout 10ms;
 === TEST 320: tickets and a store, without a warning
 --- http_config
     ssl_session_store redis://127.0.0.1;
+    ssl_session_fetch redis://127.0.0.1;
     ssl_session_ticket_keys shared:tickets:1m;
     ssl_certificate     $TEST_NGINX_CRT;
     ssl_certificate_key $TEST_NGINX_KEY;
@@ -3141,6 +3160,7 @@ fetch_timeout 10ms;
     ssl_session_fallback_timeout 7d;
     ssl_session_tickets_tls12    on;
     ssl_session_store            shared:tls:1m redis://127.0.0.1;
+    ssl_session_fetch            shared:tls:1m redis://127.0.0.1;
     ssl_session_ticket_keys shared:tickets:1m;
 
 
@@ -3150,6 +3170,7 @@ fetch_timeout 10ms;
     ssl_session_fallback      off;
     ssl_session_tickets_tls12 off;
     ssl_session_store         redis://127.0.0.1;
+    ssl_session_fetch         redis://127.0.0.1;
 
 
 
@@ -3600,6 +3621,7 @@ server {
 --- http_config
     ssl_session_backend eu { server 127.0.0.1; }
     ssl_session_fetch shared:tls:1m eu redis://127.0.0.1:6380;
+    ssl_session_store shared:tls:1m eu redis://127.0.0.1:6380;
     ssl_session_epoch epoch eu;
 
 
@@ -3650,6 +3672,7 @@ server {
 --- http_config
     ssl_session_ticket_count 1;
     ssl_session_fetch shared:tls:1m;
+    ssl_session_store shared:tls:1m;
 
 
 
@@ -3688,3 +3711,74 @@ server {
         ssl_session_ticket_count 1; # here
     }
 --- emerg: "ssl_session_ticket_count" directive is not allowed here
+
+
+
+=== TEST 391: sessions that are looked up and never stored get a warning
+--- http_config
+    ssl_session_backend fleet { server 127.0.0.1; }
+    ssl_session_fetch shared:tls:1m fleet; # here
+--- warn: "ssl_session_fetch" without "ssl_session_store": no session made here is stored (hint: add "ssl_session_store", or "ssl_session_store off;" if that is meant)
+
+
+
+=== TEST 392: sessions that are stored and never looked up get a warning
+--- http_config
+    ssl_session_store shared:tls:1m; # here
+--- warn: "ssl_session_store" without "ssl_session_fetch": no stored session is looked up (hint: add "ssl_session_fetch", or "ssl_session_fetch off;" if that is meant)
+
+
+
+=== TEST 393: single_use and no store get a warning
+--- http_config
+    ssl_session_fetch redis://127.0.0.1 single_use; # here
+--- warn: "ssl_session_fetch" without "ssl_session_store": no session made here is stored (hint: add "ssl_session_store", or "ssl_session_store off;" if that is meant)
+
+
+
+=== TEST 394: keys of tickets do not stand in for a store
+--- http_config
+    ssl_session_ticket_keys shared:tickets:1m;
+    ssl_session_fetch redis://127.0.0.1; # here
+--- warn: "ssl_session_fetch" without "ssl_session_store": no session made here is stored (hint: add "ssl_session_store", or "ssl_session_store off;" if that is meant)
+
+
+
+=== TEST 395: keys of tickets alone, without a warning
+--- http_config
+    ssl_session_ticket_keys shared:tickets:1m;
+    ssl_certificate     $TEST_NGINX_CRT;
+    ssl_certificate_key $TEST_NGINX_KEY;
+    server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; }
+
+
+
+=== TEST 396: a store that is off is not forgotten
+--- http_config
+    ssl_session_fetch redis://127.0.0.1;
+    ssl_session_store off;
+
+
+
+=== TEST 397: lookups that are off are not forgotten
+--- http_config
+    ssl_session_fetch off;
+    ssl_session_store redis://127.0.0.1;
+
+
+
+=== TEST 398: one that is off needs no other
+--- http_config
+    ssl_session_fetch off;
+
+
+
+=== TEST 399: two servers with tickets on get one warning
+--- http_config
+    ssl_session_fetch   redis://127.0.0.1;
+    ssl_session_store   redis://127.0.0.1;
+    ssl_certificate     $TEST_NGINX_CRT;
+    ssl_certificate_key $TEST_NGINX_KEY;
+    server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; server_name one.example; } # here
+    server { listen 127.0.0.1:$TEST_NGINX_TLS2_PORT ssl; }
+--- warn: "ssl_session_tickets" is on, so that clients keep their sessions and "ssl_session_store" gets none of TLSv1.3: use "ssl_session_ticket_keys", or add "ssl_session_tickets off;" to the server "one.example" and 1 other server

@@ -340,6 +340,7 @@ TLSv1.2 r [HIT] [store]
 
 === TEST 14: a URL with a database
 --- sessions
+    ssl_session_fetch off;
     ssl_session_store redis://127.0.0.1:$TEST_NGINX_REDIS_PORT/5;
 --- proxy
     proxy_ssl_protocols TLSv1.2;
@@ -351,6 +352,7 @@ TLSv1.2 . [] []
 
 === TEST 15: a unix socket with a database
 --- sessions
+    ssl_session_fetch off;
     ssl_session_store redis://unix:$TEST_NGINX_REDIS_SOCK:/6;
 --- server
     ssl_protocols TLSv1.3;
@@ -465,6 +467,7 @@ TLSv1.3 r [HIT] [store]
 === TEST 24: ssl_session_cache builtin is not used where the store misses
 --- sessions
     ssl_session_fetch store;
+    ssl_session_store off;
 --- server
     ssl_session_cache builtin:20;
 --- proxy
@@ -478,6 +481,7 @@ TLSv1.2 . [MISS] []
 === TEST 25: ssl_session_cache shared goes on working where the store misses, TLS 1.2
 --- sessions
     ssl_session_fetch store;
+    ssl_session_store off;
 --- server
     ssl_session_cache shared:nginx:32k;
 --- proxy
@@ -491,6 +495,7 @@ TLSv1.2 r [MISS] []
 === TEST 26: ssl_session_cache shared goes on working where shared memory misses, TLS 1.3
 --- sessions
     ssl_session_fetch shared:tls:32k;
+    ssl_session_store off;
 --- server
     ssl_session_cache shared:nginx:32k;
     ssl_protocols     TLSv1.3;

@@ -41,6 +41,7 @@ add_block_preprocessor(sub {
         fetch_timeout   ${timeout}ms;
     }
     ssl_session_fetch   store;
+    ssl_session_store   off;
     ssl_session_tickets off;
     ssl_certificate     \$TEST_NGINX_CRT;
     ssl_certificate_key \$TEST_NGINX_KEY;

@@ -65,7 +65,7 @@ class Held:
             ssl_session_backend fleet {{
                 server 127.0.0.1:{self.silent.port}; fetch_timeout 600s; queue 20000;
             }}
-            ssl_session_fetch fleet;""" if module else "", module=module)
+            ssl_session_fetch fleet; ssl_session_store off;""" if module else "", module=module)
         self.before = self.server.memory()
 
     def grow(self, n, part):

@@ -23,7 +23,8 @@ def backend(servers, more="", tiers="", store=True, fetch=""):
     block = "".join(f"server {server};" for server in servers)
     text = (f"ssl_session_backend fleet {{ {block} {more} {PATIENT} }} "
             f"ssl_session_fetch {tiers} fleet {fetch}; ")
-    return text + (f"ssl_session_store {tiers} fleet;" if store else "")
+    stored = f"{tiers} fleet" if store else "off"
+    return f"{text}ssl_session_store {stored};"
 
 
 class Redis(Process):

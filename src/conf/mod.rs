@@ -562,6 +562,27 @@ impl MainConf {
         }
     }
 
+    /// Says aloud that sessions are stored and never looked up, or looked up and never stored. Who says
+    /// `off` has not forgotten the other directive.
+    fn warn_of_half(cf: &Conf, fetch: Option<&Targets>, store: Option<&Targets>) {
+        let (there, missing, what) = match (fetch, store) {
+            (Some(fetch), None) => (fetch, "ssl_session_store", "no session made here is stored"),
+            (None, Some(store)) => (store, "ssl_session_fetch", "no stored session is looked up"),
+            _ => return,
+        };
+        if !there.targets.is_empty() {
+            let directive = there.directive;
+            cf.say_at(
+                Level::Warn,
+                &there.place,
+                format_args!(
+                    "\"{directive}\" without \"{missing}\": {what} (hint: add \"{missing}\", or \
+                     \"{missing} off;\" if that is meant)"
+                ),
+            );
+        }
+    }
+
     /// Refuses names that nobody will resolve.
     fn check_names(&mut self, cf: &Conf, has_resolver: bool) -> Result<(), Refusal> {
         for Unresolved { problem, place } in mem::take(&mut self.unresolved) {
@@ -685,6 +706,7 @@ impl module::MainConf for MainConf {
                 Some(Counters::declare(cf, COUNTERS, COUNTERS_LEN, crate::backend_module())?);
         }
         let (fetch, store) = (self.fetch.take(), self.store.take());
+        Self::warn_of_half(cf, fetch.as_ref(), store.as_ref());
         let place = |targets: &Option<Targets>| targets.as_ref().map(|it| it.place.clone());
         let places = (place(&fetch), place(&store));
         let fetch = self.resolve(cf, fetch)?;
@@ -760,7 +782,9 @@ impl module::MainConf for MainConf {
                 &first.place,
                 format_args!(
                     "\"ssl_session_tickets\" is on, so that clients keep their sessions and \
-                     \"ssl_session_store\" gets none of TLSv1.3, for the server{rest}"
+                     \"ssl_session_store\" gets none of TLSv1.3: use \"ssl_session_ticket_keys\", or \
+                     add \"ssl_session_tickets off;\" to the server{}{rest}",
+                    first.shown_name()
                 ),
             );
         }
@@ -825,8 +849,11 @@ impl module::MainConf for MainConf {
 fn first_of<'a>(mut servers: impl Iterator<Item = &'a Server>) -> Option<(&'a Server, String)> {
     let first = servers.next()?;
     let others = servers.count();
-    let rest =
-        if others == 0 { String::new() } else { std::format!(" and {others} other servers") };
+    let rest = match others {
+        0 => String::new(),
+        1 => " and 1 other server".to_string(),
+        _ => std::format!(" and {others} other servers"),
+    };
     Some((first, rest))
 }
 

@@ -3,6 +3,7 @@
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 use std::collections::HashMap;
+use std::string::String;
 use std::vec::Vec;
 
 use nginx_sys::{
@@ -56,6 +57,8 @@ pub struct Server {
     pub verification: Verification,
     /// Whether it has `ssl_session_ticket_key`.
     pub has_ticket_key_files: bool,
+    /// Its first `server_name`; empty without one.
+    pub name: String,
     /// Where its block begins.
     pub place: Place,
     /// Whether any of its listening sockets has `ssl`.
@@ -64,6 +67,13 @@ pub struct Server {
     pub listens_quic: bool,
     /// In what other servers differ from it on the sockets whose default server it is.
     pub differences: Differences,
+}
+
+impl Server {
+    /// Its name as it is shown after the word "server", if it has one.
+    pub fn shown_name(&self) -> String {
+        if self.name.is_empty() { String::new() } else { std::format!(" \"{}\"", self.name) }
+    }
 }
 
 /// Tells servers apart.
@@ -87,6 +97,7 @@ pub(super) struct Configured {
     pub(super) context: Context,
     pub(super) verification: Verification,
     pub(super) has_ticket_key_files: bool,
+    pub(super) name: String,
     pub(super) place: Place,
 }
 
@@ -95,12 +106,13 @@ pub(super) fn listening(servers: Vec<Configured>, sockets: &[Socket]) -> Vec<Ser
     let contexts: HashMap<Id, Context> =
         servers.iter().map(|server| (server.id, server.context)).collect();
     let with_sockets = |server| {
-        let Configured { id, context, verification, has_ticket_key_files, place } = server;
+        let Configured { id, context, verification, has_ticket_key_files, name, place } = server;
         let own = || sockets.iter().filter(|socket| socket.servers.contains(&id));
         Server {
             context,
             verification,
             has_ticket_key_files,
+            name,
             place,
             listens_tls: own().any(|socket| socket.is_tls),
             listens_quic: own().any(|socket| socket.is_quic),

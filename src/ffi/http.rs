@@ -2,6 +2,7 @@
 
 use core::ffi::CStr;
 use core::ptr::{self, NonNull};
+use std::string::String;
 use std::vec::Vec;
 
 use nginx_sys::{
@@ -52,6 +53,7 @@ impl Block for Http {
                         ..Verification::default()
                     },
                     has_ticket_key_files: !ssl.session_ticket_keys.is_null(),
+                    name: String::from_utf8_lossy(server.server_name.as_bytes()).into_owned(),
                     place: Place::new(CStr::from_ptr(server.file_name.cast()), server.line),
                 })
             };

@@ -3,6 +3,7 @@
 
 use core::ffi::{CStr, c_void};
 use core::ptr::{self, NonNull};
+use std::string::String;
 use std::vec::Vec;
 
 #[cfg(not(nginx_stream_servers))]
@@ -63,6 +64,10 @@ impl Block for Stream {
                         ..Verification::default()
                     },
                     has_ticket_key_files: !ssl.session_ticket_keys.is_null(),
+                    #[cfg(nginx_stream_servers)]
+                    name: String::from_utf8_lossy(server.server_name.as_bytes()).into_owned(),
+                    #[cfg(not(nginx_stream_servers))]
+                    name: String::new(),
                     place: Place::new(CStr::from_ptr(server.file_name.cast()), server.line),
                 })
             };

@@ -38,8 +38,8 @@ my $ticket_key = spew("$dir/ticket.key", 'k' x 80);
 # Where sessions are kept.
 my %keep = (
     zone      => 'ssl_session_fetch shared:tls:1m; ssl_session_store shared:tls:1m; ssl_session_tickets off;',
-    nginx     => 'ssl_session_fetch shared:tls:1m; ssl_session_cache shared:own:1m; ssl_session_tickets off;',
-    stateless => "ssl_session_fetch shared:tls:1m; ssl_session_tickets on; ssl_session_ticket_key $ticket_key;",
+    nginx     => 'ssl_session_fetch shared:tls:1m; ssl_session_store off; ssl_session_cache shared:own:1m; ssl_session_tickets off;',
+    stateless => "ssl_session_fetch shared:tls:1m; ssl_session_store off; ssl_session_tickets on; ssl_session_ticket_key $ticket_key;",
     redis     => <<"CONF",
     ssl_session_backend fleet { server ${\ $redis->address }; connect_timeout 60s; fetch_timeout 60s; store_timeout 60s; }
     ssl_session_fetch   fleet;

@@ -92,14 +92,14 @@ my %keep = (
 CONF
     zone      => 'ssl_session_fetch shared:tls:1m; ssl_session_store shared:tls:1m; ssl_session_tickets off;',
     # What nginx and OpenSSL keep, behind a zone that has nothing.
-    nginx     => 'ssl_session_fetch shared:tls:1m; ssl_session_cache shared:own:1m; ssl_session_tickets off;',
-    builtin   => 'ssl_session_fetch shared:tls:1m; ssl_session_cache builtin; ssl_session_tickets off;',
-    both      => 'ssl_session_fetch shared:tls:1m; ssl_session_cache builtin shared:own:1m; ssl_session_tickets off;',
+    nginx     => 'ssl_session_fetch shared:tls:1m; ssl_session_store off; ssl_session_cache shared:own:1m; ssl_session_tickets off;',
+    builtin   => 'ssl_session_fetch shared:tls:1m; ssl_session_store off; ssl_session_cache builtin; ssl_session_tickets off;',
+    both      => 'ssl_session_fetch shared:tls:1m; ssl_session_store off; ssl_session_cache builtin shared:own:1m; ssl_session_tickets off;',
     filled    => 'ssl_session_fetch shared:tls:1m; ssl_session_store shared:tls:1m; ssl_session_cache builtin; ssl_session_tickets off;',
-    stateless => "ssl_session_fetch shared:tls:1m; ssl_session_tickets on; ssl_session_ticket_key $ticket_key;",
+    stateless => "ssl_session_fetch shared:tls:1m; ssl_session_store off; ssl_session_tickets on; ssl_session_ticket_key $ticket_key;",
     # Stateless tickets, too, under keys of the fleet.
-    fleet     => 'ssl_session_fetch shared:tls:1m; ssl_session_ticket_keys shared:tickets:1m; ssl_session_tickets on;',
-    off       => "ssl_session_fetch shared:tls:1m; ssl_session_cache off; ssl_session_tickets on; ssl_session_ticket_key $ticket_key;",
+    fleet     => 'ssl_session_fetch shared:tls:1m; ssl_session_store off; ssl_session_ticket_keys shared:tickets:1m; ssl_session_tickets on;',
+    off       => "ssl_session_fetch shared:tls:1m; ssl_session_store off; ssl_session_cache off; ssl_session_tickets on; ssl_session_ticket_key $ticket_key;",
 );
 # OpenSSL has a cache for each socket, which the module puts out of use.
 my @resuming = grep { $_ ne 'builtin' } sort keys %keep;

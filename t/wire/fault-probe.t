@@ -19,6 +19,7 @@ sub conf {
     return <<"CONF";
     ssl_session_backend store { server $server; $limits }
     ssl_session_fetch   store;
+    ssl_session_store   off;
     ssl_session_tickets off;
     ssl_protocols       TLSv1.2 TLSv1.3;
     ssl_certificate     $certs->{ec_crt};

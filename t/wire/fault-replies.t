@@ -31,6 +31,7 @@ sub conf {
         store_timeout   ${timeout}s;
     }
     ssl_session_fetch   @{[ $arg{target} // 'store' ]};
+    ssl_session_store   off;
     ssl_session_tickets off;
     ssl_protocols       TLSv1.2 TLSv1.3;
     ssl_certificate     $certs->{ec_crt};

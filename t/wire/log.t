@@ -120,6 +120,7 @@ subtest 'lines about a server' => sub {
         my $port = free_port();
         my $one = nginx(log => 'notice', conf => <<"CONF");
     ssl_session_backend store { server $address; connect_timeout ${ms}ms; $more }
+    ssl_session_fetch off;
     ssl_session_store store;
     ssl_session_tickets off;
     server { listen 127.0.0.1:$port ssl; ssl_certificate $certs->{ec_crt}; ssl_certificate_key $certs->{ec_key}; location / { return 200 ok; } }

@@ -96,7 +96,7 @@ subtest 'extended master secret: a client that leaves it out is refused' => sub 
 
 subtest "extended master secret: sessions of nginx's own cache" => sub {
     # A callback of nginx's comes after ours, and has what was stored before a reload.
-    my $node = node('', where => 'ssl_session_cache shared:own:1m; ssl_session_fetch shared:near:1m;');
+    my $node = node('', where => 'ssl_session_cache shared:own:1m; ssl_session_fetch shared:near:1m; ssl_session_store off;');
     my ($said, $session) = visit($node, protocol => 'TLSv1.2');
     is +(visit($node, protocol => 'TLSv1.2', session => $session))[0], 'r MISS', 'resumed from it';
     $node->{nginx}->reload($node->{conf}->($no_ems));

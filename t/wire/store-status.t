@@ -55,22 +55,22 @@ for my $where (qw(redis shared both)) {
 
 subtest 'stored, and never looked for' => sub {
     my $redis = redis();
-    my ($port) = site(backend($redis->port) . ' ssl_session_store store;');
+    my ($port) = site(backend($redis->port) . ' ssl_session_fetch off; ssl_session_store store;');
     is +(visit($port, $_))[0], '[STORED]', $_ for qw(TLSv1.2 TLSv1.3);
 };
 
 subtest 'nothing is to be stored' => sub {
     my $redis = redis();
-    my ($port) = site(backend($redis->port) . ' ssl_session_fetch store;');
+    my ($port) = site(backend($redis->port) . ' ssl_session_fetch store; ssl_session_store off;');
     is +(visit($port, $_))[0], '[]', "$_, no target" for qw(TLSv1.2 TLSv1.3);
-    my ($stateless) = site(backend($redis->port) . ' ssl_session_store store;', tickets => 'on');
+    my ($stateless) = site(backend($redis->port) . ' ssl_session_fetch off; ssl_session_store store;', tickets => 'on');
     is +(visit($stateless, 'TLSv1.3'))[0], '[]', 'stateless tickets';
 };
 
 subtest 'no server, and one of two targets' => sub {
     my $port_of_nobody = free_port();
     for my $to ('store', 'shared:tls:1m store') {
-        my ($port) = site(backend($port_of_nobody) . " ssl_session_store $to;");
+        my ($port) = site(backend($port_of_nobody) . " ssl_session_fetch off; ssl_session_store $to;");
         my $status;
         # The first one waits for the connection.
         wait_until { ($status) = visit($port, 'TLSv1.2'); $status eq '[DROPPED]' } 5, "dropped: $to";
@@ -82,7 +82,7 @@ subtest 'a client with a certificate' => sub {
     my $verify = "ssl_verify_client optional; ssl_client_certificate $certs->{ca_crt};";
     for my $word (qw(SKIPPED STORED)) {
         my $parameter = $word eq 'SKIPPED' ? ' no_client_cert' : '';
-        my ($port) = site("ssl_session_store shared:tls:1m$parameter;", server => $verify);
+        my ($port) = site("ssl_session_fetch off; ssl_session_store shared:tls:1m$parameter;", server => $verify);
         my %cert = (cert => $certs->{client_crt}, key => $certs->{client_key});
         is +(visit($port, $_, %cert))[0], "[$word]", "$_:$parameter" for qw(TLSv1.2 TLSv1.3);
         is +(visit($port, 'TLSv1.2'))[0], '[STORED]', 'one without';

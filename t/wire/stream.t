@@ -306,7 +306,26 @@ subtest 'tickets that clients keep are warned of' => sub {
     my $port = free_port();
     my ($code, $said) = conf_test(conf => '', stream => block($port, 'store') =~ s/tickets off/tickets on/r);
     is $code, 0, 'allowed';
-    like $said, qr/\[warn\] .*"ssl_session_tickets" is on, .* for the server in /, 'and said';
+    like $said, qr/\[warn\] .*"ssl_session_tickets" is on, .* to the server in \S+:\d+$/m, 'and said';
+    return if !has_stream_servers();
+    ($code, $said) = conf_test(conf => '', stream => block($port, 'store') =~ s/tickets off/tickets on/r =~ s/(listen [^;]*;)/$1 server_name one.test;/r);
+    like $said, qr/\[warn\] .*"ssl_session_tickets" is on, .* to the server "one\.test" in \S+:\d+$/m, 'with its name';
+};
+
+subtest 'one directive without the other is warned of, whatever the other block has' => sub {
+    my $both = "ssl_session_fetch shared:web:1m; ssl_session_store shared:web:1m;\n";
+    for my $case ([qw(fetch store)], [qw(store fetch)]) {
+        my ($there, $missing) = @$case;
+        my $stream = block(free_port(), 'store');
+        is $stream =~ s/^\s*ssl_session_$missing store;//m, 1, 'a line less';
+        my ($code, $said) = conf_test(conf => $both, stream => $stream);
+        is $code, 0, "no $missing: allowed";
+        my @warnings = $said =~ /\[warn\] (.*)/g;
+        is scalar @warnings, 1, 'and said once' or diag $said;
+        like $warnings[0], qr/"ssl_session_$there" without "ssl_session_$missing": .* in \S+:\d+$/, 'with its place';
+        ($code, $said) = conf_test(conf => $both, stream => "$stream ssl_session_$missing off;\n");
+        unlike $said, qr/\[warn\]/, 'not where it is off';
+    }
 };
 
 done_testing;

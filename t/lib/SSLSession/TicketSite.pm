@@ -24,10 +24,10 @@ our @EXPORT_OK = qw(@kinds resumed full);
 our @kinds = qw(native fallback);
 
 my %of_kind = (
-    native   => 'ssl_session_tickets on;',
+    native   => 'ssl_session_tickets on; ssl_session_store off;',
     fallback => 'ssl_session_tickets off; ssl_session_store gone; ssl_session_fallback tickets;',
     tls12    => 'ssl_session_tickets off; ssl_session_store live; ssl_session_tickets_tls12 on;',
-    none     => 'ssl_session_tickets off;',
+    none     => 'ssl_session_tickets off; ssl_session_store off;',
 );
 
 # kind     one of these, or what http{} has in its place
