@@ -14,6 +14,8 @@ pub struct Cause {
 const SOME: Option<f64> = Some(20.0);
 /// Hardly any client should.
 const FEW: Option<f64> = Some(1.0);
+/// What chance makes of session IDs that clients make up: 0.4 % of them, for each key.
+const CHANCE: Option<f64> = Some(5.0);
 
 const fn is(words: &'static str, section: &'static str, limit: Option<f64>) -> Cause {
     Cause { words, section: Some(section), limit }
@@ -38,7 +40,9 @@ static UNUSABLE: Cause =
 static SUITES: Cause =
     is("found and not resumed: cipher suites", "cipher-suites-with-another-hash", FEW);
 static MISS: Cause = is("not in the store: the session has ended", "the-session-has-ended", SOME);
-static FORGED: Cause = is("issued by nobody who has the key", "another-key-or-none", SOME);
+static FOREIGN: Cause =
+    is("issued by nobody who has the key, or made up", "another-key-or-none", SOME);
+static FORGED: Cause = is("made up, with the id of a key", "another-key-or-none", CHANCE);
 static CORRUPT: Cause = is("an entry of no use: a clock is wrong", "a-clock-that-is-wrong", FEW);
 static DOWN: Cause = is("the store is down", "the-store-is-down", FEW);
 static DROPPED: Cause = is("a new session lost: the store is down", "the-store-is-down", FEW);
@@ -57,6 +61,7 @@ pub fn cause(resumed: bool, fetch: &str, store: Option<&str>) -> &'static Cause 
         (_, "TIMEOUT", _) => &TIMEOUT,
         (_, "ERROR", _) => &ERROR,
         (_, "CORRUPT", _) => &CORRUPT,
+        (_, "FOREIGN", _) => &FOREIGN,
         (_, "FORGED", _) => &FORGED,
         (_, "HIT", Some("")) => &SUITES,
         (_, "HIT", _) => &UNUSABLE,
@@ -74,8 +79,8 @@ pub fn cause(resumed: bool, fetch: &str, store: Option<&str>) -> &'static Cause 
 mod tests {
     use super::*;
 
-    const FETCHES: [&str; 9] =
-        ["", "HIT", "MISS", "TIMEOUT", "ERROR", "DOWN", "FORGED", "CORRUPT", "TICKET"];
+    const FETCHES: [&str; 10] =
+        ["", "HIT", "MISS", "TIMEOUT", "ERROR", "DOWN", "CORRUPT", "FORGED", "FOREIGN", "TICKET"];
     const STORES: [Option<&str>; 6] =
         [None, Some(""), Some("STORED"), Some("DROPPED"), Some("SKIPPED"), Some("TICKET")];
 
