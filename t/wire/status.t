@@ -88,7 +88,7 @@ subtest 'JSON has the same numbers' => sub {
     my $json = decode_json(`curl -fsS 'http://127.0.0.1:$status/?format=json'`);
     my $metrics = metrics();
     is_deeply [ sort keys %$json ], [qw(listens protocols servers tiers time version)], 'its parts';
-    is $json->{version}, 1, 'the version of the schema';
+    is $json->{version}, 2, 'the version of the schema';
     cmp_ok abs($json->{time} - time), '<', 60, 'the time';
     my ($listen) = grep { $_->{listen} eq "127.0.0.1:$port" && $_->{protocol} eq 'TLSv1.3' } @{ $json->{listens} };
     is $listen->{handshakes}{resumed}, 10, 'resumed';

@@ -692,7 +692,7 @@ subtest 'What to look at' => sub {
     for my $counter (map { /^\w+/g } map { @{ $_->{counters} } } map { values %{ $_->{rows} // {} } } values %guide) {
         like $prometheus, qr/^nginx_ssl_session_$counter\{/m, "$counter is shown" if $counter !~ /^(?:tier_takes|server_queue)/;
     }
-    is decode_json($json)->{version}, 1, 'JSON';
+    is decode_json($json)->{version}, 2, 'JSON';
 };
 
 subtest 'Try it yourself' => sub {
