@@ -24,6 +24,8 @@ pub enum Outcome {
     Foreign,
     /// Nobody had to be asked: the client has a stateless ticket under a key of the fleet.
     Ticket,
+    /// Nobody was asked: the handshake could not wait.
+    Skipped,
 }
 
 impl Outcome {
@@ -39,16 +41,18 @@ impl Outcome {
             Outcome::Forged => "FORGED",
             Outcome::Foreign => "FOREIGN",
             Outcome::Ticket => "TICKET",
+            Outcome::Skipped => "SKIPPED",
         }
     }
 
     /// The outcome of two lookups for one handshake: a hit stands, else the first trouble, else a
-    /// foreign ID, else a miss.
+    /// foreign ID, else a miss. One that was not made says least.
     pub const fn or(self, later: Outcome) -> Outcome {
         match (self, later) {
             (Outcome::Hit, _) | (_, Outcome::Hit) => Outcome::Hit,
             (Outcome::Ticket, _) | (_, Outcome::Ticket) => Outcome::Ticket,
-            (Outcome::Miss, later) => later,
+            (earlier, Outcome::Skipped) => earlier,
+            (Outcome::Miss | Outcome::Skipped, later) => later,
             (Outcome::Foreign, Outcome::Miss) => Outcome::Foreign,
             (Outcome::Foreign, later) => later,
             (earlier, _) => earlier,
@@ -85,6 +89,15 @@ mod tests {
         for trouble in [Timeout, Error, Down, Corrupt, Forged] {
             assert_eq!(Foreign.or(trouble), trouble);
             assert_eq!(trouble.or(Foreign), trouble);
+        }
+    }
+
+    #[test]
+    fn a_lookup_that_was_not_made_counts_where_no_other_was() {
+        assert_eq!(Skipped.or(Skipped), Skipped);
+        for other in [Hit, Miss, Timeout, Error, Down, Corrupt, Forged, Foreign, Ticket] {
+            assert_eq!(Skipped.or(other), other);
+            assert_eq!(other.or(Skipped), other);
         }
     }
 }

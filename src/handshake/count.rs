@@ -49,13 +49,6 @@ impl Tally {
         }
     }
 
-    /// A session was offered in a handshake that cannot wait for a lookup.
-    pub fn skipped(&self, connection: &Connection) {
-        if let Some(place) = place(connection) {
-            self.on_listening(connection, place, |count| count.add(listen::SKIPPED, 1));
-        }
-    }
-
     /// A handshake has made a session.
     pub fn session(&self, connection: &Connection, stored: Stored) {
         if let Some(place) = place(connection) {

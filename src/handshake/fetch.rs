@@ -96,13 +96,13 @@ impl Policy {
         };
         // The epoch was not asked for in this handshake: a client must not get round it.
         if self.rules.epoch.as_ref().is_some_and(Watch::is_due) {
-            self.skip(connection, attached);
+            skip(connection, attached);
             return Found::Nowhere;
         }
         let found = lookup.run_local(&self.rules.fetch, connection.log());
         if !found && self.suspends {
             // The other tiers were not asked: there is no waiting for them any more.
-            self.skip(connection, attached);
+            skip(connection, attached);
             return self.not_here(connection);
         }
         let session = if found { self.open(attached, &mut lookup) } else { None };
@@ -114,14 +114,6 @@ impl Policy {
             attached.state().put_lookup(lookup);
         }
         session.map_or_else(|| self.not_here(connection), Found::Session)
-    }
-
-    /// Nobody was asked for a session that OpenSSL has asked for. That is no outcome, and counted once.
-    fn skip(&self, connection: &Connection, attached: &Attached<Policy>) {
-        debug!(connection.log(), "SSL session fetch: nobody was asked in time");
-        if attached.state().reports().skip() {
-            self.tally.skipped(connection);
-        }
     }
 
     /// The answer when no tier has the session. A cache of nginx's own is not asked for a session
@@ -235,4 +227,10 @@ impl Policy {
             }
         }
     }
+}
+
+/// Nobody was asked for a session that OpenSSL has asked for.
+fn skip(connection: &Connection, attached: &Attached<Policy>) {
+    debug!(connection.log(), "SSL session fetch: nobody was asked in time");
+    attached.state().reports().add(Outcome::Skipped, None);
 }

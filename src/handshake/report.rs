@@ -23,7 +23,6 @@ pub struct Report {
 #[derive(Default)]
 pub struct Reports {
     fetched: Cell<Report>,
-    skipped: Cell<bool>,
     stored: Cell<Option<Stored>>,
     resumed: Cell<Option<i64>>,
     finished: Cell<bool>,
@@ -47,12 +46,6 @@ impl Reports {
         report.outcome = Some(report.outcome.map_or(outcome, |earlier| earlier.or(outcome)));
         report.tier = if outcome == Outcome::Hit { tier } else { report.tier.or(tier) };
         self.fetched.set(report);
-    }
-
-    /// Notes that nobody was asked for a session that OpenSSL has asked for. Whether this is the first
-    /// one, and nothing has become of the others.
-    pub fn skip(&self) -> bool {
-        !self.skipped.replace(true) && self.fetched().outcome.is_none()
     }
 
     /// What became of the sessions that the handshake has made; nothing if none was to be stored.

@@ -66,7 +66,7 @@ JS
 # The same, made of the JSON.
 sub expected {
     my ($all) = @_;
-    my @statuses = qw(HIT MISS TIMEOUT ERROR DOWN CORRUPT FORGED FOREIGN TICKET);
+    my @statuses = qw(HIT MISS TIMEOUT ERROR DOWN CORRUPT FORGED FOREIGN TICKET SKIPPED);
     my $sum   = sub { my $sum = 0; $sum += $_ for values %{ $_[0] }; return $sum };
     my $share = sub { my ($part, $of) = @_; return $of ? sprintf '%.1f %%', int($part / $of * 1000) / 10 : '–' };
     my $times = sub {
@@ -78,7 +78,7 @@ sub expected {
         Address => $one->{listen}, Protocol => $one->{protocol}, 'Lookups outcomes' => '',
         'Handshakes all' => $sum->($hand), 'Handshakes resumed' => $hand->{resumed},
         'Handshakes share' => $share->($hand->{resumed}, $sum->($hand)),
-        map({ ("Lookups $_" => $one->{fetches}{$_}) } @statuses), 'Lookups unusable hits' => $one->{unusable_hits}, 'Lookups skipped' => $one->{skipped_fetches},
+        map({ ("Lookups $_" => $one->{fetches}{$_}) } @statuses), 'Lookups unusable hits' => $one->{unusable_hits},
         map({ ("New sessions $_" => $new->{$_}) } qw(STORED SKIPPED DROPPED TICKET)),
     } } grep { $sum->($_->{handshakes}) } @{ $all->{listens} } ];
     $seen{servers} = [ map { my $one = $_; my ($down, $up) = @$one{qw(down_workers available_workers)}; +{
@@ -95,7 +95,7 @@ sub expected {
     $seen{tiers} = [ map { my $one = $_; +{
         Tier => $one->{tier}, 'Lookups all' => $sum->($one->{lookups}),
         'Lookups hits' => $share->($one->{lookups}{HIT}, $sum->($one->{lookups})),
-        'Lookups outcomes' => '', map({ ("Lookups $_" => $one->{lookups}{$_}) } grep { !/FORGED|FOREIGN|TICKET/ } @statuses),
+        'Lookups outcomes' => '', map({ ("Lookups $_" => $one->{lookups}{$_}) } grep { !/FORGED|FOREIGN|TICKET|SKIPPED/ } @statuses),
         'Lookups merged' => $one->{merged_lookups}, 'Lookups takes' => $one->{takes},
         $times->('Lookups ', $one->{lookup_seconds}),
         'Sessions stored' => $one->{stores}, 'Sessions removed' => $one->{removals}, 'Sessions evicted' => $one->{evictions},

@@ -23,7 +23,7 @@ my %guide = read_guide(slurp(root() . '/docs/troubleshooting.md'));
 our $section;
 
 # The counters that tell causes apart: none of them may grow but those that the guide names.
-my $telling = qr/^(?:unusable_hits_total|skipped_fetches_total|tier_takes_total|tier_drops_total|server_queue_full_total)\{/;
+my $telling = qr/^(?:unusable_hits_total|tier_takes_total|tier_drops_total|server_queue_full_total)\{/;
 
 my @causes = (
     'Tickets are on' => sub {

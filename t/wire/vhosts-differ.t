@@ -206,7 +206,7 @@ CONF
 sub keyless {
     my ($by_itself, $seen, $where) = @_;
     my $what = "$seen->{reused} $seen->{status}";
-    my @right = !$by_itself->{asked} ? "$by_itself->{reused} " : $by_itself->{reused} eq 'r' ? ('r HIT', '. ') : ('. MISS', '. ');
+    my @right = !$by_itself->{asked} ? "$by_itself->{reused} " : $by_itself->{reused} eq 'r' ? ('r HIT', '. SKIPPED') : ('. MISS', '. SKIPPED');
     ok 0, "$where: '$what', not '" . join("' or '", @right) . "'" if $debug && !grep { $_ eq $what } @right;
     return 1;
 }

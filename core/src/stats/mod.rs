@@ -73,8 +73,10 @@ const STATUSES: &[&str] = &[
     Outcome::Forged.as_str(),
     Outcome::Foreign.as_str(),
     Outcome::Ticket.as_str(),
+    Outcome::Skipped.as_str(),
 ];
-/// Of those the ones that a target has: it is asked neither for what is not ours nor for what is in a ticket.
+/// Of those the ones that a target has: it is asked neither for what is not ours nor for what is in a ticket,
+/// and what is skipped asks nobody.
 const TIER_STATUSES: &[&str] = STATUSES.split_at(Outcome::Forged as usize).0;
 
 /// The place of an outcome among its words, which are in the order of [`Outcome`].
@@ -92,8 +94,6 @@ pub mod listen {
     /// Handshakes that were full although the session was found.
     pub const UNUSABLE: usize = FETCHED.saturating_add(super::STATUSES.len());
     const NEW: usize = UNUSABLE.saturating_add(1);
-    /// Handshakes that could not wait for a lookup.
-    pub const SKIPPED: usize = 16;
 
     /// Handshakes by the outcome of their lookup.
     pub const fn fetched(outcome: super::Outcome) -> usize {
@@ -222,10 +222,6 @@ const LISTEN: &[Family] = &[
             Stored::Dropped.as_str(),
             Stored::Ticket.as_str(),
         ],
-    ),
-    counter(
-        "skipped_fetches_total",
-        "TLS handshakes whose client offered a session, and that could not wait for a remote lookup.",
     ),
 ];
 const TIER: &[Family] = &[
@@ -401,8 +397,8 @@ mod tests {
 
     #[test]
     fn places_are_those_of_the_families() {
-        assert_eq!(listen::fetched(Outcome::Ticket) + 1, listen::UNUSABLE);
-        assert_eq!(listen::SKIPPED + 1, Kind::Listen.width());
+        assert_eq!(listen::fetched(Outcome::Skipped) + 1, listen::UNUSABLE);
+        assert_eq!(listen::new_sessions(Stored::Ticket) + 1, Kind::Listen.width());
         assert_eq!(tier::lookups(Outcome::Corrupt) + 1, tier::TAKES);
         assert_eq!(tier::dropped(DropReason::NoMemory) + 1, tier::MERGED);
         assert_eq!(tier::BYTES_STORED + 1, tier::LOOKED_UP);
@@ -421,6 +417,7 @@ mod tests {
             Outcome::Forged,
             Outcome::Foreign,
             Outcome::Ticket,
+            Outcome::Skipped,
         ]
         .into_iter()
         .enumerate()
