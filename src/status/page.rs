@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::string::String;
 use std::vec::Vec;
 
+use session_core::stats::histogram::Shown;
 use session_core::stats::{Record, json, prometheus};
 
 use crate::ffi::clock;
@@ -48,7 +49,7 @@ impl Format {
 
 /// A main configuration that knows what was counted.
 pub trait Counted {
-    /// What was counted.
+    /// What was counted, and what is known as of now.
     fn snapshot(&self) -> Vec<Record>;
 }
 
@@ -58,10 +59,15 @@ pub struct Status;
 impl<M: Module<Block = Http, MainConf: Counted>> Page<M> for Status {
     fn answer(conf: &M::MainConf, request: &Request<'_>) -> Answer {
         let Some(format) = Format::of(request) else { return Answer::BadRequest };
+        let shown = match request.argument("buckets") {
+            None => Shown::Some,
+            Some(b"all") => Shown::All,
+            Some(_) => return Answer::BadRequest,
+        };
         let mut text = Text(String::new());
         let written = match format {
             Format::Html => return body(format, Cow::Borrowed(include_str!("page.html"))),
-            Format::Prometheus => prometheus::write(&conf.snapshot(), &mut text),
+            Format::Prometheus => prometheus::write(&conf.snapshot(), shown, &mut text),
             Format::Json => json::write(&conf.snapshot(), clock::since_1970(), &mut text),
         };
         match written {

@@ -71,6 +71,7 @@ subtest 'in which form' => sub {
     my %type = (prometheus => 'text/plain; version=0.0.4; charset=utf-8', json => 'application/json', html => 'text/html; charset=utf-8');
     is $type->("/?format=$_"), "200 $type{$_}", "format=$_" for sort keys %type;
     is $type->("/?format=$_"), '400 text/html', "format=$_: there is no such" for '', 'xml', 'JSON', 'jsonp';
+    is $type->("/?buckets=$_"), '400 text/html', "buckets=$_: there are no such" for '', 'some', 'ALL';
     my %accept = (
         '*/*' => 'prometheus', 'application/json' => 'json',
         'text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8' => 'html',

@@ -40,6 +40,36 @@ pub fn upper_bound(bucket: usize) -> Option<u64> {
     steps.checked_shl(u32::try_from(place / STEPS).ok()?.checked_add(1)?)
 }
 
+/// Those of the bounds that are shown unless all are asked for, in microseconds: fewer where a lookup over a
+/// network hardly ever ends, and 40 ms, beyond which it is slow.
+const SHOWN: [u64; 20] = [
+    64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 40960,
+    49152, 65536, 131_072, 1_048_576,
+];
+
+/// Which buckets are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// About twenty.
+    Some,
+    /// All that there are.
+    All,
+}
+
+impl Shown {
+    /// The bounds that are shown, the last of them none, with how many times are not above each.
+    pub fn of(self, buckets: &[u64]) -> impl Iterator<Item = (Option<u64>, u64)> + use<'_> {
+        let mut below: u64 = 0;
+        let all = buckets.iter().enumerate().map(move |(bucket, n)| {
+            below = below.saturating_add(*n);
+            (upper_bound(bucket), below)
+        });
+        all.filter(move |(bound, _)| {
+            self == Shown::All || bound.is_none_or(|bound| SHOWN.binary_search(&bound).is_ok())
+        })
+    }
+}
+
 /// The time that so many of a thousand were not above, in microseconds: the upper bound of a
 /// bucket. `None` if nothing was counted, or it lies beyond the greatest bound.
 pub fn quantile(buckets: &[u64], per_mille: u64) -> Option<u64> {
@@ -87,6 +117,33 @@ mod tests {
         }
         assert_eq!(upper_bound(BUCKETS - 1), None);
         assert_eq!(bucket(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn what_is_shown_is_a_part_of_all_and_counts_the_same() {
+        let mut buckets = vec![0; BUCKETS];
+        for (n, count) in buckets.iter_mut().enumerate() {
+            *count = n as u64 * 7 + 1;
+        }
+        let all: vec::Vec<_> = Shown::All.of(&buckets).collect();
+        let some: vec::Vec<_> = Shown::Some.of(&buckets).collect();
+        assert_eq!(all.len(), BUCKETS);
+        // Each of them is a bound that there is, or it would be missing.
+        assert_eq!(some.len(), SHOWN.len() + 1);
+        assert!(some.iter().all(|one| all.contains(one)));
+        assert_eq!(some.last(), Some(&(None, buckets.iter().sum())));
+        for (bound, below) in all {
+            let exact: u64 = buckets
+                .iter()
+                .enumerate()
+                .map(|(n, count)| {
+                    let is_below =
+                        bound.is_none_or(|bound| upper_bound(n).is_some_and(|one| one <= bound));
+                    if is_below { *count } else { 0 }
+                })
+                .sum();
+            assert_eq!(below, exact);
+        }
     }
 
     #[test]

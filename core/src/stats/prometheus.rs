@@ -2,14 +2,14 @@
 
 use core::fmt::{self, Write};
 
-use super::histogram::upper_bound;
+use super::histogram::Shown;
 use super::{KINDS, Record, Seconds, Times};
 
 /// What each name of a metric begins with.
 const PREFIX: &str = "nginx_ssl_session_";
 
 /// Writes records in the text format of Prometheus, version 0.0.4.
-pub fn write(records: &[Record], out: &mut impl Write) -> fmt::Result {
+pub fn write(records: &[Record], shown: Shown, out: &mut impl Write) -> fmt::Result {
     for kind in KINDS {
         let of_kind = || records.iter().filter(move |record| record.kind == kind);
         if of_kind().next().is_none() {
@@ -32,7 +32,7 @@ pub fn write(records: &[Record], out: &mut impl Write) -> fmt::Result {
         if let Some(Times { name, help }) = kind.times() {
             head(out, name, help, "histogram")?;
             for record in of_kind() {
-                histogram(record, name, out)?;
+                histogram(record, name, shown, out)?;
             }
         }
     }
@@ -43,19 +43,19 @@ fn head(out: &mut impl Write, name: &str, help: &str, kind: &str) -> fmt::Result
     writeln!(out, "# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}")
 }
 
-fn histogram(record: &Record, name: &str, out: &mut impl Write) -> fmt::Result {
-    let mut below: u64 = 0;
-    for (bucket, n) in record.buckets().iter().enumerate() {
-        below = below.saturating_add(*n);
+fn histogram(record: &Record, name: &str, shown: Shown, out: &mut impl Write) -> fmt::Result {
+    let mut all: u64 = 0;
+    for (bound, below) in shown.of(record.buckets()) {
         write!(out, "{PREFIX}{name}_bucket{{{},le=\"", Labels(record))?;
-        match upper_bound(bucket) {
+        match bound {
             Some(us) => write!(out, "{}", Seconds(us))?,
             None => out.write_str("+Inf")?,
         }
         writeln!(out, "\"}} {below}")?;
+        all = below;
     }
     writeln!(out, "{PREFIX}{name}_sum{{{}}} {}", Labels(record), Seconds(record.sum()))?;
-    writeln!(out, "{PREFIX}{name}_count{{{}}} {below}", Labels(record))
+    writeln!(out, "{PREFIX}{name}_count{{{}}} {all}", Labels(record))
 }
 
 /// The labels of a record, as Prometheus has them.
@@ -93,7 +93,7 @@ mod tests {
 
     fn text(records: &[Record]) -> String {
         let mut text = String::new();
-        write(records, &mut text).unwrap();
+        write(records, Shown::Some, &mut text).unwrap();
         text
     }
 
@@ -121,11 +121,10 @@ mod tests {
             one.numbers[at] += us;
             one.numbers[at + 1 + histogram::bucket(us)] += 1;
         }
-        let text = text(&[one]);
+        let text = text(&[one.clone()]);
         for line in [
-            "nginx_ssl_session_tier_lookup_seconds_bucket{tier=\"shared:tls\",le=\"0.000008\"} 1",
-            "nginx_ssl_session_tier_lookup_seconds_bucket{tier=\"shared:tls\",le=\"0.000040\"} 3",
-            "nginx_ssl_session_tier_lookup_seconds_bucket{tier=\"shared:tls\",le=\"8.388608\"} 4",
+            "nginx_ssl_session_tier_lookup_seconds_bucket{tier=\"shared:tls\",le=\"0.000064\"} 3",
+            "nginx_ssl_session_tier_lookup_seconds_bucket{tier=\"shared:tls\",le=\"1.048576\"} 3",
             "nginx_ssl_session_tier_lookup_seconds_bucket{tier=\"shared:tls\",le=\"+Inf\"} 5",
             "nginx_ssl_session_tier_lookup_seconds_sum{tier=\"shared:tls\"} 63.000085",
             "nginx_ssl_session_tier_lookup_seconds_count{tier=\"shared:tls\"} 5",
