@@ -103,6 +103,19 @@ impl Epoch {
         if made <= at.saturating_add(GRACE) { Standing::Withdrawn } else { Standing::Good }
     }
 
+    /// The moment up to which sessions are withdrawn, in seconds since 1970. `None` if there is none, or the
+    /// store has never answered.
+    pub fn at(&self) -> Option<i64> {
+        self.answered()?;
+        // Relaxed: answered() has acquired it.
+        Some(self.at.load(Ordering::Relaxed)).filter(|&at| at != NONE)
+    }
+
+    /// Whether the store has ever answered.
+    pub fn is_heard(&self) -> bool {
+        self.answered().is_some()
+    }
+
     fn learn(&self, entry: &[u8], now: i64) -> News {
         let digits = entry.trim_ascii();
         let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
@@ -154,6 +167,18 @@ mod tests {
         }
         assert_eq!(epoch.hear(None, NOW, 0), News::None);
         assert_eq!(epoch.standing(NOW), Good, "an answer at the very beginning of the clock");
+    }
+
+    #[test]
+    fn it_says_what_it_is_and_whether_it_was_heard() {
+        let epoch = Epoch::new();
+        assert_eq!((epoch.is_heard(), epoch.at()), (false, None));
+        assert_eq!(epoch.hear(None, NOW, 0), News::None);
+        assert_eq!((epoch.is_heard(), epoch.at()), (true, None));
+        assert_eq!(hear(&epoch, "1799999999"), News::Withdrawn(NOW - 1));
+        assert_eq!((epoch.is_heard(), epoch.at()), (true, Some(NOW - 1)));
+        assert_eq!(epoch.hear(None, NOW, 9000), News::None);
+        assert_eq!(epoch.at(), Some(NOW - 1), "the entry is gone");
     }
 
     #[test]

@@ -211,6 +211,11 @@ impl<C: Crypto, M: MacKey> KeyRing<C, M> {
         !self.keys.is_empty()
     }
 
+    /// The key ids, in the order of the keys. What else there is of a key is secret.
+    pub fn key_ids(&self) -> impl Iterator<Item = u8> + '_ {
+        self.keys.iter().map(|key| key.id)
+    }
+
     /// Issues a session ID. Only with keys.
     pub fn issue(&self, tls: Tls) -> Result<[u8; ID_LEN], Failed> {
         let key = self.keys.first().ok_or(Failed)?;

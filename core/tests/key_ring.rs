@@ -121,6 +121,16 @@ fn the_vectors_of_the_documentation() {
 }
 
 #[test]
+fn a_key_id_is_the_first_byte_of_what_the_key_issues() {
+    let crypto = RustCrypto::default();
+    let ids: Vec<u8> = ring(&crypto, &[3, 1, 2]).key_ids().collect();
+    for (n, byte) in [3, 1, 2].into_iter().enumerate() {
+        assert_eq!(issue(&ring(&crypto, &[byte])).as_bytes()[0], ids[n]);
+    }
+    assert_eq!(ring(&crypto, &[]).key_ids().count(), 0);
+}
+
+#[test]
 fn an_issued_id_is_known_and_random() {
     let crypto = RustCrypto::default();
     let ring = ring(&crypto, &[1]);

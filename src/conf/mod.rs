@@ -17,6 +17,8 @@ use session_core::stats::Record;
 use session_core::target::{Redacted, Target, TargetError};
 
 use crate::SslSession;
+#[cfg(ngx_feature = "stream_ssl")]
+use crate::StreamSslSession;
 use crate::ffi::block::{Block, Server};
 use crate::ffi::conf::{Conf, DUPLICATE, Directive, Place, Refusal, Unresolved, directive};
 use crate::ffi::content;
@@ -31,7 +33,7 @@ use crate::handshake::{Policy, Rules, SingleUse, Watch};
 use crate::log_at;
 use crate::net::backend::{Answers, Backend as Servers};
 use crate::status::page::{Counted, Status};
-use crate::status::variables;
+use crate::status::{facts, variables};
 use crate::tier::Tier;
 use crate::tier::remote::Remote;
 use crate::tier::shared::Shared;
@@ -540,6 +542,12 @@ impl MainConf {
         Rc::new(Remote::new(name, prefix, servers))
     }
 
+    /// What there is to see of this block.
+    fn facts(&self) -> Vec<Record> {
+        let block = self.scope.strip_suffix(':').unwrap_or("http");
+        self.policy.as_ref().map(|policy| facts::of(block, policy)).unwrap_or_default()
+    }
+
     /// The name of a tier in logs, variables and counters.
     fn scoped(&self, name: &str) -> String {
         [self.scope, name].concat()
@@ -687,7 +695,14 @@ impl MainConf {
 
 impl Counted for MainConf {
     fn snapshot(&self) -> Vec<Record> {
-        self.counters.as_ref().map(Counters::snapshot).unwrap_or_default()
+        let mut records = self.counters.as_ref().map(Counters::snapshot).unwrap_or_default();
+        records.extend(self.facts());
+        #[cfg(ngx_feature = "stream_ssl")]
+        records.extend(
+            module::with_main_conf::<StreamSslSession, _>(MainConf::facts).into_iter().flatten(),
+        );
+        records.push(facts::build());
+        records
     }
 }
 

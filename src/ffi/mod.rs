@@ -43,6 +43,7 @@ mod symbol;
 pub mod tls;
 pub mod turn;
 pub mod variable;
+pub mod version;
 pub mod zone;
 
 /// A text for nginx, which only reads it.

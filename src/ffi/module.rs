@@ -6,8 +6,8 @@ use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
 use nginx_sys::{
-    NGX_HTTP_MODULE, NGX_PROCESS_HELPER, ngx_command_t, ngx_conf_t, ngx_cycle_t, ngx_http_module_t,
-    ngx_int_t, ngx_module_t, ngx_process, ngx_uint_t,
+    NGX_HTTP_MODULE, NGX_PROCESS_HELPER, ngx_command_t, ngx_conf_t, ngx_cycle, ngx_cycle_t,
+    ngx_http_module_t, ngx_int_t, ngx_module_t, ngx_process, ngx_uint_t,
 };
 use ngx::core::Status;
 #[cfg(ngx_feature = "stream_ssl")]
@@ -213,6 +213,13 @@ unsafe extern "C" fn exit_process<M: Module>(cycle: *mut ngx_cycle_t) {
         // SAFETY: the worker has left its event loop (ngx_worker_process_exit()).
         unsafe { Turn::lend(|turn| conf.close(turn)) };
     }
+}
+
+/// Looks into the main configuration of a module that is in use; none without the block.
+pub fn with_main_conf<M: Module, R>(look: impl FnOnce(&M::MainConf) -> R) -> Option<R> {
+    // SAFETY: nginx's current cycle, whose configurations nobody changes once they are read, and which
+    // goes only between two turns of the event loop.
+    unsafe { main_conf::<M>(ngx_cycle).map(|conf| look(conf.as_ref())) }
 }
 
 /// The main configuration of a cycle; none without the block.

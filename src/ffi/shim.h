@@ -26,6 +26,22 @@ static const uint64_t NAME(SSL_OP_NO_EXTENDED_MASTER_SECRET) =
     SSL_OP_NO_EXTENDED_MASTER_SECRET;
 
 
+/* The version of the OpenSSL that runs. */
+static inline const char *
+NAME(openssl_running)(void)
+{
+    return OpenSSL_version(OPENSSL_FULL_VERSION_STRING);
+}
+
+
+/* The version of the OpenSSL whose headers these are. */
+static inline const char *
+NAME(openssl_built)(void)
+{
+    return OPENSSL_FULL_VERSION_STR;
+}
+
+
 static inline int
 NAME(BIO_should_retry)(BIO *bio)
 {

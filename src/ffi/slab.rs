@@ -6,8 +6,8 @@ use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
 use nginx_sys::{
-    ngx_int_t, ngx_module_t, ngx_shared_memory_add, ngx_shm_zone_t, ngx_slab_free_locked,
-    ngx_slab_init, ngx_slab_pool_t, ngx_str_t,
+    ngx_int_t, ngx_module_t, ngx_pagesize, ngx_shared_memory_add, ngx_shm_zone_t,
+    ngx_slab_free_locked, ngx_slab_init, ngx_slab_pool_t, ngx_str_t,
 };
 use ngx::allocator::Allocator;
 use ngx::core::slab::LockedSlabPool;
@@ -71,6 +71,15 @@ impl SharedZone {
     }
 }
 
+/// How much memory a zone has, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// What can be allocated in all, free or not.
+    pub(super) size: usize,
+    /// What is free: pages, and pieces of pages in use.
+    pub(super) free: usize,
+}
+
 /// A zone's memory while its mutex is held.
 pub(super) struct Locked {
     pool: NonNull<ngx_slab_pool_t>,
@@ -108,6 +117,22 @@ impl Locked {
     pub(super) fn be_quiet(&self) {
         // SAFETY: the mutex is held.
         unsafe { shim::slab_be_quiet(self.pool.as_ptr()) };
+    }
+
+    /// How much memory there is for pieces of one size, which all but a few are of.
+    pub(super) fn room(&self, piece: usize) -> Room {
+        // SAFETY: the mutex is held. A size below half a page has a slot with numbers of its own
+        // (ngx_slab_init()).
+        unsafe {
+            let pool = self.pool.as_ptr();
+            let slot = (piece.trailing_zeros() as usize).saturating_sub((*pool).min_shift);
+            let pieces = *(*pool).stats.add(slot);
+            let size = (*pool).end.addr().saturating_sub((*pool).start.addr());
+            let size = size.saturating_sub(size.checked_rem(ngx_pagesize).unwrap_or_default());
+            let pages = (*pool).pfree.saturating_mul(ngx_pagesize);
+            let unused = pieces.total.saturating_sub(pieces.used).saturating_mul(piece);
+            Room { size, free: pages.saturating_add(unused) }
+        }
     }
 
     /// Frees all memory at once, and forgets the content.

@@ -65,6 +65,19 @@ struct Table {
     sentinel: ngx_rbtree_node_t,
     /// Newest first.
     ages: ngx_queue_t,
+    /// How many entries there are.
+    entries: usize,
+}
+
+/// How full a zone is.
+#[derive(Clone, Copy, Debug)]
+pub struct Fill {
+    /// Bytes that there are for entries.
+    pub size: usize,
+    /// Those of them that no entry has.
+    pub free: usize,
+    /// Entries, with those that have expired and are still there.
+    pub entries: usize,
 }
 
 /// What is known of an entry.
@@ -195,6 +208,7 @@ impl Zone {
             }
             ngx_queue_insert_after(&raw mut (*table.table).ages, &raw mut (*entry).head.age);
             ngx_rbtree_insert(&raw mut (*table.table).tree, &raw mut (*entry).head.node);
+            (*table.table).entries = (*table.table).entries.saturating_add(1);
         }
         Ok(evicted)
     }
@@ -207,6 +221,14 @@ impl Zone {
                 table.remove(entry);
             }
         }
+    }
+
+    /// How full the zone is; `None` while the configuration is read.
+    pub fn fill(&self) -> Option<Fill> {
+        let table = self.lock()?;
+        let slab::Room { size, free } = table.memory.room(CHUNK);
+        // SAFETY: the table is in the zone, and the lock is held.
+        Some(Fill { size, free, entries: unsafe { (*table.table).entries } })
     }
 
     fn read(&self, name: &[u8], now: i64, value: &mut Vec<u8>, remove: bool) -> bool {
@@ -302,6 +324,7 @@ impl Locked {
         unsafe {
             ngx_queue_remove(&raw mut (*entry).head.age);
             ngx_rbtree_delete(&raw mut (*self.table).tree, &raw mut (*entry).head.node);
+            (*self.table).entries = (*self.table).entries.saturating_sub(1);
             self.free((*entry).head.rest);
             // Who opens it later finds nothing: it may have been withdrawn, or taken.
             buffer::wipe(&mut (*entry).value);
@@ -452,6 +475,7 @@ impl Content for Table {
         // SAFETY: the memory is new, and of that layout.
         unsafe {
             (&raw mut (*table).changing).write(AtomicU32::new(0));
+            (&raw mut (*table).entries).write(0);
             ngx_queue_init(&raw mut (*table).ages);
             ngx_rbtree_init(&raw mut (*table).tree, &raw mut (*table).sentinel, Some(insert));
         }

@@ -41,6 +41,16 @@ impl Watch {
         }
     }
 
+    /// The name of the entry.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is known of it; `None` while the configuration is read.
+    pub fn epoch(&self) -> Option<&Epoch> {
+        self.zone.get()
+    }
+
     /// Asks, if what is known is too old. Whether the waiter has to wait.
     pub fn ask(&self, waiter: Waiter) -> bool {
         if !self.is_due() {

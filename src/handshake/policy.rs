@@ -97,11 +97,21 @@ impl Policy {
         self.rules.fetch.get(tier).map(|tier| tier.name())
     }
 
+    /// What the configuration says.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// All tiers. One that is both fetched from and stored in is there twice.
+    pub fn tiers(&self) -> impl Iterator<Item = &Rc<dyn Tier>> {
+        let keys = self.rules.tickets.iter().map(|tickets| tickets.keeper.tier());
+        self.rules.fetch.iter().chain(&self.rules.store).chain(keys)
+    }
+
     /// What happens is counted from now on.
     pub fn count(&self) {
         self.tally.begin();
-        let keys = self.rules.tickets.iter().map(|tickets| tickets.keeper.tier());
-        for tier in self.rules.fetch.iter().chain(&self.rules.store).chain(keys) {
+        for tier in self.tiers() {
             tier.count().begin(Kind::Tier, &[tier.name()]);
         }
     }

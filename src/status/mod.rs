@@ -1,4 +1,5 @@
 //! What operators see.
 
+pub mod facts;
 pub mod page;
 pub mod variables;

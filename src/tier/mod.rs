@@ -8,6 +8,7 @@ use session_core::outcome::Outcome;
 
 use crate::ffi::counters::Count;
 use crate::ffi::turn::Turn;
+use crate::ffi::zone::Fill;
 use crate::net::backend::{Giver, Waiter};
 
 pub mod remote;
@@ -23,6 +24,9 @@ pub trait Tier {
 
     /// Whether [`Tier::fetch_now`] answers.
     fn is_local(&self) -> bool;
+
+    /// How full it is; `None` if that is for others to say.
+    fn fill(&self) -> Option<Fill>;
 
     /// The outcome of a lookup that takes no time, with the entry in `value` if it is a hit.
     /// `None` if the tier is not local.

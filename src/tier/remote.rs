@@ -17,6 +17,7 @@ use crate::ffi::clock;
 use crate::ffi::counters::Count;
 use crate::ffi::log::Log;
 use crate::ffi::turn::Turn;
+use crate::ffi::zone::Fill;
 use crate::log_at;
 use crate::net::backend::{Backend, Giver, Source, Waiter};
 use crate::net::peer::Refused;
@@ -61,6 +62,10 @@ impl Tier for Remote {
 
     fn is_local(&self) -> bool {
         false
+    }
+
+    fn fill(&self) -> Option<Fill> {
+        None
     }
 
     fn fetch_now(&self, _: &Name, _: &mut Vec<u8>) -> Option<Outcome> {

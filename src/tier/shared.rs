@@ -14,7 +14,7 @@ use crate::ffi::clock;
 use crate::ffi::counters::Count;
 use crate::ffi::log::Log;
 use crate::ffi::turn::Turn;
-use crate::ffi::zone::Zone;
+use crate::ffi::zone::{Fill, Zone};
 use crate::log_at;
 use crate::net::backend::{Giver, Waiter};
 
@@ -44,6 +44,10 @@ impl Tier for Shared {
 
     fn is_local(&self) -> bool {
         true
+    }
+
+    fn fill(&self) -> Option<Fill> {
+        self.zone.fill()
     }
 
     fn fetch_now(&self, name: &Name, value: &mut Vec<u8>) -> Option<Outcome> {

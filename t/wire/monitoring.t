@@ -6,6 +6,7 @@ use warnings;
 use lib 't/lib';
 use SSLSession::Fixture;
 use JSON::PP qw(decode_json);
+use List::Util qw(sum);
 use Test::More;
 
 plan skip_all => 'no prometheus and promtool' if !SSLSession::Prometheus::installed();
@@ -135,20 +136,23 @@ subtest 'the guide lists them' => sub {
 };
 
 subtest 'the guide counts the series' => sub {
-    my ($protocols, $listen, $tier, $server, $all, $thinned) = $guide =~ s/\s+/ /gr
-        =~ /has (\d+) series for the protocols, (\d+) for each listening address, (\d+) for each tier and (\d+) for each server\..* are (\d+) series.* leave (\d+):/;
-    is $protocols + $listen + 2 * $tier + $server, $all, 'which are so many in all';
+    my ($protocols, $listen, $tier, $server, @known) = $guide =~ s/\s+/ /gr
+        =~ /has (\d+) series for the protocols, (\d+) for each listening address, (\d+) for each tier, (\d+) for each server, (\d+) for each zone, (\d+) for each key, (\d+) for an epoch and (\d+) for the versions\..* are (\d+) series and (\d+) KB.* leave (\d+):/;
+    my ($thinned, $kb, $all) = map { pop @known } 1 .. 3;
+    is $protocols + $listen + 2 * $tier + $server + sum(@known), $all, 'which are so many in all';
+    cmp_ok abs($kb - length(page($nginx[0])) / 1000), '<', 2, 'and so many bytes';
     for my $case ([ 'nginx-ssl-session', $all ], [ thinned => $thinned ]) {
         my ($job, $number) = @$case;
         my @found = wait_until { my @samples = $now->(qq(scrape_samples_post_metric_relabeling{job="$job"} == $number)); @samples == 2 }
             10, "$number series";
         ok scalar @found, "$job: $number";
     }
-    my %count = (protocols => 0, listen => 0, tier => 0, server => 0);
-    for (page($nginx[0]) =~ /^nginx_ssl_session_\w+\{(.*)\} /mg) {
-        $count{ /\bserver="/ ? 'server' : /^tier="shared/ ? 'tier' : /^tier=/ ? 'other' : /^listen=/ ? 'listen' : 'protocols' }++;
+    my @about = qw(protocols listen tier server zone key epoch build);
+    my %count = map { $_ => 0 } @about;
+    for (page($nginx[0]) =~ /^nginx_ssl_session_(\w+\{.*)\} /mg) {
+        $count{ /^(zone|key|epoch|build)_/ ? $1 : /\bserver="/ ? 'server' : /\{tier="shared/ ? 'tier' : /\{tier=/ ? 'other' : /\{listen=/ ? 'listen' : 'protocols' }++;
     }
-    is_deeply [ @count{qw(protocols listen tier server)} ], [ $protocols, $listen, $tier, $server ], 'by what they are about';
+    is_deeply [ @count{@about} ], [ $protocols, $listen, $tier, $server, @known ], 'by what they are about';
 };
 
 subtest 'what the guide asks is answered' => sub {
@@ -188,6 +192,7 @@ sub site {
     ssl_session_backend fleet { server 127.0.0.1:${\ $redis->port}; connect_timeout 5s; fetch_timeout 5s; }
     ssl_session_fetch   shared:tls:1m fleet;
     ssl_session_store   shared:tls:1m fleet;
+    ssl_session_epoch   epoch;
     ssl_session_tickets off;
     ssl_certificate     $certs->{ec_crt};
     ssl_certificate_key $certs->{ec_key};

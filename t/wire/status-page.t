@@ -50,7 +50,7 @@ my $tables = <<'JS';
       : low.splice(0, th.colSpan).map(name => `${text(th)} ${name}`));
   };
   const seen = {};
-  for (const kind of ['listens', 'servers', 'protocols']) {
+  for (const kind of ['listens', 'servers', 'protocols', 'zones']) {
     const table = document.querySelector(`#${kind} table`), names = under(table.tHead);
     seen[kind] = [...table.tBodies[0].rows]
       .map(row => Object.fromEntries([...row.cells].map((cell, n) => [names[n], text(cell)])));
@@ -105,6 +105,10 @@ sub expected {
     $seen{protocols} = [ map { my $of = $_->{suspension_seconds}; +{
         Protocol => $_->{protocol}, suspended => $of->{count}, $times->('', $of),
     } } grep { $_->{suspension_seconds}{count} } @{ $all->{protocols} } ];
+    $seen{zones} = [ map { my ($size, $free) = @$_{qw(size_bytes free_bytes)}; +{
+        Tier => $_->{tier}, entries => $_->{entries}, free => bytes($free), of => bytes($size),
+        used => $share->($size - $free, $size),
+    } } @{ $all->{zones} } ];
     return decode(JSON::PP->new->utf8->encode(\%seen) =~ s/:(\d+)(?=[,}])/:"$1"/gr);
 }
 
@@ -256,9 +260,45 @@ subtest 'where nothing is counted' => sub {
     my $one = nginx(log => 'notice', conf => "server { listen 127.0.0.1:$empty; location / { ssl_session_status; } }");
     $page->open("http://127.0.0.1:$empty/?format=html");
     wait_until { text('state') eq 'Live' } 10, 'the page to be live';
-    is $page->eval('document.querySelectorAll("main table").length'), 4, 'there are tables';
+    is $page->eval('document.querySelectorAll("main table").length'), 5, 'there are tables';
     like text($_), qr/\nNothing counted yet\.$/, "$_: nothing" for qw(listens servers tiers protocols);
     is $page->eval('getComputedStyle(document.getElementById("histogram")).display'), 'none', 'and no picture of it';
+    is $page->eval('document.getElementById("zones").hidden'), JSON::PP::true, 'no zones';
+    is text($_), '', "no $_" for qw(keys epochs);
+    like text('build'), qr/^Module [\d.]+, nginx /, 'what runs';
+};
+
+subtest 'keys, the epoch and versions' => sub {
+    my ($tls, $told, $store) = (free_port(), free_port(), redis());
+    my @key = map { new_session_key() } 1, 2;
+    my $one = nginx(log => 'notice', conf => <<"CONF");
+    ssl_session_backend store { server 127.0.0.1:${\ $store->port}; connect_timeout 5s; fetch_timeout 5s; }
+    ssl_session_key     $key[0];
+    ssl_session_key     $key[1];
+    ssl_session_fetch   store;
+    ssl_session_store   store;
+    ssl_session_epoch   epoch;
+    ssl_session_tickets off;
+    ssl_certificate     $certs->{ec_crt};
+    ssl_certificate_key $certs->{ec_key};
+    ssl_protocols       TLSv1.2 TLSv1.3;
+    server { listen 127.0.0.1:$tls ssl; location / { return 204; } }
+    server { listen 127.0.0.1:$told; location / { ssl_session_status; } }
+CONF
+    $page->open("http://127.0.0.1:$told/?format=html");
+    wait_until { text('state') eq 'Live' } 10, 'the page to be live';
+    is text('keys'), 'Keys of http: ' . join(', ', map { unpack 'H2', issue_id('TLSv1.3', $_) } @key) . '.', 'key ids';
+    is text('epochs'), 'Epoch "epoch" of http: not heard yet.', 'an epoch';
+    my $client = tls_client(port => $tls, protocol => 'TLSv1.3');
+    $client->request;
+    my $session = ($client->sessions)[0];
+    my $visit = sub { tls_client(port => $tls, protocol => 'TLSv1.3', session => $session)->request };
+    wait_until { $visit->(); text('epochs') eq 'Epoch "epoch" of http: none.' } 10, 'that is heard';
+    $store->cmd('SET', 'tls:epoch', 1_700_000_000);
+    wait_until { $visit->(); text('epochs') eq 'Epoch "epoch" of http: 2023-11-14 22:13:20 UTC.' } 10, 'and set';
+    my $build = decode(`curl -fsS 'http://127.0.0.1:$told/?format=json'`)->{build};
+    my $built = $build->{openssl_built} && " (built for $build->{openssl_built})";
+    is text('build'), "Module $build->{version}, nginx $build->{nginx}, OpenSSL $build->{openssl}$built.", 'versions';
 };
 
 $page->close;

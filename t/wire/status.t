@@ -6,6 +6,7 @@ use warnings;
 use lib 't/lib';
 use SSLSession::Fixture;
 use JSON::PP qw(decode_json);
+use MIME::Base64 qw(encode_base64);
 use Test::More;
 
 my $certs = certs();
@@ -88,14 +89,14 @@ subtest 'in which form' => sub {
 subtest 'JSON has the same numbers' => sub {
     my $json = decode_json(`curl -fsS 'http://127.0.0.1:$status/?format=json'`);
     my $metrics = metrics();
-    is_deeply [ sort keys %$json ], [qw(listens protocols servers tiers time version)], 'its parts';
+    is_deeply [ sort keys %$json ], [qw(build epochs keys listens protocols servers tiers time version zones)], 'its parts';
     is $json->{version}, 2, 'the version of the schema';
     cmp_ok abs($json->{time} - time), '<', 60, 'the time';
     my ($listen) = grep { $_->{listen} eq "127.0.0.1:$port" && $_->{protocol} eq 'TLSv1.3' } @{ $json->{listens} };
     is $listen->{handshakes}{resumed}, 10, 'resumed';
     # Each number of JSON, by the name and labels that it has for Prometheus.
-    my %label  = (listens => [qw(listen protocol)], protocols => ['protocol'], tiers => ['tier'], servers => [qw(backend server)]);
-    my %prefix = (listens => '', protocols => '', tiers => 'tier_', servers => 'server_');
+    my %label  = (listens => [qw(listen protocol)], protocols => ['protocol'], tiers => ['tier'], servers => [qw(backend server)], zones => ['tier'], epochs => [qw(block name)]);
+    my %prefix = (listens => '', protocols => '', tiers => 'tier_', servers => 'server_', zones => 'zone_', epochs => 'epoch_');
     my ($seen, @other) = (0);
     for my $kind (sort keys %label) {
         for my $record (@{ $json->{$kind} }) {
@@ -124,10 +125,100 @@ subtest 'JSON has the same numbers' => sub {
     is $buckets, $lookups->{count}, 'buckets add up';
 };
 
+subtest 'some of the buckets, or all' => sub {
+    my $bounds = sub {
+        my %count = `curl -fsS 'http://127.0.0.1:$status/$_[0]'` =~ /^nginx_ssl_session_(\w+_bucket\{[^}]*\}) (\d+)$/mg;
+        return \%count;
+    };
+    visit('TLSv1.3', with_session_id((visit('TLSv1.3')->sessions)[0], issue_id('TLSv1.3')));
+    my ($some, $all) = ($bounds->(''), $bounds->('?buckets=all'));
+    my @of = grep { /^suspension_seconds_bucket\{protocol="TLSv1\.3"/ } keys %$some;
+    is scalar @of, 21, 'so many of one histogram';
+    is scalar(grep { /^suspension_seconds_bucket\{protocol="TLSv1\.3"/ } keys %$all), 82, 'and of all that there are';
+    is_deeply { map { $_ => $all->{$_} } keys %$some }, $some, 'which say the same';
+    cmp_ok $some->{'tier_lookup_seconds_bucket{tier="store",le="+Inf"}'}, '>', 0, 'something was counted';
+};
+
+subtest 'what is known and not counted' => sub {
+    my ($tls, $stream, $shown, $store) = (free_port(), free_port(), free_port(), redis());
+    my @key = map { new_session_key() } 1 .. 3;
+    my $id  = sub { return unpack 'H2', issue_id('TLSv1.3', $_[0]) };
+    my $server = sub { return $conf =~ /^\s+ssl_session_tickets off;\n(?:\s+ssl_\w+ .*\n)+/m ? "$&$_[0]" : die 'no server' };
+    my $backend = "ssl_session_backend store { server 127.0.0.1:${\ $store->port}; connect_timeout 5s; fetch_timeout 5s; }";
+    my $one = nginx(log => 'notice', conf => $server->(<<"CONF"), !has_stream() ? () : (stream => $server->(<<"STREAM")));
+    $backend
+    ssl_session_key   $key[0];
+    ssl_session_key   $key[1];
+    ssl_session_fetch shared:tls:1m store;
+    ssl_session_store shared:tls:1m store;
+    ssl_session_epoch "of-this";
+    server { listen 127.0.0.1:$tls ssl; location / { return 204; } }
+    server { listen 127.0.0.1:$shown; location / { ssl_session_status; } }
+CONF
+    $backend
+    ssl_session_key   $key[2];
+    ssl_session_fetch shared:tls:1m;
+    ssl_session_store shared:tls:1m;
+    server { listen 127.0.0.1:$stream ssl; return 1; }
+STREAM
+    my $body  = sub { return `curl -fsS 'http://127.0.0.1:$shown/?$_[0]'` };
+    my $value = sub { return ($body->('') =~ /^nginx_ssl_session_\Q$_[0]\E (\S+)$/m)[0] };
+    my $json  = sub { return decode_json($body->('format=json')) };
+
+    my @expected = (map({ [ 'http', $id->($key[$_]), $_ + 1 ] } 0, 1), has_stream() ? [ 'stream', $id->($key[2]), 1 ] : ());
+    my @shown = $body->('') =~ /^nginx_ssl_session_key_info\{block="(\w+)",key_id="(\w+)",position="(\d+)"\} 1$/mg;
+    is_deeply \@shown, [ map { @$_ } @expected ], 'the keys, in their order';
+    is_deeply [ map { [ @$_{qw(block key_id position)} ] } @{ $json->()->{keys} } ], \@expected, 'also in JSON';
+    my $secret = join '|', map { my $key = slurp($_); map { quotemeta } $key, unpack('H8', $key), substr(encode_base64($key), 0, 8) } @key;
+    unlike $body->($_), qr/$secret/i, "nothing else of a key: $_" for 'format=prometheus', 'format=json';
+
+    my ($nginx_is)  = `'@{[ nginx_binary() ]}' -v 2>&1` =~ m{/([\d.]+)};
+    my ($module_is) = slurp(root() . '/Cargo.toml') =~ /^version = "(.*)"$/m;
+    my $openssl     = qr/\d+\.\d+\.\d+[^"]*/;
+    my $build       = $json->()->{build};
+    is "$build->{version} $build->{nginx}", "$module_is $nginx_is", 'versions';
+    like $build->{openssl}, qr/^$openssl$/, 'of OpenSSL';
+    like $build->{openssl_built}, qr/^(?:$openssl)?$/, 'also where the module was built for another one';
+    isnt $build->{openssl_built}, $build->{openssl}, 'and only there';
+    my $line = join ',', map { qq($_="$build->{$_}") } qw(version nginx openssl openssl_built);
+    is $value->("build_info{$line}"), 1, 'for Prometheus';
+    # nginx names what it was built with, and what it runs with if that is another.
+    my ($was, $runs) = `'@{[ nginx_binary() ]}' -V 2>&1` =~ /^built with OpenSSL (\S+).*?(?:running with OpenSSL (\S+)|$)/m;
+    is $build->{openssl}, $runs // $was, 'as nginx has it';
+
+    my @epoch = map { "epoch_$_\{block=\"http\",name=\"of-this\"}" } qw(heard seconds);
+    is_deeply [ map { $value->($_) } @epoch ], [ 0, 0 ], 'the epoch was not heard';
+    my ($zone, $free) = map { "zone_$_\{tier=\"shared:tls\"}" } qw(entries free_bytes);
+    my ($size, $empty) = ($value->('zone_size_bytes{tier="shared:tls"}'), $value->($free));
+    is $value->($zone), 0, 'an empty zone';
+    cmp_ok $size, '>', 0.9 * 2**20, 'has most of its size for sessions';
+    cmp_ok $size, '<', 2**20, 'and not all';
+    cmp_ok $empty, '>', $size - 4096, 'which is free';
+    my $visit = sub {
+        my $client = tls_client(port => $tls, protocol => 'TLSv1.3', session => $_[0]);
+        defined $client->request or die 'no answer: ' . $client->error;
+        return $client;
+    };
+    my $session = ($visit->()->sessions)[0];
+    is $value->($zone), 2, 'two tickets';
+    my $used = $empty - $value->($free);
+    cmp_ok $used, '>', 2 * 150, 'take memory';
+    is $used % 128, 0, 'in pieces';
+    is $value->('zone_entries{tier="stream:shared:tls"}'), 2, 'of the zone that stream{} has, too' if has_stream();
+    is_deeply [ map { $_->{tier} } @{ $json->()->{zones} } ], [ 'shared:tls', has_stream() ? 'stream:shared:tls' : () ], 'each once';
+    wait_until { $visit->($session)->reused } 5, 'resumption';
+    is_deeply [ map { $value->($_) } @epoch ], [ 1, 0 ], 'there is no epoch';
+    $store->cmd('SET', 'tls:of-this', 1_700_000_000);
+    wait_until { $visit->($session); $value->($epoch[1]) == 1_700_000_000 } 10, 'the epoch';
+    is_deeply $json->()->{epochs}, [ { block => 'http', name => 'of-this', seconds => 1_700_000_000, heard => 1 } ], 'in JSON';
+};
+
 subtest 'where nothing is counted' => sub {
     my $shown = free_port();
     my $one = nginx(log => 'notice', conf => "server { listen 127.0.0.1:$shown; location / { ssl_session_status; } }");
-    is `curl -sS -w '%{http_code} %{size_download}' http://127.0.0.1:$shown/`, '200 0', 'an empty page';
+    my @metrics = grep { !/^#/ } split /\n/, `curl -sS http://127.0.0.1:$shown/`;
+    is scalar @metrics, 1, 'one line';
+    like $metrics[0], qr/^nginx_ssl_session_build_info\{/, 'says what runs';
     is_deeply decode_json(`curl -sS 'http://127.0.0.1:$shown/?format=json'`)->{tiers}, [], 'an empty list';
     my $url  = "http://127.0.0.1:$shown/?format=json";
     my @said = split /\n/, `curl -sS -o /dev/null -w '%{http_code} %{size_download}\\n' -H 'If-None-Match: *' $url --next -sS -o /dev/null -w '%{http_code} %{num_connects}\\n' $url`;

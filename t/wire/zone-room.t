@@ -57,6 +57,13 @@ sub tier {
     return $one;
 }
 
+# How full it is.
+sub zone {
+    my ($site) = @_;
+    my ($one) = @{ decode_json(`curl -fsS 'http://127.0.0.1:$site->{shown}/?format=json'`)->{zones} };
+    return $one;
+}
+
 # Resumes tickets of TLS 1.3 up to the first that is gone. Each is taken and leaves its place to the one
 # that its client gets in its stead. Gives those.
 sub resume {
@@ -95,9 +102,14 @@ for my $zone (qw(48k 96k)) {
             my $site    = site($zone);
             my @tickets = scattered($site, $zone =~ s/k//r * 3);
             my @client  = @{ $large{$bytes} };
+            # Two are those of a client that was not resumed: see scattered().
+            my $filled = zone($site);
+            is $filled->{entries}, @tickets + 2, 'entries are counted';
+            cmp_ok $filled->{free_bytes}, '<', 1024, 'nothing is free';
             my $before  = tier($site);
             my $first   = visit($site, @client);
             my $after   = tier($site);
+            my $entries = zone($site)->{entries} - $filled->{entries};
             my $again   = visit($site, @client, session => $first->session);
             my $evicted = $after->{evictions} - $before->{evictions};
             my $gone    = @tickets - resume($site, reverse @tickets);
@@ -110,6 +122,7 @@ for my $zone (qw(48k 96k)) {
             cmp_ok $gone, '<=', $evicted, 'others are all there';
             cmp_ok $gone, '>=', $evicted - 2, 'and who gave way is counted';
             is $after->{drops}{no_room}, 0, 'there was room';
+            is $entries, $after->{stores} - $before->{stores} - $evicted, 'and who gave way is no entry any more';
         };
     }
 }
@@ -134,6 +147,13 @@ subtest 'a zone that is large enough' => sub {
     my $site = site('1m');
     visit($site) for 1 .. 50;
     is tier($site)->{evictions}, 0, 'nobody gives way';
+    my $zone = zone($site);
+    is $zone->{entries}, 50, 'entries';
+    my $used = $zone->{size_bytes} - $zone->{free_bytes};
+    cmp_ok $used, '>', 50 * 150, 'take memory';
+    cmp_ok $used, '<', 50 * 1024, 'which is counted by what they need, and not by pages';
+    $site->{nginx}->reload($site->{conf});
+    is_deeply zone($site), $zone, 'a reload keeps them';
 };
 
 done_testing;

@@ -1,7 +1,8 @@
 //! JSON (RFC 8259), for programs other than Prometheus.
 //!
-//! An object with a list for each [`Kind`]; each record is an object of its labels and its numbers,
-//! which have the names of the metrics without what all of a kind have in common.
+//! An object with a list for each [`Kind`], but for [`Kind::Build`], of which there is one; each record is an object of its labels and its numbers,
+//! which have the names of the metrics without what all of a kind have in common. Where the labels say all
+//! there is no number.
 
 use core::fmt::{self, Write};
 use core::time::Duration;
@@ -19,9 +20,18 @@ const QUANTILES: [(&str, u64); 3] = [("p50", 500), ("p90", 900), ("p99", 990)];
 pub fn write(records: &[Record], at: Duration, out: &mut impl Write) -> fmt::Result {
     write!(out, "{{\"version\":{VERSION},\"time\":{}.{:03}", at.as_secs(), at.subsec_millis())?;
     for kind in KINDS {
-        write!(out, ",\"{}\":[", kind.plural())?;
+        write!(out, ",\"{}\":", kind.plural())?;
+        let mut of_kind = records.iter().filter(|one| one.kind == kind);
+        if kind == Kind::Build {
+            match of_kind.next() {
+                Some(one) => record(one, out)?,
+                None => out.write_str("null")?,
+            }
+            continue;
+        }
+        out.write_char('[')?;
         let mut comma = "";
-        for one in records.iter().filter(|one| one.kind == kind) {
+        for one in of_kind {
             out.write_str(comma)?;
             record(one, out)?;
             comma = ",";
@@ -38,7 +48,8 @@ fn record(record: &Record, out: &mut impl Write) -> fmt::Result {
         before = ',';
     }
     let mut place: usize = 0;
-    for family in record.kind.families() {
+    let families = if record.kind.is_info() { &[] } else { record.kind.families() };
+    for family in families {
         write!(out, ",\"{}\":", key(record.kind, family.name))?;
         numbers(record, place, family, out)?;
         place = place.saturating_add(family.values.len());
@@ -85,7 +96,9 @@ fn key(kind: Kind, name: &str) -> &str {
     let of_kind = match kind {
         Kind::Tier => "tier_",
         Kind::Server => "server_",
-        Kind::Listen | Kind::Protocol => "",
+        Kind::Zone => "zone_",
+        Kind::Epoch => "epoch_",
+        Kind::Listen | Kind::Protocol | Kind::Key | Kind::Build => "",
     };
     let name = name.strip_prefix(of_kind).unwrap_or(name);
     name.strip_suffix("_total").unwrap_or(name)
@@ -139,7 +152,8 @@ mod tests {
         assert_eq!(
             text(&[]),
             "{\"version\":2,\"time\":1764000000.250,\
-             \"listens\":[],\"protocols\":[],\"tiers\":[],\"servers\":[]}\n"
+             \"listens\":[],\"protocols\":[],\"tiers\":[],\"servers\":[],\
+             \"zones\":[],\"keys\":[],\"epochs\":[],\"build\":null}\n"
         );
     }
 
@@ -159,6 +173,20 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
+    }
+
+    #[test]
+    fn where_labels_say_all_there_is_no_number() {
+        let key = ["http", "57", "1"].into_iter().map(String::from).collect();
+        let build = ["1.2.3", "1.22.1", "3.0.19", ""].into_iter().map(String::from).collect();
+        let (key, build) = (Record::info(Kind::Key, key), Record::info(Kind::Build, build));
+        let text = text(&[build, key, record(Kind::Epoch, &["http", "e"])]);
+        assert!(text.contains(
+            "\"keys\":[{\"block\":\"http\",\"key_id\":\"57\",\"position\":\"1\"}],\
+             \"epochs\":[{\"block\":\"http\",\"name\":\"e\",\"seconds\":0,\"heard\":0}],\
+             \"build\":{\"version\":\"1.2.3\",\"nginx\":\"1.22.1\",\"openssl\":\"3.0.19\",\
+             \"openssl_built\":\"\"}}"
+        ));
     }
 
     #[test]

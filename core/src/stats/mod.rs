@@ -3,6 +3,8 @@
 //! A *record* is what is counted of one thing: a listening address, a version of TLS, a target, a
 //! server of a backend. It has a kind, labels that say which one it is, and a row of numbers, whose
 //! meaning the kind knows. Where records lie, and who adds to them, is not known here.
+//!
+//! Some kinds are not counted, and are looked at when somebody asks: zones, keys, epochs, the build.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -28,10 +30,27 @@ pub enum Kind {
     Tier,
     /// A server of a backend.
     Server,
+    /// A zone of sessions.
+    Zone,
+    /// An `ssl_session_key`.
+    Key,
+    /// An `ssl_session_epoch`.
+    Epoch,
+    /// The module, and what it runs in. There is one.
+    Build,
 }
 
 /// All kinds, in the order in which they are shown.
-pub const KINDS: [Kind; 4] = [Kind::Listen, Kind::Protocol, Kind::Tier, Kind::Server];
+pub const KINDS: [Kind; 8] = [
+    Kind::Listen,
+    Kind::Protocol,
+    Kind::Tier,
+    Kind::Server,
+    Kind::Zone,
+    Kind::Key,
+    Kind::Epoch,
+    Kind::Build,
+];
 
 /// Numbers of a record that differ in one label, or a single one.
 struct Family {
@@ -203,6 +222,24 @@ pub mod server {
     pub const IS_DOWN: usize = 19;
 }
 
+/// The places of the numbers of [`Kind::Zone`].
+pub mod zone {
+    /// Bytes that there are for entries.
+    pub const SIZE: usize = 0;
+    /// Those of them that no entry has.
+    pub const FREE: usize = 1;
+    /// Entries, with those that have expired and are still there.
+    pub const ENTRIES: usize = 2;
+}
+
+/// The places of the numbers of [`Kind::Epoch`].
+pub mod epoch {
+    /// The epoch, in seconds since 1970; 0 if there is none.
+    pub const AT: usize = 0;
+    /// 1 if the store has ever answered.
+    pub const HEARD: usize = 1;
+}
+
 const LISTEN: &[Family] = &[
     counter("handshakes_total", "Completed TLS handshakes.").by("result", &["full", "resumed"]),
     counter(
@@ -277,6 +314,29 @@ const SERVER: &[Family] = &[
     gauge("server_available_workers", "Workers for which a server is available."),
     gauge("server_down_workers", "Workers for which a server counts as down."),
 ];
+const ZONE: &[Family] = &[
+    gauge("zone_size_bytes", "Shared memory of a zone that can hold sessions."),
+    gauge("zone_free_bytes", "Shared memory of a zone that holds no session."),
+    gauge("zone_entries", "Sessions in a zone, including expired ones that are still there."),
+];
+const KEY: &[Family] = &[gauge(
+    "key_info",
+    "Keys that sessions are sealed with; the one at position 1 seals new sessions. Always 1.",
+)];
+const EPOCH: &[Family] = &[
+    gauge(
+        "epoch_seconds",
+        "Time up to which sessions are withdrawn, in seconds since 1970; 0 if there is none.",
+    ),
+    gauge(
+        "epoch_heard",
+        "Whether the store has answered what the epoch is; until then no session is resumed.",
+    ),
+];
+const BUILD: &[Family] = &[gauge(
+    "build_info",
+    "Versions of the module, nginx and OpenSSL. openssl_built is what the module was built for, if that is another. Always 1.",
+)];
 
 impl Kind {
     /// What records of this kind are called.
@@ -286,6 +346,10 @@ impl Kind {
             Kind::Protocol => "protocols",
             Kind::Tier => "tiers",
             Kind::Server => "servers",
+            Kind::Zone => "zones",
+            Kind::Key => "keys",
+            Kind::Epoch => "epochs",
+            Kind::Build => "build",
         }
     }
 
@@ -296,7 +360,16 @@ impl Kind {
             Kind::Protocol => &["protocol"],
             Kind::Tier => &["tier"],
             Kind::Server => &["backend", "server"],
+            Kind::Zone => &["tier"],
+            Kind::Key => &["block", "key_id", "position"],
+            Kind::Epoch => &["block", "name"],
+            Kind::Build => &["version", "nginx", "openssl", "openssl_built"],
         }
+    }
+
+    /// Whether a record of this kind says all by its labels, so that its number is 1.
+    const fn is_info(self) -> bool {
+        matches!(self, Kind::Key | Kind::Build)
     }
 
     const fn families(self) -> &'static [Family] {
@@ -305,6 +378,10 @@ impl Kind {
             Kind::Protocol => &[],
             Kind::Tier => TIER,
             Kind::Server => SERVER,
+            Kind::Zone => ZONE,
+            Kind::Key => KEY,
+            Kind::Epoch => EPOCH,
+            Kind::Build => BUILD,
         }
     }
 
@@ -318,7 +395,7 @@ impl Kind {
                 name: "tier_lookup_seconds",
                 help: "Time that a lookup in a remote target took.",
             }),
-            Kind::Listen | Kind::Server => None,
+            _ => None,
         }
     }
 
@@ -346,7 +423,7 @@ impl Kind {
 }
 
 /// A record as it was at some moment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// What it is about.
     pub kind: Kind,
@@ -357,6 +434,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// A record of a kind that says all by its labels.
+    pub fn info(kind: Kind, labels: Vec<String>) -> Self {
+        Record { kind, labels, numbers: Vec::from([1]) }
+    }
+
     fn at(&self, place: usize) -> u64 {
         self.numbers.get(place).copied().unwrap_or_default()
     }
@@ -404,6 +486,11 @@ mod tests {
         assert_eq!(tier::BYTES_STORED + 1, tier::LOOKED_UP);
         assert_eq!(protocol::SUSPENDED, 0);
         assert_eq!(server::IS_DOWN + 1, Kind::Server.width());
+        assert_eq!(zone::ENTRIES + 1, Kind::Zone.width());
+        assert_eq!(epoch::HEARD + 1, Kind::Epoch.width());
+        for kind in KINDS.into_iter().filter(|kind| kind.is_info()) {
+            assert_eq!(kind.width(), Record::info(kind, Vec::new()).numbers.len());
+        }
         let gauges: vec::Vec<usize> = Kind::Server.gauges().collect();
         assert_eq!(gauges, [server::IN_FLIGHT, server::AVAILABLE, server::IS_DOWN]);
         assert_eq!(Kind::Tier.gauges().count(), 0);

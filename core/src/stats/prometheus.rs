@@ -131,6 +131,28 @@ mod tests {
         ] {
             assert!(text.lines().any(|one| one == line), "{line}\n{text}");
         }
+        let mut all = String::new();
+        write(&[one], Shown::All, &mut all).unwrap();
+        assert!(all.lines().filter(|line| line.contains("_bucket{")).count() == histogram::BUCKETS);
+        for line in text.lines() {
+            assert!(all.lines().any(|one| one == line), "{line}\n{all}");
+        }
+        for line in [
+            "nginx_ssl_session_tier_lookup_seconds_bucket{tier=\"shared:tls\",le=\"0.000008\"} 1",
+            "nginx_ssl_session_tier_lookup_seconds_bucket{tier=\"shared:tls\",le=\"8.388608\"} 4",
+        ] {
+            assert!(all.lines().any(|one| one == line), "{line}\n{all}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_by_labels_is_1() {
+        let labels = ["1.2.3", "1.22.1", "3.0.19", ""].into_iter().map(String::from).collect();
+        let text = text(&[Record::info(Kind::Build, labels)]);
+        let line = "nginx_ssl_session_build_info\
+            {version=\"1.2.3\",nginx=\"1.22.1\",openssl=\"3.0.19\",openssl_built=\"\"} 1";
+        assert!(text.lines().any(|one| one == line), "{text}");
+        assert!(text.contains("# TYPE nginx_ssl_session_build_info gauge"));
     }
 
     #[test]
