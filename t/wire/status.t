@@ -213,6 +213,32 @@ STREAM
     is_deeply $json->()->{epochs}, [ { block => 'http', name => 'of-this', seconds => 1_700_000_000, heard => 1 } ], 'in JSON';
 };
 
+# What lies in its zones may be laid out otherwise.
+subtest 'a second file of the module has zones of its own' => sub {
+    plan skip_all => 'the module is in nginx' if $ENV{TEST_NGINX_STATIC};
+    my ($tls, $shown, $second) = (free_port(), free_port(), tmpdir() . '/second.so');
+    my $text = "ssl_session_key ${\ session_key()};\n" . ($conf =~ s/(fetch|store) shared:tls:1m store/$1 shared:tls:1m/gr =~ s/$port/$tls/r =~ s/$status/$shown/r);
+    system('cp', module_path(), $second) == 0 or die 'cp';
+    my $one = nginx(module => 0, log => 'notice', main => 'load_module ' . module_path() . ';', conf => $text);
+    my $value = sub { return (`curl -fsS http://127.0.0.1:$shown/` =~ /^nginx_ssl_session_\Q$_[0]\E (\S+)$/m)[0] // 0 };
+    my @both  = (qq(handshakes_total{listen="127.0.0.1:$tls",protocol="TLSv1.2",result="full"}), 'zone_entries{tier="shared:tls"}');
+    my $visit = sub {
+        my $client = tls_client(port => $tls, protocol => 'TLSv1.2', session => $_[0]);
+        defined $client->request or die 'no answer: ' . $client->error;
+        return $client;
+    };
+    my $session = $visit->()->session;
+    is_deeply [ map { $value->($_) } @both ], [ 1, 1 ], 'counted, and stored';
+    $one->reload($text);
+    is_deeply [ map { $value->($_) } @both ], [ 1, 1 ], 'a reload of the first one keeps both';
+    $one->reload($text, main => "load_module $second;");
+    wait_until { !$one->old_workers } 10, 'exit of the old worker';
+    is_deeply [ map { $value->($_) } @both ], [ 0, 0 ], 'the second one begins anew';
+    is $visit->($session)->reused, 0, 'without the sessions';
+    is_deeply [ map { $value->($_) } @both ], [ 1, 1 ], 'and goes on';
+    is_deeply [ $one->errors ], [], 'no complaint';
+};
+
 subtest 'where nothing is counted' => sub {
     my $shown = free_port();
     my $one = nginx(log => 'notice', conf => "server { listen 127.0.0.1:$shown; location / { ssl_session_status; } }");

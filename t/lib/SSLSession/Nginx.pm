@@ -244,7 +244,7 @@ sub halt {
 # from now on; stream => text: what is in stream{} from now on.
 sub reload {
     my ($self, $conf, %arg) = @_;
-    $self->{$_} = $arg{$_} // $self->{$_} for qw(workers stream);
+    $self->{$_} = $arg{$_} // $self->{$_} for qw(workers stream main);
     $self->write_conf($conf) if defined $conf;
     my $from = $self->log_pos;
     my @old  = $self->workers;
