@@ -1,8 +1,8 @@
 //! JSON (RFC 8259), for programs other than Prometheus.
 //!
-//! An object with a list for each [`Kind`], but for [`Kind::Build`], of which there is one; each record is an object of its labels and its numbers,
-//! which have the names of the metrics without what all of a kind have in common. Where the labels say all
-//! there is no number.
+//! An object with a list for each [`Kind`], but for [`Kind::Build`], of which there is one; each record is an
+//! object of its labels and its numbers, which have the names of the metrics without what all of a kind have
+//! in common. Where the labels say all there is no number.
 
 use core::fmt::{self, Write};
 use core::time::Duration;
