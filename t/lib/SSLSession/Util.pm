@@ -16,10 +16,13 @@ use IO::Socket::INET;
 use Time::HiRes qw(sleep time);
 
 our @EXPORT_OK = qw(root tmpdir new_dir free_port free_node_port wait_until patience slurp spew state_of
-                    nginx_binary module_path $doing);
+                    nginx_binary module_path $doing $gone);
 
 # What a line of the log about a server ends with, after a hint if there is one.
 our $doing = qr/(?: \(hint: [^()]*\))?(?: while [\w ]+)?, backend: "[^"]*"/;
+
+# What the log has of a server that was killed: what it still had to answer ends in one of two ways.
+our $gone = qr/ is down: | is not available|connection failed \(104: |server closed connection \(/;
 
 # On each exit of a test, however it comes, the END blocks must run.
 $SIG{$_} = sub { exit 1 } for qw(INT TERM HUP);
