@@ -432,16 +432,12 @@ sub _wave {
     my @open;
     for (@waves) {
         my ($column, @what) = @$_;
-        my $before  = _fds($column);
         my @clients = map { _client($column, @$_) } @what;
         $_->client_hello for @clients;
-        # The link may go at the same time.
-        push @open, { column => $column, what => \@what, clients => \@clients,
-            files => $before + @clients - 1 };
+        push @open, { column => $column, what => \@what, clients => \@clients };
     }
     for my $wave (@open) {
-        my $column = $wave->{column};
-        wait_until { _fds($column) >= $wave->{files} } 5, "$column->{name}: accepted connections";
+        wait_until { _are_accepted($wave->{column}, @{ $wave->{clients} }) } 5, "$wave->{column}{name}: accepted connections";
     }
     kill STOP => $_->{column}{pid} for @open;
     for my $wave (@open) { $_->start for @{ $wave->{clients} } }
@@ -453,6 +449,17 @@ sub _wave {
         $cell->{"${name}_results"} = \@results;
         $cell->{"${name}_took"}    = 1000 * (time - $start);
     }
+}
+
+# Whether nginx has accepted them: until then its end of a connection has no inode (proc_pid_net(5)).
+sub _are_accepted {
+    my ($column, @clients) = @_;
+    my %inode;
+    for my $end (split /\n/, slurp('/proc/net/tcp')) {
+        my ($ours, $theirs, $inode) = (split ' ', $end)[ 1, 2, 9 ];
+        $inode{ hex $1 } = $inode if $ours =~ /:(\w+)\z/ && hex $1 == $column->{port} && $theirs =~ /:(\w+)\z/;
+    }
+    return !grep { !$inode{ $_->sock->sockport } } @clients;
 }
 
 sub _heal {
