@@ -298,6 +298,15 @@ sub _reload {
     $self->{node}[$n]->reload($block{conf});
 }
 
+# Whether tickets that come from there allow early data: what the default server says counts, as a name that
+# is dispatched later does not change it (SSL_new(3), SSL_set_SSL_CTX(3)).
+sub _takes_early {
+    my ($conf, $socket) = @_;
+    my @there = grep { grep { $_ == $socket } _listens($_) } @{ $conf->{servers} };
+    my ($default) = ((grep { $_->{default} } @there), @there);
+    return $default->{early};
+}
+
 sub _step {
     my ($self, $step) = @_;
     my $node  = $step->{node} % @{ $self->{node} };
@@ -309,8 +318,11 @@ sub _step {
     my $der   = @der ? $der[ ($step->{ticket} // 0) % @der ] : undef;
     # RFC 7627 5.3 has a handshake fail whose client has forgotten of extended master secrets.
     my $client = { %$step, stream => $self->{draw}{stream}, no_ems => $der ? $given->{no_ems} : $step->{no_ems} };
-    # Early data goes to the name that the session is of, or the client gives up.
-    delete $client->{early} if !$der || $client->{stream} || !$given->{tls13} || ($given->{sni} // '') ne ($step->{sni} // '');
+    # Early data goes to the name that the session is of, or the client gives up. Where a ticket allows none
+    # OpenSSL's client goes by the one before it, and its server accepts that and ends the connection
+    # ("too much early data"), with nginx alone as well.
+    delete $client->{early} if !$der || $client->{stream} || !$given->{tls13} || !$given->{early}
+        || ($given->{sni} // '') ne ($step->{sni} // '');
     $client->{tls} = '1.3' if $client->{early};
 
     my $now = _visit(_ports("node$node")->[ $at->{socket} ], $client, $der);
@@ -326,6 +338,7 @@ sub _step {
     $self->{session}{ $step->{id} } = {
         sessions => $now->{sessions}, holder => $holder, no_ems => $client->{no_ems}, sni => $step->{sni},
         tls13 => ($now->{show}{ssl_protocol} // "") eq "TLSv1.3",
+        early => _takes_early($self->{draw}{confs}[$conf], $at->{socket}),
         at => "$node $conf $at->{socket} " . ($step->{sni} // ''),
     };
 
