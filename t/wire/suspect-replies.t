@@ -49,7 +49,7 @@ for my $round (1 .. ROUNDS) {
     # The worker finds all four ClientHellos in one turn.
     my @clients = map { tls_client(port => $port, protocol => 'TLSv1.2', session => $_) } @sessions;
     $_->client_hello for @clients;
-    kill STOP => $worker;
+    freeze($worker);
     $_->start for @clients;
     kill CONT => $worker;
     my @words = map { $_->request // $_->error } @clients;

@@ -11,7 +11,7 @@ use SSLSession::Client;
 use SSLSession::EarlyData qw(record_flight send_flight settle);
 use SSLSession::Nginx;
 use SSLSession::Sealing qw(cache_key);
-use SSLSession::Util qw(free_port slurp wait_until);
+use SSLSession::Util qw(free_port freeze slurp wait_until);
 
 use Carp qw(croak);
 use IO::Socket::INET;
@@ -117,7 +117,7 @@ sub replay {
     while ($times > 0) {
         my $crowd = $times > CROWD ? CROWD : $times;
         $times -= $crowd;
-        kill STOP => @workers;
+        freeze(@workers);
         my @sent = eval { send_flight($flight, $crowd, $self->ports) };
         my $err = $@;
         kill CONT => @workers;

@@ -12,7 +12,7 @@ use SSLSession::Client;
 use SSLSession::Nginx;
 use SSLSession::Relay;
 use SSLSession::Sealing qw(cache_key);
-use SSLSession::Util qw(free_port patience slurp wait_until);
+use SSLSession::Util qw(free_port freeze patience slurp wait_until);
 
 use Exporter qw(import);
 use List::Util qw(max);
@@ -439,7 +439,7 @@ sub _wave {
     for my $wave (@open) {
         wait_until { _are_accepted($wave->{column}, @{ $wave->{clients} }) } 5, "$wave->{column}{name}: accepted connections";
     }
-    kill STOP => $_->{column}{pid} for @open;
+    freeze(map { $_->{column}{pid} } @open);
     for my $wave (@open) { $_->start for @{ $wave->{clients} } }
     my $start = time;
     kill CONT => $_->{column}{pid} for @open;

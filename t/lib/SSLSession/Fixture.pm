@@ -14,7 +14,7 @@ use warnings;
 
 # Util first, so that its END runs last.
 use SSLSession::Util qw(root tmpdir new_dir free_port free_node_port wait_until patience slurp spew
-                        state_of nginx_binary module_path $doing $gone);
+                        state_of freeze nginx_binary module_path $doing $gone);
 use SSLSession::Certs qw(certs);
 use SSLSession::Process;
 use SSLSession::Nginx;
@@ -38,7 +38,7 @@ use Exporter qw(import);
 $SIG{ALRM} = sub { print STDERR "# the test took too long\n"; exit 1 };
 alarm(($ENV{TEST_DEADLINE} || 600) * patience());
 
-our @EXPORT = qw($doing $gone root tmpdir new_dir free_port free_node_port wait_until patience slurp spew state_of
+our @EXPORT = qw($doing $gone root tmpdir new_dir free_port free_node_port wait_until patience slurp spew state_of freeze
                  nginx_binary module_path certs nginx nginx_version nginx_patched event_methods conf_test redis
                  redis_cluster redis_sentinel memcached name_server prometheus relay fake_server tls_relay wire
                  s_server s_client s_client_start tls_client browser refragment session_name

@@ -7,7 +7,7 @@ use warnings;
 
 use SSLSession::Process;
 use SSLSession::Sealing qw(session_key);
-use SSLSession::Util qw(module_path new_dir nginx_binary slurp spew state_of wait_until);
+use SSLSession::Util qw(module_path new_dir nginx_binary slurp spew state_of freeze wait_until);
 
 use Carp qw(croak);
 use POSIX ();
@@ -234,8 +234,7 @@ sub signal { my ($self, $signal) = @_; return $self->{process}->signal($signal) 
 # Stops a worker, and returns once it stands still; it goes on with CONT.
 sub halt {
     my ($self, $worker) = @_;
-    CORE::kill(STOP => $worker);
-    wait_until { state_of($worker) eq 'T' } 5, 'the worker to stop';
+    freeze($worker);
     return $worker;
 }
 

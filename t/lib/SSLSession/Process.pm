@@ -6,7 +6,7 @@ package SSLSession::Process;
 use strict;
 use warnings;
 
-use SSLSession::Util qw(wait_until slurp);
+use SSLSession::Util qw(freeze slurp wait_until);
 
 use Carp qw(croak);
 use POSIX qw(:sys_wait_h);
@@ -86,7 +86,7 @@ sub signal {
     return $self->alive && kill $signal, $self->{pid};
 }
 
-sub pause { $_[0]->signal('STOP') }
+sub pause { freeze($_[0]{pid}) if $_[0]->alive }
 sub cont  { $_[0]->signal('CONT') }
 
 # Waits for the exit and returns what waitpid() said; dies when it does not come in time.

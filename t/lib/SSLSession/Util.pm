@@ -15,7 +15,7 @@ use File::Temp ();
 use IO::Socket::INET;
 use Time::HiRes qw(sleep time);
 
-our @EXPORT_OK = qw(root tmpdir new_dir free_port free_node_port wait_until patience slurp spew state_of
+our @EXPORT_OK = qw(root tmpdir new_dir free_port free_node_port wait_until patience slurp spew state_of freeze
                     nginx_binary module_path $doing $gone);
 
 # What a line of the log about a server ends with, after a hint if there is one.
@@ -121,6 +121,17 @@ sub state_of {
     my ($pid) = @_;
     my ($state) = slurp("/proc/$pid/stat") =~ /^\d+ \(.*\) (\S)/s;
     return $state // '';
+}
+
+# SIGSTOP, and returns once they stand still, with all their threads: until then they may still
+# answer. They go on with SIGCONT.
+sub freeze {
+    my @pids = @_;
+    kill STOP => @pids;
+    for my $pid (@pids) {
+        wait_until { !grep { state_of($_) !~ /^[TXZ]?$/ } map { m{/proc/(\d+/task/\d+)$} } glob "/proc/$pid/task/*" } 5,
+            "process $pid to stop";
+    }
 }
 
 # Writes a file and returns its name.
