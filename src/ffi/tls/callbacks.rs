@@ -174,8 +174,10 @@ impl<H: Handler> Hooks<H> {
         }
         let attached = attached_of::<H>(ssl);
         if let Some(attached) = attached {
-            if let Some(connection) = Connection::of(ssl).filter(|_| self.ticket_cipher.is_some()) {
-                self.handler.stepped(&connection, attached);
+            if self.ticket_cipher.is_some() {
+                if let Some(connection) = Connection::of(ssl) {
+                    self.handler.stepped(&connection, attached);
+                }
             }
             if attached.has_filter() && self.handler.is_through(attached) {
                 attached.remove_filter();
