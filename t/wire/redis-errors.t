@@ -234,7 +234,7 @@ subtest 'a server that cannot save is found to work, for what it can do' => sub 
     is answer($waits), 'TIMEOUT', 'it hangs';
     wait_until { status($edge, $session) eq 'DOWN' } 5, 'DOWN';
     $redis->resume;
-    my $back = eval { wait_until { status($edge, $session) eq 'HIT' } 2, 'a hit' };
+    my $back = eval { wait_until { status($edge, $session) eq 'HIT' } 5, 'a hit' };
     ok $back, 'and is back';
     $redis->cmd(qw(CONFIG SET stop-writes-on-bgsave-error no));
     wait_until { status($edge, $session) eq 'HIT' } 10, 'a hit';

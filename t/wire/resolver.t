@@ -257,7 +257,7 @@ subtest 'reload and exit with a question under way' => sub {
     wait_until { $dns->asked } 5, 'a question';
     my $asked = $dns->asked;
     $nginx->reload;
-    ok eval { wait_until { !$nginx->old_workers } 3, 'exit' }, 'the old worker does not wait for the answer';
+    ok eval { wait_until { !$nginx->old_workers } 5, 'exit' }, 'the old worker does not wait for the answer';
     hits($port, $session, 3);
     wait_until { $dns->asked > $asked } 5, 'a question of the new worker';
     my $start = time;

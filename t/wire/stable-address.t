@@ -184,7 +184,7 @@ subtest 'a node of a cluster becomes a replica, and sends to its own address' =>
     cmp_ok $front->stats->{accepted} - $accepted, '<=', 2 * (2 + time - $start), 'once a second at most it is tried';
     is $edge->log_count(qr/is down/), 0, 'it does not count as down';
     $front->upstream($new->address);
-    wait_until { status($edge, $session) eq 'HIT' } 3, 'a hit';
+    wait_until { status($edge, $session) eq 'HIT' } 5, 'a hit';
     ok 1, 'the address leads to the master again';
     $edge->quit;
 };

@@ -155,7 +155,7 @@ sub run {
         : $client->{code}
         ? eval { $client->{code}->($port, $visits, $at_once) } // "$@"
         : $self->_program($client, "https://localhost:$port/visit", $visits, $at_once);
-    eval { wait_until { $seen->() >= $wanted } 2, 'visits' };
+    eval { wait_until { $seen->() >= $wanted } 5, 'visits' };
     my @seen = $seen->();
     return { out => "$purpose: " . @seen . " visits in place of $wanted\n$out" } if @seen < $wanted || @seen > $wanted && !$h3;
     my %run  = (out => $out, returns => scalar @seen, resumed => 0, elsewhere => 0, early => 0);
