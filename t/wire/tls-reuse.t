@@ -335,7 +335,9 @@ subtest 'many tickets and many connections: nothing is left over' => sub {
         wait_until { $nginx->fds <= $fds + 1 } 5, 'the end of the last connection';
         my %kinds;
         $kinds{$_}++ for @{ kinds($tls) };
-        is $kinds{full}, $tickets || $protocol eq 'TLSv1.2' ? 1 : scalar @{ kinds($tls) }, 'full handshakes';
+        # There is no session before the first answer was read: a few links may be made until then.
+        if ($tickets || $protocol eq 'TLSv1.2') { cmp_ok $kinds{full}, '<=', 4, 'few full handshakes' }
+        else                                    { is $kinds{full}, scalar @{ kinds($tls) }, 'full handshakes alone' }
         is_deeply [ grep { !/^(?:full|reused)$/ } keys %kinds ], [], 'none fails, or is offered in vain';
         $nginx->quit;
         lines_are($nginx, @lost);
