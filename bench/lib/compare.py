@@ -141,10 +141,10 @@ def with_interval(name, found, digits=5):
     return {name: kept(value), f"{name}_low": kept(low), f"{name}_high": kept(high)}
 
 
-def sets(part, built, work, reduced):
+def sets(part, built, work, reduced, count=SETS):
     """The rows of a part that is measured with several sets of processes, each a few pairs."""
     together = {}
-    for _ in range(-(-SETS // 2) if reduced else SETS):
+    for _ in range(-(-count // 2) if reduced else count):
         for row in part(built, work, reduced):
             labels = (*(row.get(label) for label in GROUP), row["sessions"])
             together.setdefault(labels, []).append(row)

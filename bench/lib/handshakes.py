@@ -10,7 +10,7 @@ import subprocess
 from compare import compare
 from processes import Load, Nginx, Process, check_logs, wait
 from settings import (AGAIN, ALONE, CERTIFICATES, CROWD, FEW_ROUNDS, FULL_SLICE, LOAD_CPU, LOADS,
-                      LOOKUPS, PATIENCE, RECONNECTS, SCHEDULE, SESSIONS, SLICE, TRACED, VERSIONS,
+                      LOOKUPS, MANY_PAIRS, PATIENCE, RECONNECTS, SCHEDULE, SESSIONS, SLICE, TRACED, VERSIONS,
                       Failed)
 from stores import Memcached, Redis, both
 
@@ -106,6 +106,40 @@ def resumed(built, work, reduced):
         for load in loads.values():
             load.stop()
     sites.check_logs()
+    return results
+
+
+def many(built, work, _):
+    """The rows that targets are about, in more sets of processes and more pairs of each, so that
+    their intervals are narrow: resumed handshakes, and full ones with ECDSA, of 64 clients."""
+    sites = Sites(built, work, WITH_CONTROL)
+    redis = sites.redis
+    rest = {
+        "no module": Site(Nginx(work, built, "", module=False)),
+        f"no module{AGAIN}": Site(Nginx(work, built, "", module=False)),
+        "redis": Site(sites.all["redis"].server, stores=[redis]),
+    }
+    results = []
+    for version in VERSIONS:
+        labels = {"build": built.name, "certificate": "ecdsa", "tls": version, "clients": CROWD}
+        loads = {name: site.primed(version, SESSIONS) for name, site in sites.all.items()}
+        for load in loads.values():
+            load.go("resume", max(SESSIONS, load.ask("prime", 0)["sessions"]), CROWD)
+        results += compare(
+            labels | {"what": "resumed"}, loads, "nginx shared",
+            lambda load: load.go("resume", SLICE[CROWD, load.version], CROWD, cpu=True),
+            sites.hits(), MANY_PAIRS, saturated=True)
+        for load in loads.values():
+            load.stop()
+        loads = {name: site.load(version, full=True) for name, site in rest.items()}
+        results += compare(
+            labels | {"what": "full"}, loads, "no module",
+            lambda load: load.go("full", FULL_SLICE, CROWD, cpu=True), [(redis.lookups, [])],
+            MANY_PAIRS, saturated=True)
+        for load in loads.values():
+            load.stop()
+    sites.check_logs()
+    check_logs(site.server for site in rest.values())
     return results
 
 

@@ -94,6 +94,15 @@ def full(results):
                  "without the module", results)
 
 
+def many(results):
+    return "\n".join(
+        costs(f"{title} in many pairs, beside {beside}",
+              [r for r in results if r["what"] == what])
+        for what, title, beside in (
+            ("resumed", "Resumed handshakes", "ssl_session_cache shared"),
+            ("full", "Full handshakes", "nginx without the module")))
+
+
 def together(results):
     return table(
         f"Resumed handshakes of {results[0]['clients']} clients with one session, and with one for each; "
