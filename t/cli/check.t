@@ -204,7 +204,7 @@ subtest 'clients with certificates' => sub {
     ($exit, $value) = command_json('check', @cert, $fleet[0], $verify[0]);
     is_deeply [ sort keys %{ found($value) } ], ['store'], 'other rules for clients';
     my ($advice) = map { $_->{advice} } @{ $value->{findings} };
-    like $advice, qr/ssl_verify_client/, 'it is thought of';
+    like $advice, qr/ssl_verify_client and files of CAs/, 'it is thought of';
 };
 
 subtest 'early data' => sub {

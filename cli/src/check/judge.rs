@@ -207,12 +207,14 @@ fn advice(code: &'static str) -> (&'static str, &'static str) {
             "ssl_session_store",
         ),
         "one-way" => (
-            "Check ssl_session_store where they were made, and ssl_session_fetch where they are not resumed.",
+            "Check ssl_session_store where they were made, and ssl_session_fetch and the clock where they are \
+             not resumed.",
             "ssl_session_store",
         ),
         "store" => (
-            "Set the same targets, key_prefix and database in ssl_session_fetch and ssl_session_store on all \
-             nodes, then the same ssl_verify_client.",
+            "See in the error logs whether the store is down. Set the same targets, key_prefix and database in \
+             ssl_session_fetch and ssl_session_store on all nodes, then the same ssl_verify_client and files of \
+             CAs.",
             "ssl_session_fetch",
         ),
         "sometimes" => (
@@ -751,6 +753,8 @@ mod tests {
         let finding = findings.first().unwrap();
         assert_eq!((findings.len(), finding.code), (1, "store"));
         assert!(finding.message.contains("others: A B | C."), "{}", finding.message);
+        // With a zone in front a store that is down looks like that, too.
+        assert!(finding.advice.contains("whether the store is down"), "{}", finding.advice);
     }
 
     #[test]
@@ -760,6 +764,12 @@ mod tests {
         let finding = findings.first().unwrap();
         assert_eq!((findings.len(), finding.code), (1, "one-way"));
         assert!(finding.message.starts_with("sessions of B are not resumed at A"));
+        // For A, if its clock is ahead, the sessions of B have expired.
+        assert!(
+            finding.advice.contains("the clock where they are not resumed"),
+            "{}",
+            finding.advice
+        );
     }
 
     #[test]
