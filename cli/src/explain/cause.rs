@@ -41,7 +41,8 @@ static UNUSABLE: Cause =
     is("found and not resumed: another certificate", "another-certificate", FEW);
 static SUITES: Cause =
     is("found and not resumed: cipher suites", "cipher-suites-with-another-hash", FEW);
-static MISS: Cause = is("not in the store: the session has ended", "the-session-has-ended", SOME);
+static MISS: Cause =
+    is("not found: the session has ended, or is withheld", "the-session-has-ended", SOME);
 static FOREIGN: Cause =
     is("issued by nobody who has the key, or made up", "another-key-or-none", SOME);
 static FORGED: Cause = is("made up, with the id of a key", "another-key-or-none", CHANCE);
@@ -136,6 +137,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// The log does not tell a session that has ended from one that is withheld.
+    #[test]
+    fn the_section_of_a_miss_tells_how_to_find_what_is_withheld() {
+        let page = include_str!("../../../docs/troubleshooting.md");
+        let found = cause(false, "MISS", Some("STORED"));
+        assert!(found.words.contains("withheld"), "{}", found.words);
+        let (_, rest) = page.split_once("### The session has ended\n").unwrap();
+        let (section, _) = rest.split_once("\n### ").unwrap();
+        assert!(section.contains("`tier_lookups_total{status=\"HIT\"}`"), "{section}");
     }
 
     #[test]
