@@ -193,6 +193,9 @@ subtest 'passwords' => sub {
     is $exit, 0, 'in a file' or diag $err;
     ($exit, $out, $err) = command('store', 'stats', $plain =~ s{//}{//:s3cret%2F@}r);
     is $exit, 0, 'in the URL' or diag $err;
+    ($exit, $out, $err) = command('store', 'stats', $plain =~ s{//}{//nginx@}r, '--password-file', $file);
+    is $exit, 2, 'a user without a colon';
+    like $err, qr/: "user:@" expected, as --password-file has the password$/, 'it says how a user is written then';
     for my $url ($plain =~ s{//}{//:wr0ng@}r, $plain =~ s{//}{//u:wr0ng@}r, 'redis://u:wr0ng@127.0.0.1:1',
         'redis://:wr0ng%2@127.0.0.1', 'http://u:wr0ng@x') {
         ($exit, $out, $err) = command('store', 'stats', $url);

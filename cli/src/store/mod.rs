@@ -8,7 +8,7 @@ use clap::Subcommand;
 use serde_json::json;
 use session_core::cache_key::CacheKey;
 use session_core::epoch::{Epoch, News};
-use session_core::target::{Redacted, Target};
+use session_core::target::{Redacted, Target, TargetError};
 
 use crate::out::{Cell, Done, Fault, Look, Out, Result};
 use crate::time;
@@ -95,6 +95,11 @@ impl At {
             Ok(_) => {
                 return Err(Fault::usage(format!(
                     "{shown}: redis://, rediss:// or memcached:// and a host expected"
+                )));
+            }
+            Err(TargetError::NoPassword) if self.password_file.is_some() => {
+                return Err(Fault::usage(format!(
+                    "{shown}: \"user:@\" expected, as --password-file has the password"
                 )));
             }
             Err(error) => return Err(Fault::usage(format!("{shown}: {error}"))),
