@@ -233,6 +233,9 @@ for my $width (360, 1280) {
     cmp_ok $needs, '<=', $has, "$width pixels: nothing beyond";
     is $page->eval('innerWidth'), $width, 'the width it has';
 }
+# Widest of all, with the colours and the names of ten outcomes.
+my ($needs, $has) = map { $page->eval("document.querySelector('#listens .scroll').${_}Width") } qw(scroll client);
+cmp_ok $needs, '<=', $has, 'on a desktop handshakes need no scrolling';
 my %background = map {
     $page->color_scheme($_);
     ($_ => $page->eval('getComputedStyle(document.body).backgroundColor'));
