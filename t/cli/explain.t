@@ -58,6 +58,36 @@ CONF
     cmp_ok $hit->{p50}, '>', 0, 'how long the lookup took';
 };
 
+subtest 'the log of an nginx without the module, as docs/sizing.md has it' => sub {
+    my $page = slurp(root() . '/docs/sizing.md');
+    my ($log)     = $page =~ /^```nginx\n(log_format .*?)^```$/ms or return fail('a log_format');
+    my ($command) = $page =~ /^nginx-ssl-session explain --format '(.*)' tls\.log$/m or return fail('a command');
+    my $port = free_port();
+    my $file = tmpdir() . '/tls.log';
+    my $nginx = nginx(module => 0, conf => $log =~ s/tls\.log/$file/r . <<"CONF");
+    ssl_certificate     $certs->{ec_crt};
+    ssl_certificate_key $certs->{ec_key};
+    ssl_protocols       TLSv1.2 TLSv1.3;
+    server {
+        listen 127.0.0.1:$port ssl;
+        location / { return 200 ok; }
+    }
+CONF
+    for my $protocol (qw(TLSv1.2 TLSv1.3)) {
+        my $client = tls_client(port => $port, protocol => $protocol);
+        $client->request;
+        tls_client(port => $port, protocol => $protocol, session => $client->session)->request;
+    }
+    wait_until { (() = slurp($file) =~ /\n/g) == 4 } 5, 'four lines';
+    my ($exit, $value) = command_json('explain', '--format', $command, $file);
+    is $exit, 0, 'exit status';
+    is_deeply [ map { "$_->{protocol} $_->{handshakes} $_->{resumed}" } @{ $value->{protocols} } ],
+        [ 'TLSv1.2 2 1', 'TLSv1.3 2 1' ], 'by protocol';
+    my $sum = 0;
+    $sum += $_->{handshakes} for @{ $value->{hours} };
+    is $sum, 4, 'by hour';
+};
+
 subtest 'each outcome and its cause' => sub {
     my $file = log_of($plain,
         [ 70, '10', 'TLSv1.3', 'r', 'HIT', '0.000184', 'STORED', 1 ],
