@@ -213,6 +213,21 @@ STREAM
     is_deeply $json->()->{epochs}, [ { block => 'http', name => 'of-this', seconds => 1_700_000_000, heard => 1 } ], 'in JSON';
 };
 
+subtest 'a reload brings the module' => sub {
+    plan skip_all => 'the module is in nginx' if $ENV{TEST_NGINX_STATIC};
+    my ($tls, $shown) = (free_port(), free_port());
+    my $text  = "ssl_session_key ${\ session_key()};\n" . ($conf =~ s/(fetch|store) shared:tls:1m store/$1 shared:tls:1m/gr =~ s/$port/$tls/r =~ s/$status/$shown/r);
+    my $plain = $text =~ s/^.*ssl_session_(?:key|backend|fetch|store|epoch|status)\b.*\n//mgr =~ s/\$ssl_session_(?:fetch|store)_\w+//gr;
+    my $one = nginx(module => 0, log => 'notice', conf => $plain);
+    $one->reload($text, main => 'load_module ' . module_path() . ';');
+    wait_until { !$one->old_workers } 10, 'exit of the old worker';
+    my $visit = sub { my $client = tls_client(port => $tls, protocol => 'TLSv1.2', session => $_[0]); $client->request; return $client };
+    my $session = $visit->()->session;
+    is $visit->($session)->reused, 1, 'a session is resumed';
+    like scalar(`curl -fsS http://127.0.0.1:$shown/`), qr/^nginx_ssl_session_fetches_total\{.*status="HIT"\} 1$/m, 'and counted';
+    is_deeply [ $one->errors ], [], 'no complaint';
+};
+
 # What lies in its zones may be laid out otherwise.
 subtest 'a second file of the module has zones of its own' => sub {
     plan skip_all => 'the module is in nginx' if $ENV{TEST_NGINX_STATIC};
