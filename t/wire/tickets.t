@@ -129,6 +129,8 @@ subtest 'sessions are stored, and tickets made while the store is away' => sub {
                 is_deeply [ @$seen{qw(status reused)} ], [ 'TICKET', 1 ], "resumed at $who";
                 $session = $seen->{session};
             }
+            is visit($port{A}, protocol => $protocol, no_ticket => 1, sni => $sni)->{stored}, 'DROPPED',
+                'nothing for a client of TLS 1.2 that takes no tickets' if $protocol eq 'TLSv1.2';
             $redis->start;
             wait_until { $visit->($_)->{stored} eq 'STORED' } 10, "the store is back at $_" for qw(A B);
             $seen = $visit->('B', $session);

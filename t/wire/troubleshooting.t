@@ -639,6 +639,11 @@ my @causes = (
         }
         mend($_, store => 'fleet') for $A, $B;
         resumes($A, $B, $redis, %client);
+        mend($A, server => $arg{server} =~ s/optional/on/r);
+        for my $protocol (@protocols) {
+            seen('at A, which refuses the client', $A, protocol => $protocol);
+            seen('at A, which refuses the client', $A, protocol => $protocol, cert => $certs->{client_other_crt}, key => $certs->{client_other_key});
+        }
     },
 
     'Another server name' => sub {
