@@ -147,8 +147,8 @@ my @causes = (
         my $redis = redis();
         my ($A, $B) = (node('A', servers => $redis), node('B', servers => $redis, protocols => 'TLSv1.2'));
         my %both = (min => 'TLSv1.2', max => 'TLSv1.3');
-        seen('a session of TLS 1.3, at a server of TLS 1.2', $B, %both, session => stored($A, $redis, %both));
-        seen('a session of TLS 1.2, at a server of TLS 1.3', $A, %both, session => stored($B, $redis, %both));
+        seen('a session of TLS 1.3, at a machine with TLS 1.2', $B, %both, session => stored($A, $redis, %both));
+        seen('a session of TLS 1.2, at a machine with TLS 1.3', $A, %both, session => stored($B, $redis, %both));
         mend($B, protocols => 'TLSv1.2 TLSv1.3');
         resumes($A, $B, $redis);
         resumes($A, $B, $redis, protocols => ['both'], %both);
@@ -184,7 +184,7 @@ my @causes = (
         resumes($A, $B, $redis);
     },
 
-    'No extended master secret on one server' => sub {
+    'No extended master secret on one machine' => sub {
         my $redis = redis();
         my $none  = 'ssl_conf_command Options -ExtendedMasterSecret;';
         my ($A, $B) = (node('A', servers => $redis), node('B', servers => $redis, http => $none));
@@ -568,7 +568,7 @@ my @causes = (
         resumes($A, $B, $redis);
     },
 
-    'A directive is missing on one server' => sub {
+    'A directive is missing on one machine' => sub {
         my $redis = redis();
         my ($A, $B) = (node('A', servers => $redis, store => undef), node('B', servers => $redis));
         for my $protocol (@protocols) {
@@ -585,17 +585,17 @@ my @causes = (
         resumes($A, $B, $redis);
     },
 
-    'A server without the module' => sub {
+    'A machine without the module' => sub {
         my $redis = redis();
         my ($A, $B) = (node('A', module => 0, tickets => 'on'), node('B', servers => $redis));
         my ($status, $said) = conf_test(module => 0, conf => $guide{'What to look at'}{nginx} =~ s/^server.*//msr);
         isnt $status, 0, 'the log_format is refused';
-        like $guide{'A server without the module'}{text}, qr/`(unknown "ssl_session_fetch_status" variable)`/, 'as the guide says';
+        like $guide{'A machine without the module'}{text}, qr/`(unknown "ssl_session_fetch_status" variable)`/, 'as the guide says';
         like $said, qr/unknown "ssl_session_fetch_status" variable/, 'in these words';
         for (2, 3) {
             my $protocol = "TLSv1.$_";
             my $made = sub { visit($A, protocol => $protocol)->{session} };
-            seen("TLS 1.$_ at B, from a server without it", $B, protocol => $protocol, session => $made);
+            seen("TLS 1.$_ at B, from a machine without it", $B, protocol => $protocol, session => $made);
         }
         mend($A, tickets => 'off');
         my $session = visit($A, protocol => 'TLSv1.3')->{session};
