@@ -110,8 +110,9 @@ def resumed(built, work, reduced):
 
 
 def many(built, work, _):
-    """The rows that targets are about, in more sets of processes and more pairs of each, so that
-    their intervals are narrow: resumed handshakes, and full ones with ECDSA, of 64 clients."""
+    """The rows that targets are about, in more sets of processes and more pairs of each, judged by the
+    fastest tenth of the slices, so that their intervals are narrow: resumed handshakes, and full
+    ones with ECDSA, of 64 clients."""
     sites = Sites(built, work, WITH_CONTROL)
     redis = sites.redis
     rest = {
@@ -121,7 +122,8 @@ def many(built, work, _):
     }
     results = []
     for version in VERSIONS:
-        labels = {"build": built.name, "certificate": "ecdsa", "tls": version, "clients": CROWD}
+        labels = {"build": built.name, "certificate": "ecdsa", "tls": version, "clients": CROWD,
+                  "by": "fast"}
         loads = {name: site.primed(version, SESSIONS) for name, site in sites.all.items()}
         for load in loads.values():
             load.go("resume", max(SESSIONS, load.ask("prime", 0)["sessions"]), CROWD)

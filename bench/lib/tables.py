@@ -61,11 +61,14 @@ def costs(title, results):
     for name in ("certificate", "clients"):
         if len({r[name] for r in results}) == 1:
             title += f"; {labels.pop(name)}: {results[0][name]}"
-    head = [*labels.values(), "sessions", "worker CPU, us", "user", "kernel",
+    fast = any(r.get("by") == "fast" for r in results)
+    head = [*labels.values(), "sessions", *([f"fastest tenth, ratio ({INTERVAL})"] if fast else []),
+            "worker CPU, us", "user", "kernel",
             f"ratio ({INTERVAL})", "of all slices", "handshakes/s", f"ratio ({INTERVAL})",
             "worker busy", "slices left out", "store CPU, us", "p50, us", "p99", "p99.9",
             "bytes in", "out"]
     lines = [[*(str(r[label]) for label in labels), r["sessions"],
+              *([between(r, "fast_ratio")] if fast else []),
               f"{r['us']:.1f}", f"{r['user_us']:.1f}", f"{r['kernel_us']:.1f}",
               between(r, "ratio"), between(r, "ratio_all") if r["saturated"] else "-",
               f"{r['rate']:.0f}", between(r, "rate_ratio"),

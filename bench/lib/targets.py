@@ -31,12 +31,14 @@ def targets(parts):
         if row is None:
             rows.append([what, f"<= {limit}{unit}", "-", "-", "-"])
             return
-        name, of_all = told(row, name), "" if told(row, name) == name else ", of all slices"
+        name = told(row, name)
+        of_all = {"ratio_all": ", of all slices",
+                  "fast_ratio": ", of the fastest tenth of the slices"}.get(name, "")
         value, low, high = (upwards(row[name + end], digits) for end in ("", "_low", "_high"))
         said = judged(limit, float(low), float(high))
         if not control(all_of(part), row, name, same):
             said = "not shown: the control is not as its base"
-        if of_all and saturated:
+        if name == "ratio_all" and saturated:
             said = "not shown: the worker was not saturated"
         rows.append([what + of_all, f"<= {limit}{unit}", value, f"{low} to {high}", said])
 
