@@ -135,8 +135,6 @@ class Peer:
                 if isinstance(one, Nginx)]
 
     def loads(self, version):
-        if version not in self.said["tls"]:
-            return {}
         found = {}
         for name, site in self.sites.items():
             found[name] = load = site.load(version)
@@ -156,14 +154,15 @@ def peers(said, built, work, _):
     others = [Peer(one, built, work) for one in said]
     results = []
     for version in VERSIONS:
+        taking_part = [peer for peer in others if version in peer.said["tls"]]
+        if not taking_part:
+            continue
         loads = {name: site.primed(version, SESSIONS) for name, site in sites.all.items()}
         bases = dict.fromkeys(loads, OURS)
-        taking_part = []
-        for peer in others:
-            if more := peer.loads(version):
-                loads |= more
-                bases |= dict.fromkeys(more, peer.base)
-                taking_part.append(peer)
+        for peer in taking_part:
+            more = peer.loads(version)
+            loads |= more
+            bases |= dict.fromkeys(more, peer.base)
         for load in loads.values():
             load.go("resume", max(SESSIONS, load.ask("prime", 0)["sessions"]), CROWD)
         for clients in (ALONE, CROWD):
