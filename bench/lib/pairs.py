@@ -35,10 +35,12 @@ def fast(values):
 
 def fast_ratio(sets):
     """The ratio of two such costs, and both ends of its interval by the bootstrap. sets: for each set of
-    processes the pairs; for each pair what the slices of the one cost, and those of the other."""
+    processes the pairs; for each pair what the slices of the one cost, and those of the other. With
+    another such pair of the same turn behind it, the ratio of both ratios."""
     def found(drawn):
-        return (fast([cost for pair in drawn for cost in pair[0]])
-                / fast([cost for pair in drawn for cost in pair[1]]))
+        a, b, *others = (fast([cost for pair in drawn for cost in pair[side]])
+                         for side in range(len(drawn[0])))
+        return a / b / (others[0] / others[1] if others else 1)
     sets = [pairs for pairs in sets if pairs]
     if not sets:
         return None

@@ -8,10 +8,10 @@ import tomllib
 
 import pairs
 from builds import Build
-from compare import against, compare, control, with_interval
+from compare import compare, control, with_interval
 from handshakes import OWN_CACHE, Site, Sites
 from processes import Nginx, Process, check_logs, connects, free_port, wait
-from settings import AGAIN, ALONE, CROWD, ENOUGH, SERVER_CPU, SESSIONS, SLICE, VERSIONS, Failed
+from settings import AGAIN, ALONE, CROWD, SERVER_CPU, SESSIONS, SLICE, VERSIONS, Failed
 from stores import Memcached, Redis
 
 # What a description may say, and what holds if it does not.
@@ -168,7 +168,8 @@ def peers(said, built, work, _):
         for clients in (ALONE, CROWD):
             asked = {peer.name: -peer.redis.lookups() for peer in taking_part if peer.redis}
             rows = {row["sessions"]: row for row in compare(
-                {"build": built.name, "certificate": "ecdsa", "tls": version, "clients": clients},
+                {"build": built.name, "certificate": "ecdsa", "tls": version, "clients": clients,
+                 "by": "fast"},
                 loads, bases,
                 lambda load, n=clients: load.go("resume", SLICE[n, load.version], n, cpu=True),
                 sites.hits(), saturated=clients > ALONE)}
@@ -198,24 +199,12 @@ def with_ratios(results):
             ours = next(r for r in results if r["sessions"] == row["against"] and all(
                 r[label] == row[label] for label in ("build", "tls", "clients")))
             row = row | {"controlled": bool(control(results, ours))}
-            found = ratios(ours, row, ours["saturated"])
-            row |= with_interval("module_ratio", pairs.ratio(found or ratios(ours, row, False)))
-            row["of_all"] = "" if found else ", of all slices"
+            row |= with_interval("module_ratio", pairs.fast_ratio([
+                [tuple(side["each"] for side in sides) for sides in zip(
+                    mine["own"], mine["base"], other["own"], other["base"])]
+                for mine, other in zip(ours["sets"], row["sets"])]))
             if "asked" in row["sets"][0]:
                 asked = sum(one["asked"] for one in row["sets"])
                 row["lookups"] = round(asked / row["handshakes"], 2)
         rows.append(row)
     return rows
-
-
-def ratios(ours, theirs, busy):
-    """Pairs of one turn with each other; with "busy" those of which no slice was idle, if they are
-    enough."""
-    found = []
-    for mine, other in zip(ours["sets"], theirs["sets"]):
-        keep = [not busy or not any(side["idle"] for side in sides)
-                for sides in zip(mine["own"], mine["base"], other["own"], other["base"])]
-        both = zip(against([mine], "us")[0], against([other], "us")[0])
-        found.append([a / b for kept, (a, b) in zip(keep, both) if kept])
-    enough = sum(map(len, found)) >= ENOUGH * sum(len(one["own"]) for one in ours["sets"])
-    return found if enough else []

@@ -280,13 +280,13 @@ def peers(results):
         "is the module's ratio to its base by the peer's to its own, below 1 where the module costs "
         "less",
         ["TLS", "clients", "sessions", "server", "worker CPU, us", "user", "kernel",
-         f"ratio to its base ({INTERVAL})", "of all slices", "slices left out",
+         f"fastest tenth, ratio to its base ({INTERVAL})", "all slices that were busy", "of all slices", "slices left out",
          f"to the module ({INTERVAL})", "handshakes/s", "worker busy", "p50, us",
          "store CPU, us", "lookups each"],
         [[r["tls"], str(r["clients"]), r["sessions"], r["server"], f"{r['us']:.1f}",
-          f"{r['user_us']:.1f}", f"{r['kernel_us']:.1f}", between(r, "ratio"),
+          f"{r['user_us']:.1f}", f"{r['kernel_us']:.1f}", between(r, "fast_ratio"), between(r, "ratio"),
           between(r, "ratio_all") if r["saturated"] else "-",
           f"{r['left_out']} of {r['slices']}" if r["saturated"] else "-",
-          between(r, "module_ratio") + r.get("of_all", ""), f"{r['rate']:.0f}", f"{r['busy'] * 100:.0f} %",
+          between(r, "module_ratio"), f"{r['rate']:.0f}", f"{r['busy'] * 100:.0f} %",
           f"{r['p50_us']:.0f}", f"{r['store_us']:.1f}" if r["store_us"] else "-",
           str(r.get("lookups", "-"))] for r in results]) + doubts(results)

@@ -114,7 +114,7 @@ def against_peers(results):
             if row["controlled"]:
                 said = judged(1, row["module_ratio_low"], row["module_ratio_high"])
             rows.append([f"{row['against']} beside {row['sessions']}, TLS {row['tls']}, "
-                         f"{row['clients']} clients: ratio of the ratios{row['of_all']}", "< 1",
+                         f"{row['clients']} clients: ratio of the ratios", "< 1",
                          *(between(row, "module_ratio").rstrip(")").split(" (") + ["-"])[:2], said])
     return rows
 
