@@ -273,7 +273,9 @@ impl Fleet {
                 .collect();
             let facts = [tls12.as_ref(), tls13.as_ref()]
                 .map(|survey| survey.map(|first| facts(first, &visits)).map_err(Clone::clone));
-            nodes.push(Node { label: at.label.clone(), facts, key: key_of(&visits) });
+            // The one that took the least time is the one to believe.
+            let ahead = visits.iter().filter_map(|visit| visit.ahead).max();
+            nodes.push(Node { label: at.label.clone(), facts, key: key_of(&visits), ahead });
         }
         let (mut findings, reasons) = judge(&nodes, &pairs);
         let mut replays = Vec::new();
@@ -511,6 +513,7 @@ impl Report {
                 "node": place.node,
                 "addresses": place.addresses.iter().flatten().map(ToString::to_string).collect::<Vec<_>>(),
                 "key_id": if let KeyId::Of(id) = node.key { Some(format!("{id:02x}")) } else { None },
+                "clock_ahead": node.ahead,
                 "TLSv1.2": facts(tls12),
                 "TLSv1.3": facts(tls13),
             })
