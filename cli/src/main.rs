@@ -12,7 +12,9 @@ use clap::{Parser, Subcommand};
 use out::{Done, Exit, Out};
 
 mod check;
+mod connect;
 mod crypto;
+mod each;
 mod explain;
 mod generate;
 mod key;
