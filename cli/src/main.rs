@@ -17,6 +17,7 @@ mod crypto;
 mod each;
 mod explain;
 mod generate;
+mod http;
 mod key;
 mod out;
 mod session;
