@@ -4,7 +4,6 @@ import itertools
 import json
 import random
 import statistics
-import sys
 import time
 
 import builds
@@ -137,7 +136,7 @@ def expiry(bench, kind, redis):
 
 
 def fleet(bench):
-    """Many sessions in many Redis: memory, spread and CPU, beside what tools/size says."""
+    """Many sessions in many Redis: memory, spread and CPU, beside what is computed."""
     kind = ("1.3", "none")
     shards = [Redis(bench.work) for _ in range(SHARDS)]
     route = Rendezvous([redis.address() for redis in shards])
@@ -178,9 +177,9 @@ def fleet(bench):
     # So many resumptions a second, for so long that there are as many sessions.
     rate = made / 2 / wall
     said = json.loads(builds.run([
-        sys.executable, "tools/size", "--json", "--rate", str(rate), "--lifetime",
-        str(SCALE / rate), "--tls13", "1", "--resumed", "1", "--machines", "1", "--workers",
-        str(WORKERS), "--shards", str(SHARDS)]))
+        builds.run(["tools/build-cli"]).strip(), "size", "--json", "--rate", str(rate),
+        "--lifetime", str(SCALE / rate), "--tls13", "1", "--resumed", "1", "--machines", "1",
+        "--workers", str(WORKERS), "--shards", str(SHARDS)]))
     pairs = {
         "memory, MB": (sum(used) / 2**20, said["memory"] / 2**20),
         "memory of the largest shard, MB": (max(used) / 2**20, said["memory_of_shard"] / 2**20),
@@ -193,7 +192,7 @@ def fleet(bench):
     }
     expected = SCALE / SHARDS
     chi_square = sum((count - expected) ** 2 / expected for count in counts)
-    print(f"{'':40}{'measured':>14}{'tools/size':>14}{'deviation':>11}")
+    print(f"{'':40}{'measured':>14}{'computed':>14}{'deviation':>11}")
     for name, (measured, computed) in pairs.items():
         print(f"{name:40}{measured:>14,.2f}{computed:>14,.2f}{measured / computed - 1:>11.1%}")
     print(f"{made / wall:,.0f} operations/s by the clock, Redis busy for {spent / wall:.0%} of it; "

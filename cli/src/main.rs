@@ -1,5 +1,5 @@
 //! For operators of fleets: which nginx servers resume each other's TLS sessions, and why not; the
-//! keys, the store and the log of the module.
+//! keys, the store and the log of the module, and how large a store has to be.
 
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -12,12 +12,16 @@ use clap::{Parser, Subcommand};
 use out::{Done, Exit, Out};
 
 mod check;
+mod connect;
 mod crypto;
+mod each;
 mod explain;
 mod generate;
+mod http;
 mod key;
 mod out;
 mod session;
+mod size;
 mod store;
 mod time;
 mod timed;
@@ -49,6 +53,7 @@ enum Command {
     Key(key::Args),
     Store(store::Args),
     Explain(explain::Args),
+    Size(size::Args),
     #[command(hide = true)]
     Generate(generate::Args),
 }
@@ -61,6 +66,7 @@ fn main() -> ExitCode {
         Command::Key(args) => key::run(&args, &mut out),
         Command::Store(args) => store::run(&args, &mut out),
         Command::Explain(args) => explain::run(&args, &mut out),
+        Command::Size(args) => size::run(&args, &mut out),
         Command::Generate(args) => generate::run(&args, &mut out),
     };
     let exit = done.map_or_else(|fault| out.fault(&fault), Exit::Done);

@@ -2,7 +2,12 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use openssl::asn1::Asn1Time;
+
 const DAY: i64 = 86_400;
+/// As dates of HTTP have them.
+const MONTHS: [&str; 12] =
+    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 /// The longest time that can be asked for, in milliseconds: an hour.
 const MAX_MS: u64 = 3_600_000;
 
@@ -47,6 +52,17 @@ pub fn utc(seconds: i64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
+/// Reads the date of an HTTP message (RFC 9110, section 5.6.7), in seconds since 1970.
+pub fn http_date(text: &str) -> Option<i64> {
+    let words: Vec<_> = text.trim().split([' ', ':']).collect();
+    let [_, day, month, year, hour, minute, second, "GMT"] = *words.as_slice() else { return None };
+    let (_, month) = MONTHS.iter().zip(1u8..).find(|(name, _)| **name == month)?;
+    // OpenSSL knows the calendar, and which of these are no numbers.
+    let at = Asn1Time::from_str(&format!("{year}{month:02}{day}{hour}{minute}{second}Z")).ok()?;
+    let since = Asn1Time::from_unix(0).ok()?.diff(&at).ok()?;
+    Some(i64::from(since.days).saturating_mul(DAY).saturating_add(since.secs.into()))
+}
+
 /// A length of time in its largest units.
 pub fn span(seconds: i64) -> String {
     match seconds {
@@ -81,6 +97,16 @@ mod tests {
         assert_eq!(utc(1_800_000_000), "2027-01-15T08:00:00Z");
         assert_eq!(utc(-1), "1969-12-31T23:59:59Z");
         assert!(!utc(i64::MAX).is_empty());
+    }
+
+    #[test]
+    fn dates_of_http_are_read() {
+        assert_eq!(http_date("Thu, 01 Jan 1970 00:00:00 GMT"), Some(0));
+        assert_eq!(http_date(" Tue, 29 Feb 2000 00:00:00 GMT"), Some(951_782_400));
+        assert_eq!(http_date("Fri, 15 Jan 2027 08:00:00 GMT"), Some(1_800_000_000));
+        for wrong in ["", "now", "Tue, 30 Feb 2000 00:00:00 GMT", "Tue, 29 Feb 2000 00:00:00 CET"] {
+            assert_eq!(http_date(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ use openssl::x509::verify::X509CheckFlags;
 use zeroize::Zeroizing;
 
 use crate::session::Session;
+use crate::time;
 use crate::timed::{Deadline, Timed, is_late};
 
 /// How long tickets are waited for where there is no answer to wait for.
@@ -112,6 +113,9 @@ pub struct Visit {
     pub leaf: Option<Vec<u8>>,
     /// The status of the answer, if there was one.
     pub status: Option<u16>,
+    /// How far the server's clock is ahead of ours, in seconds, by the date of the answer: or less
+    /// by what that took.
+    pub ahead: Option<i64>,
     /// What became of early data.
     pub early: Early,
 }
@@ -212,7 +216,7 @@ impl Client {
         if let Err(error) = stream.do_handshake() {
             return Err(failure(&error, &stream));
         }
-        let status = match talk {
+        let answer = match talk {
             Talk::Nothing => None,
             Talk::Tickets => {
                 no_longer_than(TICKET_WAIT);
@@ -229,7 +233,7 @@ impl Client {
             }
             Talk::Early(_) => None,
         };
-        let visit = self.seen(&stream, status)?;
+        let visit = self.seen(&stream, answer)?;
         // Without it OpenSSL takes the session for one of a broken connection, and so may a server.
         no_longer_than(self.timeout);
         let _ = stream.shutdown();
@@ -274,7 +278,7 @@ impl Client {
     fn seen(
         &self,
         stream: &SslStream<Timed<TcpStream>>,
-        status: Option<u16>,
+        answer: Option<Answer>,
     ) -> Result<Visit, Failure> {
         let ssl = stream.ssl();
         let nothing = || Failure::Handshake("no session".into());
@@ -287,7 +291,8 @@ impl Client {
             own,
             given: ssl.ex_data(self.given).map(Given::all).unwrap_or_default(),
             leaf: leaf.map(|digest| digest.to_vec()),
-            status,
+            status: answer.as_ref().map(|answer| answer.status),
+            ahead: answer.and_then(|answer| answer.ahead),
             early: ffi::early(ssl),
         })
     }
@@ -328,8 +333,14 @@ fn context(
     Ok(context.build())
 }
 
-/// Reads the head of an answer, if one comes, and its status.
-fn answer(stream: &mut SslStream<Timed<TcpStream>>) -> Option<u16> {
+/// What the head of an answer says.
+struct Answer {
+    status: u16,
+    ahead: Option<i64>,
+}
+
+/// Reads the head of an answer, if one comes.
+fn answer(stream: &mut SslStream<Timed<TcpStream>>) -> Option<Answer> {
     let mut head = Vec::new();
     let mut chunk = [0; 4096];
     while head.len() < MAX_HEAD && !head.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -338,8 +349,20 @@ fn answer(stream: &mut SslStream<Timed<TcpStream>>) -> Option<u16> {
             Ok(read) => head.extend_from_slice(chunk.get(..read).unwrap_or_default()),
         }
     }
-    let line = head.strip_prefix(b"HTTP/1.")?;
-    std::str::from_utf8(line.get(2..5)?).ok()?.parse().ok()
+    read(&head, time::now())
+}
+
+/// Reads what has come at that time.
+fn read(head: &[u8], now: i64) -> Option<Answer> {
+    let head = String::from_utf8_lossy(head);
+    let mut lines = head.split("\r\n").take_while(|line| !line.is_empty());
+    let status = lines.next()?.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok()?;
+    let date = lines.find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("date").then_some(value)
+    });
+    let ahead = date.and_then(time::http_date).map(|date| date.saturating_sub(now));
+    Some(Answer { status, ahead })
 }
 
 /// The host of an address, and its port, which is `default` if it has none.
@@ -479,6 +502,21 @@ mod tests {
         }
         let times: Vec<_> = given.all().iter().map(|kept| kept.says.time).collect();
         assert_eq!(times, (84..100).collect::<Vec<_>>(), "the newest");
+    }
+
+    #[test]
+    fn the_date_of_an_answer_tells_its_clock() {
+        let seen = |head: &str| {
+            read(head.as_bytes(), 951_782_400).map(|answer| (answer.status, answer.ahead))
+        };
+        let date = "Tue, 29 Feb 2000 00:10:00 GMT";
+        assert_eq!(
+            seen(&format!("HTTP/1.1 200 OK\r\ndate: {date}\r\n\r\n")),
+            Some((200, Some(600)))
+        );
+        assert_eq!(seen(&format!("HTTP/1.1 400 \r\n\r\nDate: {date}\r\n\r\n")), Some((400, None)));
+        assert_eq!(seen("HTTP/1.1 200 OK\r\nDate: now\r\n\r\n"), Some((200, None)));
+        assert_eq!(seen("220 mail.example.com\r\n\r\n"), None);
     }
 
     #[test]

@@ -13,8 +13,8 @@ my $page = slurp(root() . '/docs/command.md');
 subtest 'the help of each fits a screen, and its options are described' => sub {
     my %described = map { $_ => 1 } $page =~ /`(--[a-z-]+)/g;
     my %there = ('--json' => 1);
-    for my $name ('', 'check', 'key', map({ "key $_" } qw(new show check)), 'store',
-        map({ "store $_" } qw(stats inspect epoch)), 'explain') {
+    for my $name ('', 'check', 'key', map({ "key $_" } qw(new show check nodes)), 'store',
+        map({ "store $_" } qw(stats inspect epoch)), 'explain', 'size') {
         my ($exit, $out) = command(split(/ /, $name), '--help');
         is $exit, 0, "$name --help";
         cmp_ok scalar(() = $out =~ /\n/g), '<=', 24, 'lines';

@@ -1,4 +1,4 @@
-# nginx-ssl-session key: keys are made for their owner alone, told by their ids, and never shown.
+# nginx-ssl-session key: keys are made for their owner alone, told by their ids, and never shown; which nodes have which.
 
 use strict;
 use warnings;
@@ -100,6 +100,95 @@ sub another_of_id {
     my $other = SSLSession::Sealing::new_session_key(tmpdir() . '/same.key');
     return key_id($other) eq key_id($file) ? $other : undef;
 }
+
+# A node with these keys, and the URL of its status page.
+sub node {
+    my (@keys) = @_;
+    my ($port, $tls) = (free_port(), free_port());
+    my $certs = certs();
+    my $keys  = join ' ', map { "ssl_session_key $_;" } @keys ? @keys : 'off';
+    nginx(log => 'notice', conf => <<"CONF");
+    $keys
+    ssl_session_fetch   shared:tls:1m;
+    ssl_session_store   shared:tls:1m;
+    ssl_session_tickets off;
+    ssl_certificate     $certs->{ec_crt};
+    ssl_certificate_key $certs->{ec_key};
+    server { listen 127.0.0.1:$port; location = /sessions { ssl_session_status; } location = /other { return 200 other; } }
+    server { listen 127.0.0.1:$tls ssl; server_name localhost; location = /sessions { ssl_session_status; } }
+CONF
+    return wantarray ? ("http://127.0.0.1:$port/sessions", "https://localhost:$tls/sessions") : "http://127.0.0.1:$port/sessions";
+}
+
+# What names it in tables.
+sub name { return $_[0] =~ m{//([^/]+)} ? $1 : $_[0] }
+
+subtest 'which nodes have which keys' => sub {
+    my ($old, $new) = ($file, another());
+    $new = another() while key_id($new) eq key_id($old);
+    my ($old_id, $new_id) = map { key_id($_) } $old, $new;
+    my ($first, $https) = node($old);
+    my %node = (old => $first, known => scalar node($old, $new), new => scalar node($new, $old), bare => scalar node());
+
+    my ($exit, $value, $err) = command_json('key', 'nodes', $node{old});
+    is $exit, 0, 'one node' or diag $err;
+    is_deeply $value, { ok => JSON::PP::true(), missing => [], nodes => [ { node => name($node{old}), error => undef,
+        keys => [ { block => 'http', key_id => $old_id, seals => JSON::PP::true() } ] } ] }, 'has its key' or diag explain $value;
+
+    # The steps of docs/operation.md, "Changing the key", on the way.
+    for my $step ([ 'the new key on one of two', qw(old known) ], [ 'the new key first on one of two', qw(known new) ]) {
+        my ($what, @names) = @$step;
+        ($exit, $value) = command_json('key', 'nodes', @node{@names});
+        is $exit, 0, "$what: costs nothing" or diag explain $value;
+    }
+    ($exit, my $out) = command('key', 'nodes', @node{qw(known new)});
+    like $out, qr/^http\{\} +$old_id +$new_id\n\Q${\ name($node{known}) }\E +seals  opens\n\Q${\ name($node{new}) }\E +opens  seals\n/, 'who has which';
+    like $out, qr/^In http\{\} nodes seal by $old_id and $new_id: a key is being changed\.\nEach node has /m, 'it says so';
+
+    my @lacks = @node{qw(old known new)};
+    ($exit, $value) = command_json('key', 'nodes', @lacks);
+    is $exit, 1, 'a key that seals, and that one has not';
+    my $missing = [ { block => 'http', key_id => $new_id, nodes => [ name($node{old}) ], sealed_at => [ name($node{new}) ] } ];
+    is_deeply $value->{missing}, $missing, 'is named' or diag explain $value;
+    ($exit, $out) = command('key', 'nodes', @lacks);
+    is $exit, 1, 'for people';
+    like $out, qr/^\Q${\ name($node{old}) }\E +seals  -$/m, 'in the table';
+    like $out, qr/^1\. \Q${\ name($node{old}) }\E: without key $new_id, by which \Q${\ name($node{new}) }\E seals\n   Sessions of that key are FOREIGN there: add its ssl_session_key to http\{\}\.$/m, 'and below it';
+
+    my $saved = spew(tmpdir() . '/saved', `curl -fsS '$node{old}'`);
+    my @other = ("$node{new}?format=prometheus", "$node{known}?format=json", $saved);
+    ($exit, $value) = command_json('key', 'nodes', @other);
+    is $exit, 1, 'in the other formats, and from a file';
+    is_deeply [ $value->{missing}[0]{key_id}, $value->{missing}[0]{nodes} ], [ $new_id, [$saved] ], 'the same' or diag explain $value;
+
+    ($exit, $value) = command_json('key', 'nodes', @node{qw(old bare)});
+    is $exit, 1, 'a node without any key';
+    is_deeply $value->{missing}[0]{nodes}, [ name($node{bare}) ], 'lacks it';
+    ($exit, $out) = command('key', 'nodes', $node{bare});
+    is $exit, 3, 'without others there is nothing to compare';
+    is $out, "No node has an ssl_session_key.\n", 'it says so';
+
+    ($exit, $out, $err) = command('key', 'nodes', $https, '--cacert', certs()->{ec_crt});
+    is $exit, 0, 'over TLS' or diag $out, $err;
+    ($exit, $out) = command('key', 'nodes', $https);
+    is $exit, 3, 'by a certificate that does not verify';
+    like $out, qr/certificate verify failed.*see --cacert$/m, 'it says so';
+
+    my $dead = 'http://127.0.0.1:' . free_port() . '/';
+    for my $wrong ([ $dead, qr/no connection: connection refused/ ], [ $node{old} =~ s/sessions$/none/r, qr/it answers 404: is the path right\?/ ],
+        [ $node{old} =~ s/sessions$/other/r, qr/that is no ssl_session_status/ ], [ tmpdir() . '/none', qr/no such file or directory: name a URL or a file/ ]) {
+        my ($place, $says) = @$wrong;
+        ($exit, $out) = command('key', 'nodes', $node{old}, $place);
+        is $exit, 3, "not known: $place";
+        like $out, qr/^\Q$place\E: $says/m, 'it says why';
+        ($exit) = command('key', 'nodes', @lacks, $place);
+        is $exit, 1, 'what is known is a finding all the same';
+    }
+    for my $wrong ([], [ $node{old}, $node{old} ], ['ftp://127.0.0.1/'], ['http://user:secret@127.0.0.1/']) {
+        ($exit) = command('key', 'nodes', @$wrong);
+        is $exit, 2, "wrong usage: @$wrong";
+    }
+};
 
 subtest 'no key is ever shown' => sub {
     my $key = unpack 'H*', slurp($file);

@@ -1,8 +1,13 @@
 //! Why sessions are not resumed, as far as a client can know.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::time::span;
 use crate::tls::Failure;
+
+/// How far clocks may differ, in seconds: dates of answers are whole seconds, and some time old.
+const CLOCKS: i64 = 5;
 
 /// A version of TLS; its place in lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,6 +92,8 @@ pub struct Node {
     pub facts: [Result<Facts, Failure>; 2],
     /// The key that issues its session IDs.
     pub key: KeyId,
+    /// How far its clock is ahead of ours, in seconds.
+    pub ahead: Option<i64>,
 }
 
 impl Node {
@@ -197,6 +204,10 @@ fn advice(code: &'static str) -> (&'static str, &'static str) {
             "Load the module with the fleet's ssl_session_key there, and remove \"ssl_session_cache off\".",
             "ssl_session_key",
         ),
+        "clock" => (
+            "Set the clock there, and have NTP keep it: ssl_session_timeout is counted by it.",
+            "ssl_session_timeout",
+        ),
         "key" => ("Give all nodes the same first ssl_session_key.", "ssl_session_key"),
         "client-certificate" => (
             "Name a client certificate by --cert and --key, for ssl_verify_client.",
@@ -255,6 +266,7 @@ pub fn judge(nodes: &[Node], pairs: &[Pair]) -> (Vec<Finding>, Vec<Vec<&'static 
     for code in ["certificate", "extended-master-secret", "cipher-suites", "key"] {
         judge.differing(code, &mut findings);
     }
+    judge.clocks(&mut findings);
     for code in ["no-session", "tickets", "not-issued", "client-certificate", "own"] {
         judge.of_nodes(code, &mut findings);
     }
@@ -332,6 +344,8 @@ fn reasons(nodes: &[Node], pairs: &[Pair], pair: &Pair) -> Vec<&'static str> {
             .find(|back| back.from == pair.to && back.to == pair.from && back.version == version);
         reasons.push(if (!own(pair.from) || !own(pair.to)) && refused {
             "client-certificate"
+        } else if has_expired(from, to) {
+            "clock"
         } else if itself || !own(pair.from) || !own(pair.to) {
             "own"
         } else if back.is_some_and(|back| back.resumed > 0) {
@@ -353,6 +367,32 @@ fn known_key(nodes: &[Node], pairs: &[Pair], place: usize) -> KeyId {
     let resumed = pairs.iter().filter(|pair| pair.to == place && pair.resumed > 0);
     let mut known = resumed.map(|pair| key(pair.from)).filter(|key| *key != KeyId::Unknown);
     known.next().unwrap_or(KeyId::Unknown)
+}
+
+/// Whether a new session of one is over by the clock of the other.
+fn has_expired(from: &Node, to: &Node) -> bool {
+    let (Some(here), Some(there)) = (from.ahead, to.ahead) else { return false };
+    let ahead = there.saturating_sub(here);
+    let lifetime =
+        |node: &Node| node.in_version(Version::V13).ok().and_then(|facts| facts.lifetime);
+    // Where it is not known the clock is the first thing to look at.
+    let lifetime = lifetime(from).or_else(|| lifetime(to)).unwrap_or_default();
+    ahead > CLOCKS && ahead.saturating_add(CLOCKS) >= lifetime
+}
+
+/// How far the clock of each node is ahead of that of most; 0 where it is the same, or not known.
+fn clocks(nodes: &[Node]) -> Vec<i64> {
+    let known = || nodes.iter().filter_map(|node| node.ahead);
+    let alike = |one: i64, other: i64| one.abs_diff(other) <= CLOCKS.unsigned_abs();
+    let usual = known().max_by_key(|&one| {
+        // Where there are as many of another time, our own clock decides.
+        (known().filter(|&other| alike(one, other)).count(), Reverse(one.unsigned_abs()))
+    });
+    let ahead = |node: &Node| {
+        let (ahead, usual) = (node.ahead?, usual?);
+        Some(ahead.saturating_sub(usual)).filter(|_| !alike(ahead, usual))
+    };
+    nodes.iter().map(|node| ahead(node).unwrap_or_default()).collect()
 }
 
 /// A failure as a finding.
@@ -472,6 +512,28 @@ impl Judge<'_> {
         };
         let message = format!("{what}: {}", self.groups(&values, usual.as_deref()));
         findings.push(finding(code, versions, others, message));
+    }
+
+    /// Nodes with another time than most.
+    fn clocks(&self, findings: &mut Vec<Finding>) {
+        let clocks = clocks(self.nodes);
+        let others = || (0..).zip(&clocks).filter(|(_, ahead)| **ahead != 0);
+        let texts = others().map(|(place, ahead)| {
+            let way = if *ahead > 0 { "ahead" } else { "behind" };
+            let span = span(ahead.saturating_abs());
+            format!("{} is {span} {way}", self.names([place]))
+        });
+        let texts: Vec<_> = texts.collect();
+        if !texts.is_empty() {
+            let nodes: BTreeSet<usize> = others().map(|(place, _)| place).collect();
+            let spoken = |version: &Version| {
+                let mut nodes = nodes.iter().filter_map(|place| self.nodes.get(*place));
+                nodes.any(|node| node.in_version(*version).is_ok())
+            };
+            let versions: Vec<_> = Version::ALL.into_iter().filter(spoken).collect();
+            let message = format!("clocks differ: {}", texts.join(", "));
+            findings.push(finding("clock", versions, nodes, message));
+        }
     }
 
     /// Who has which value, the usual one first.
@@ -657,7 +719,7 @@ mod tests {
 
     fn node(label: &str, key: u8, facts: &Facts) -> Node {
         let facts = [Ok(facts.clone()), Ok(facts.clone())];
-        Node { label: label.into(), facts, key: KeyId::Of(key) }
+        Node { label: label.into(), facts, key: KeyId::Of(key), ahead: Some(0) }
     }
 
     /// Each offers to each; `resumes` says what came of it.
@@ -773,6 +835,38 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_ahead_explains_sessions_that_have_expired() {
+        let mut nodes = ["A", "B", "C"].map(|label| node(label, 1, &facts()));
+        nodes[1].ahead = Some(600);
+        let pairs = pairs(3, |from, to| to != 1 || from == 1);
+        let (findings, reasons) = judge(&nodes, &pairs);
+        let finding = findings.first().unwrap();
+        assert_eq!((findings.len(), finding.code), (1, "clock"));
+        assert_eq!(finding.message, "clocks differ: B is 10m00s ahead");
+        assert_eq!(finding.versions, BTreeSet::from(Version::ALL));
+        assert_eq!(reasons[1], ["clock"], "TLS 1.2, from A to B");
+    }
+
+    #[test]
+    fn a_clock_that_differs_by_less_than_a_lifetime_explains_nothing_else() {
+        let mut nodes = ["A", "B", "C"].map(|label| node(label, 1, &facts()));
+        nodes[2].ahead = Some(20);
+        let pairs = pairs(3, |from, to| (from == 2) == (to == 2));
+        assert_eq!(codes(&nodes, &pairs), [("clock", vec![2]), ("store", vec![0, 1, 2])]);
+    }
+
+    #[test]
+    fn clocks_of_two_are_judged_by_our_own() {
+        let mut nodes = ["A", "B", "C"].map(|label| node(label, 1, &facts()));
+        nodes[0].ahead = Some(-90);
+        nodes[1].ahead = Some(-CLOCKS);
+        nodes[2].ahead = None;
+        assert_eq!(clocks(&nodes), [-85, 0, 0]);
+        nodes[0].ahead = Some(-2 * CLOCKS);
+        assert_eq!(clocks(&nodes), [0, 0, 0], "what dates do not tell");
+    }
+
+    #[test]
     fn a_node_that_resumes_nothing_is_named() {
         let nodes = ["A", "B"].map(|label| node(label, 1, &facts()));
         let found = codes(&nodes, &pairs(2, |from, to| from == 0 && to == 0));
@@ -877,7 +971,8 @@ mod tests {
     }
 
     fn clone(node: &Node) -> Node {
-        Node { label: node.label.clone(), facts: node.facts.clone(), key: node.key }
+        let (label, facts) = (node.label.clone(), node.facts.clone());
+        Node { label, facts, key: node.key, ahead: node.ahead }
     }
 
     #[test]

@@ -3,14 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use openssl::ssl::SslVersion;
 use serde_json::{Value, json};
 
+use crate::each::each;
 use crate::out::{Cell, Done, Fault, Look, Out, Result};
 use crate::time;
 use crate::tls::{Client, Failure, Kept, Talk, Trust, Visit, resolve, split};
@@ -21,8 +20,6 @@ mod replay;
 
 /// The port of a node that is named without one.
 const PORT: u16 = 443;
-/// How many visits are made at the same time.
-const THREADS: usize = 24;
 /// How often a session of a pair is offered that is not resumed.
 const TRIES: usize = 3;
 /// How long a store may take for a new session before it is asked for.
@@ -273,7 +270,9 @@ impl Fleet {
                 .collect();
             let facts = [tls12.as_ref(), tls13.as_ref()]
                 .map(|survey| survey.map(|first| facts(first, &visits)).map_err(Clone::clone));
-            nodes.push(Node { label: at.label.clone(), facts, key: key_of(&visits) });
+            // The one that took the least time is the one to believe.
+            let ahead = visits.iter().filter_map(|visit| visit.ahead).max();
+            nodes.push(Node { label: at.label.clone(), facts, key: key_of(&visits), ahead });
         }
         let (mut findings, reasons) = judge(&nodes, &pairs);
         let mut replays = Vec::new();
@@ -344,37 +343,6 @@ fn key_of(visits: &[&Visit]) -> KeyId {
         (2.., _, _) => KeyId::None,
         _ => KeyId::Unknown,
     }
-}
-
-/// What `work` makes of each of `jobs`, several at a time.
-fn each<J: Sync, R: Send>(
-    what: &str,
-    jobs: &[J],
-    out: &Out,
-    work: impl Fn(&J) -> R + Sync,
-) -> Vec<R> {
-    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let results = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..THREADS.min(jobs.len()) {
-            scope.spawn(|| {
-                loop {
-                    // Relaxed: each number goes to one thread, and that is all.
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(job) = jobs.get(index) else { break };
-                    let result = work(job);
-                    let done = done.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-                    out.progress(format!("{what}: {done} of {}", jobs.len()));
-                    if let Ok(mut results) = results.lock() {
-                        results.push((index, result));
-                    }
-                }
-            });
-        }
-    });
-    let mut results = results.into_inner().unwrap_or_default();
-    results.sort_by_key(|(index, _)| *index);
-    results.into_iter().map(|(_, result)| result).collect()
 }
 
 impl Report {
@@ -511,6 +479,7 @@ impl Report {
                 "node": place.node,
                 "addresses": place.addresses.iter().flatten().map(ToString::to_string).collect::<Vec<_>>(),
                 "key_id": if let KeyId::Of(id) = node.key { Some(format!("{id:02x}")) } else { None },
+                "clock_ahead": node.ahead,
                 "TLSv1.2": facts(tls12),
                 "TLSv1.3": facts(tls13),
             })
@@ -579,12 +548,5 @@ mod tests {
         assert_eq!(label(0), "A");
         assert_eq!(label(25), "Z");
         assert_eq!(label(26), "27");
-    }
-
-    #[test]
-    fn what_comes_back_is_in_order() {
-        let jobs: Vec<_> = (0..100).collect();
-        let twice = each("doubling", &jobs, &Out::new(true), |job| job * 2);
-        assert_eq!(twice, (0..100).map(|job| job * 2).collect::<Vec<_>>());
     }
 }

@@ -3,8 +3,9 @@
 
 use serde_json::{Value, json};
 
+use super::Fleet;
 use super::judge::{Finding, Node, Version, finding};
-use super::{Fleet, each};
+use crate::each::each;
 use crate::out::{Look, Out};
 use crate::tls::{Early, Failure, Talk};
 

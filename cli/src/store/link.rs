@@ -3,22 +3,18 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use openssl::error::ErrorStack;
-use openssl::ssl::{HandshakeError, SslConnector, SslMethod};
-use openssl::x509::X509;
-use openssl::x509::store::{X509Store, X509StoreBuilder};
 use session_core::target::{Protocol, Server};
 use zeroize::Zeroizing;
 
 use super::Outside;
+use crate::connect::{self, Stream, secured};
 use crate::out::{Fault, Out};
-use crate::timed::{Deadline, Socket, Timed, is_late};
-use crate::tls::{plain, resolve, split};
+use crate::timed::{Deadline, Timed, is_late};
+use crate::tls::{plain, split};
 
 /// The longest answer that is read, in bytes: an entry has some hundred, and a list of names many.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
@@ -49,10 +45,6 @@ pub struct Trust<'a> {
     /// The file of the password.
     pub password_file: Option<&'a Path>,
 }
-
-/// A connection of any kind.
-trait Stream: Read + Write {}
-impl<T: Read + Write> Stream for T {}
 
 /// A store.
 pub struct Store {
@@ -87,18 +79,11 @@ impl Store {
     /// Connects, and logs in where that is needed.
     pub fn open(server: &Server<'_>, trust: Trust<'_>, timeout: Duration) -> Result<Self> {
         let name = server.to_string();
-        let fault = |error: io::Error| {
-            if is_late(&error) {
-                return Fault::unknown(format!(
-                    "{name}: no connection in time: is the address right?"
-                ));
-            }
-            Fault::unknown(format!("{name}: no connection: {}", plain(&error)))
-        };
         let deadline = Deadline::after(timeout);
         let stream: Box<dyn Stream> = match server.address.strip_prefix("unix:") {
             Some(path) => {
-                let unix = UnixStream::connect(path).map_err(fault)?;
+                let unix = UnixStream::connect(path);
+                let unix = unix.map_err(|error| connect::none(&name, &error))?;
                 let host = server.tls.then_some("localhost");
                 secured(Timed::new(unix, &deadline), host, trust.cacert, &name)?
             }
@@ -106,13 +91,7 @@ impl Store {
                 let default = if server.protocol == Protocol::Redis { 6379 } else { 11211 };
                 let split = split(server.address, default);
                 let (host, port) = split.map_err(|why| Fault::usage(format!("{name}: {why}")))?;
-                let found = resolve(&host, port);
-                let found = found.map_err(|why| Fault::unknown(format!("{name}: {why}")))?;
-                let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-                let tcp = found.iter().find_map(|address| {
-                    TcpStream::connect_timeout(address, timeout).map_err(|error| last = error).ok()
-                });
-                let tcp = tcp.ok_or(last).map_err(fault)?;
+                let tcp = connect::tcp(&name, &host, port, timeout)?;
                 deadline.begin(timeout);
                 let host = server.tls.then_some(&*host);
                 secured(Timed::new(tcp, &deadline), host, trust.cacert, &name)?
@@ -326,47 +305,6 @@ impl Store {
         }
         Ok(seen)
     }
-}
-
-/// A connection as it is, or over TLS if there is a host that its certificate has to be for.
-fn secured<S: Socket + 'static>(
-    socket: Timed<S>,
-    host: Option<&str>,
-    cacert: Option<&Path>,
-    name: &str,
-) -> Result<Box<dyn Stream>> {
-    let Some(host) = host else { return Ok(Box::new(socket)) };
-    let failed = |why: &str| Fault::unknown(format!("{name}: {why}"));
-    let mut connector =
-        SslConnector::builder(SslMethod::tls_client()).map_err(|_| failed("OpenSSL has failed"))?;
-    if let Some(file) = cacert {
-        // In place of those of the system, which are there already.
-        connector.set_cert_store(cas(file)?);
-    }
-    match connector.build().connect(host, socket) {
-        Ok(stream) => Ok(Box::new(stream)),
-        Err(HandshakeError::Failure(stream)) if stream.error().io_error().is_some_and(is_late) => {
-            Err(failed("no answer in time to the TLS handshake: see --timeout"))
-        }
-        Err(error) => Err(failed(&format!("TLS: {error}: see --cacert"))),
-    }
-}
-
-/// The CAs of a file.
-fn cas(file: &Path) -> Result<X509Store> {
-    let name = file.display();
-    let fault = |_: ErrorStack| Fault::usage(format!("--cacert {name}: no certificates there"));
-    let pem = std::fs::read(file)
-        .map_err(|error| Fault::usage(format!("--cacert {name}: {}", plain(&error))))?;
-    let mut store = X509StoreBuilder::new().map_err(fault)?;
-    let found = X509::stack_from_pem(&pem).map_err(fault)?;
-    if found.is_empty() {
-        return Err(fault(ErrorStack::get()));
-    }
-    for ca in found {
-        store.add_cert(ca).map_err(fault)?;
-    }
-    Ok(store.build())
 }
 
 /// The password in a file, without the end of its line.

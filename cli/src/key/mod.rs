@@ -1,4 +1,4 @@
-//! `key`: files for `ssl_session_key`.
+//! `key`: files for `ssl_session_key`, and which nodes have which of them.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -16,13 +16,15 @@ use crate::crypto::OpenSsl;
 use crate::out::{Cell, Done, Fault, Look, Out, Result};
 use crate::tls::plain;
 
+mod nodes;
+
 /// The mode of a new file: for its owner alone.
 const MODE: u32 = 0o600;
 /// What lets others than owner and group read a file, and write to it.
 const OTHERS_READ: u32 = 0o004;
 const OTHERS_WRITE: u32 = 0o002;
 
-/// Make and compare files for ssl_session_key; no key is ever shown
+/// Make and compare files for ssl_session_key; which nodes have which? No key is ever shown
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -47,6 +49,8 @@ enum Command {
         #[arg(required = true, num_args = 2..)]
         key: Vec<PathBuf>,
     },
+    /// Which nodes have which keys? One that lacks a key by which another seals is a finding
+    Nodes(nodes::Args),
 }
 
 /// A key. It is wiped when it is dropped, and no copy is left behind when it is passed on.
@@ -113,6 +117,7 @@ pub fn run(args: &Args, out: &mut Out) -> Result {
         Command::New { file } => new(file, out),
         Command::Show { file } => show(file, out),
         Command::Check { key } => check(key, out),
+        Command::Nodes(args) => nodes::run(args, out),
     }
 }
 
