@@ -9,10 +9,11 @@ debian_tests := t/resumption.t $(addprefix t/wire/,fleet.t take.t verify.t prope
 test_debian := $(addprefix test-debian-,$(debian_releases))
 deb := $(addprefix deb-,$(debian_releases))
 test_deb := $(addprefix test-deb-,$(debian_releases))
+autopkgtest := $(addprefix autopkgtest-,$(debian_releases))
 test_nginx_debian := $(addprefix test-nginx-debian-,$(debian_releases))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-demo deps-test build command build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) release check-release rpm test-rpm test-container deb $(deb) test-deb $(test_deb) test-hup test-leak test-valgrind valgrind-handshakes check audit property fuzz fuzz-merge sanitize-core constant-time clients bench bench-smoke soak clean
+.PHONY: help deps deps-demo deps-test build command build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) release check-release rpm test-rpm test-container deb $(deb) test-deb $(test_deb) autopkgtest $(autopkgtest) test-hup test-leak test-valgrind valgrind-handshakes check audit property fuzz fuzz-merge sanitize-core constant-time clients bench bench-smoke soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
@@ -99,6 +100,14 @@ test-deb: deb ## the packages, installed beside a stock nginx, used, upgraded an
 
 $(test_deb): test-deb-%: deb-%
 	tools/test-deb $*
+
+autopkgtest: deb ## debian/tests by autopkgtest, in a root of its own; autopkgtest-trixie, autopkgtest-sid
+	tools/install-deps autopkgtest
+	tools/test-deb autopkgtest
+
+$(autopkgtest): autopkgtest-%: deb-%
+	tools/install-deps autopkgtest
+	tools/test-deb autopkgtest $*
 
 nginx-tests:
 	@tools/test-nginx check
