@@ -6,6 +6,8 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 # Stock nginx on both sides of 1.29.2, with newer OpenSSL than Debian 12 has, and what depends on them.
 debian_releases := trixie sid
 debian_tests := t/resumption.t $(addprefix t/wire/,fleet.t take.t verify.t property.t vhosts.t vhosts-differ.t tickets.t ticket-hello.t ticket-quic.t quic.t reclaim.t reclaim-quic.t stream.t)
+# Emulated, each takes several times as long.
+arm64_tests := t/resumption.t $(addprefix t/wire/,linked.t fleet.t take.t tickets.t ticket-workers.t stream.t)
 test_debian := $(addprefix test-debian-,$(debian_releases))
 deb := $(addprefix deb-,$(debian_releases))
 test_deb := $(addprefix test-deb-,$(debian_releases))
@@ -13,7 +15,7 @@ autopkgtest := $(addprefix autopkgtest-,$(debian_releases))
 test_nginx_debian := $(addprefix test-nginx-debian-,$(debian_releases))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-demo deps-test build command build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) release check-release rpm test-rpm test-container deb $(deb) test-deb $(test_deb) autopkgtest $(autopkgtest) test-hup test-leak test-valgrind valgrind-handshakes check audit property fuzz fuzz-merge sanitize-core constant-time clients bench bench-smoke soak clean
+.PHONY: help deps deps-demo deps-test build command build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian test-arm64 nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) release check-release rpm test-rpm test-container deb $(deb) test-deb $(test_deb) autopkgtest $(autopkgtest) test-hup test-leak test-valgrind valgrind-handshakes check audit property fuzz fuzz-merge sanitize-core constant-time clients bench bench-smoke soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
@@ -68,6 +70,13 @@ $(test_debian): test-debian-%: deps-test
 	TEST_NGINX_BINARY="$(CURDIR)/target/debian-$*/nginx" \
 	TEST_NGINX_LOAD_MODULES="$(CURDIR)/target/debian-$*/ngx_http_ssl_session_module.so" \
 	tools/run-tests plain $(debian_tests)
+
+test-arm64: ## the same for arm64: Debian 13's nginx and the module, cross-built, under qemu; needs root
+	tools/install-deps arm64
+	tools/debian-nginx trixie-arm64
+	TEST_PATIENCE=$${TEST_PATIENCE:-10} TEST_NGINX_BINARY="$(CURDIR)/target/debian-trixie-arm64/nginx" \
+	TEST_NGINX_LOAD_MODULES="$(CURDIR)/target/debian-trixie-arm64/ngx_http_ssl_session_module.so" \
+	tools/run-tests plain $(arm64_tests)
 
 deb: ## the Debian packages for this machine's nginx, into target/deb/; for Debian 13: deb-trixie
 	tools/install-deps deb

@@ -370,13 +370,16 @@ impl TicketKeys {
         self.leased.store(until, Ordering::Relaxed);
     }
 
+    /// The slot of a role. Acquire: who hears of a key has to see it. The role releases it, and what came
+    /// before.
     fn slot(&self, role: &AtomicU64) -> Option<&Slot> {
-        self.slots.get(usize::try_from(role.load(Ordering::Relaxed)).ok()?)
+        self.slots.get(usize::try_from(role.load(Ordering::Acquire)).ok()?)
     }
 
     /// The place of a key.
     fn place(&self, name: &KeyName) -> Option<usize> {
-        let mut used = self.used.load(Ordering::Relaxed);
+        // Acquire: insert() releases the key.
+        let mut used = self.used.load(Ordering::Acquire);
         while used != 0 {
             let place = used.trailing_zeros() as usize;
             if self.slots.get(place)?.is(name) {
@@ -408,9 +411,9 @@ impl TicketKeys {
         if is_new {
             self.since.store(now, Ordering::Relaxed);
         }
-        self.next.store(next as u64, Ordering::Relaxed);
+        self.next.store(next as u64, Ordering::Release);
         if let Some(current) = self.place(&first) {
-            self.current.store(current as u64, Ordering::Relaxed);
+            self.current.store(current as u64, Ordering::Release);
         }
         self.retire(now, times);
         let unknown = |earlier: &&Earlier| self.place(&earlier.name).is_none();
@@ -433,7 +436,7 @@ impl TicketKeys {
         let ends = now.saturating_add(left.min(times.whole()));
         let Some(place) = self.insert(key, if encrypts { NEVER } else { ends }) else { return };
         if encrypts {
-            self.current.store(place as u64, Ordering::Relaxed);
+            self.current.store(place as u64, Ordering::Release);
             self.retire(now, times);
         }
     }
@@ -540,7 +543,7 @@ impl TicketKeys {
         let first = self.slots.iter().enumerate().min_by_key(|(_, slot)| slot.ends());
         let (place, slot) = first.filter(|(_, slot)| slot.ends() != NEVER)?;
         slot.write(&key.name, &key.secret, ends);
-        self.used.fetch_or(1_u64.checked_shl(place as u32)?, Ordering::Relaxed);
+        self.used.fetch_or(1_u64.checked_shl(place as u32)?, Ordering::Release);
         Some(place)
     }
 
@@ -898,6 +901,32 @@ mod tests {
         }
         done.store(true, Ordering::Relaxed);
         assert!(reader.join().unwrap() > 0);
+    }
+
+    /// Not every processor shows others what is written in the order that it is written in, nor does Miri.
+    #[test]
+    fn who_hears_of_a_key_sees_it() {
+        for _ in 0..20 {
+            let keys = Arc::new(TicketKeys::default());
+            let writer = {
+                let keys = Arc::clone(&keys);
+                thread::spawn(move || {
+                    keys.learn(&key(1), 3000, 5000, &TIMES);
+                    keys.adopt(&head(2, &[1]), 5000, &TIMES);
+                })
+            };
+            let waits_for = |role: &AtomicU64| {
+                while role.load(Ordering::Relaxed) == MAX_KEYS as u64 {
+                    thread::yield_now();
+                }
+            };
+            waits_for(&keys.next);
+            assert_eq!(keys.age(5000), Some(0));
+            waits_for(&keys.current);
+            assert_eq!(current(&keys), Some(1));
+            assert!(knows(&keys, 1, 5000) && knows(&keys, 2, 5000));
+            writer.join().unwrap();
+        }
     }
 
     #[test]
