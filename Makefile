@@ -15,7 +15,7 @@ autopkgtest := $(addprefix autopkgtest-,$(debian_releases))
 test_nginx_debian := $(addprefix test-nginx-debian-,$(debian_releases))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-demo deps-test build command build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian test-arm64 nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) release check-release rpm test-rpm test-container deb $(deb) test-deb $(test_deb) autopkgtest $(autopkgtest) test-hup test-leak test-valgrind valgrind-handshakes check audit property fuzz fuzz-merge sanitize-core constant-time clients bench bench-smoke soak clean
+.PHONY: help deps deps-demo deps-test build command build-vendored demo test test-patched matrix sanitize $(test_debian) test-debian test-arm64 test-musl nginx-tests test-nginx test-nginx-debian $(test_nginx_debian) release check-release rpm test-rpm test-container deb $(deb) test-deb $(test_deb) autopkgtest $(autopkgtest) test-hup test-leak test-valgrind valgrind-handshakes check audit property fuzz fuzz-merge sanitize-core constant-time clients bench bench-smoke soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
@@ -77,6 +77,10 @@ test-arm64: ## the same for arm64: Debian 13's nginx and the module, cross-built
 	TEST_PATIENCE=$${TEST_PATIENCE:-10} TEST_NGINX_BINARY="$(CURDIR)/target/debian-trixie-arm64/nginx" \
 	TEST_NGINX_LOAD_MODULES="$(CURDIR)/target/debian-trixie-arm64/ngx_http_ssl_session_module.so" \
 	tools/run-tests plain $(arm64_tests)
+
+test-musl: ## the same for musl, Alpine's C library, with an nginx 1.28 that is made for it; needs root
+	tools/install-deps musl
+	packaging/container/test-musl
 
 deb: ## the Debian packages for this machine's nginx, into target/deb/; for Debian 13: deb-trixie
 	tools/install-deps deb
