@@ -44,24 +44,18 @@ def fast_ratio(sets):
     sets = [pairs for pairs in sets if pairs]
     if not sets:
         return None
-    chance = random.Random(SEED)
-    ratios = sorted(
-        found([pair for pairs in chance.choices(sets, k=len(sets))
-               for pair in chance.choices(pairs, k=len(pairs))])
-        for _ in range(RESAMPLES))
-    outside = round(RESAMPLES * (1 - LEVEL) / 2)
-    return found([pair for pairs in sets for pair in pairs]), ratios[outside], ratios[-1 - outside]
+    return found([pair for pairs in sets for pair in pairs]), *interval(sets, found)
 
 
-def interval(sets):
-    """Where the middle of all pairs lies, by the bootstrap: first sets are drawn, then pairs within
+def interval(sets, estimate=middle):
+    """Where the estimate of all pairs lies, by the bootstrap: first sets are drawn, then pairs within
     each. Sets may be of any length. One value alone may lie anywhere.
     """
     if sum(map(len, sets)) < 2:
         return -math.inf, math.inf
     chance = random.Random(SEED)
     found = sorted(
-        middle([value for values in chance.choices(sets, k=len(sets))
+        estimate([value for values in chance.choices(sets, k=len(sets))
                 for value in chance.choices(values, k=len(values))])
         for _ in range(RESAMPLES))
     # As many are left out at each end.
