@@ -1564,7 +1564,7 @@ qq{    ssl_session_backend fleet {
         server 127.0.0.1;
         password_file $TEST_NGINX_SERVER_ROOT/none.pass;
     } # here
---- emerg: open() "$TEST_NGINX_SERVER_ROOT/none.pass" failed (2: No such file or directory)
+--- emerg: invalid "password_file": open() "$TEST_NGINX_SERVER_ROOT/none.pass" failed (2: No such file or directory)
 
 
 
@@ -1595,7 +1595,7 @@ qq{    ssl_session_backend fleet {
         sentinel mymaster;
         sentinel_password_file $TEST_NGINX_SERVER_ROOT/none.pass;
     } # here
---- emerg: open() "$TEST_NGINX_SERVER_ROOT/none.pass" failed (2: No such file or directory)
+--- emerg: invalid "sentinel_password_file": open() "$TEST_NGINX_SERVER_ROOT/none.pass" failed (2: No such file or directory)
 
 
 
@@ -1627,7 +1627,7 @@ qq{    ssl_session_backend fleet {
         server 127.0.0.1;
         password_file none.pass;
     } # here
---- emerg: open() "$TEST_NGINX_SERVER_ROOT/conf/none.pass" failed (2: No such file or directory)
+--- emerg: invalid "password_file": open() "$TEST_NGINX_SERVER_ROOT/conf/none.pass" failed (2: No such file or directory)
 
 
 
@@ -1657,7 +1657,7 @@ qq{    ssl_session_backend fleet {
         server 127.0.0.1;
         password_file $TEST_NGINX_PASS_DIR;
     } # here
---- emerg: read() "$TEST_NGINX_PASS_DIR" failed (21: Is a directory)
+--- emerg: invalid "password_file": read() "$TEST_NGINX_PASS_DIR" failed (21: Is a directory)
 
 
 
@@ -2372,7 +2372,7 @@ fetch_timeout 10ms;
 --- keyless
 --- http_config
     ssl_session_key none.key; # here
---- emerg: open() "$TEST_NGINX_SERVER_ROOT/conf/none.key" failed (2: No such file or directory)
+--- emerg: invalid "ssl_session_key": open() "$TEST_NGINX_SERVER_ROOT/conf/none.key" failed (2: No such file or directory)
 
 
 
@@ -2380,7 +2380,7 @@ fetch_timeout 10ms;
 --- keyless
 --- http_config
     ssl_session_key $TEST_NGINX_PASS_DIR; # here
---- emerg: read() "$TEST_NGINX_PASS_DIR" failed (21: Is a directory)
+--- emerg: invalid "ssl_session_key": read() "$TEST_NGINX_PASS_DIR" failed (21: Is a directory)
 
 
 
@@ -2388,7 +2388,7 @@ fetch_timeout 10ms;
 --- keyless
 --- http_config
     ssl_session_key $TEST_NGINX_KEY_SHORT; # here
---- emerg: "$TEST_NGINX_KEY_SHORT" must be 32 bytes
+--- emerg: invalid "ssl_session_key": "$TEST_NGINX_KEY_SHORT" must be 32 bytes
 
 
 
@@ -2396,7 +2396,7 @@ fetch_timeout 10ms;
 --- keyless
 --- http_config
     ssl_session_key $TEST_NGINX_KEY_LONG; # here
---- emerg: "$TEST_NGINX_KEY_LONG" must be 32 bytes
+--- emerg: invalid "ssl_session_key": "$TEST_NGINX_KEY_LONG" must be 32 bytes
 
 
 
@@ -2404,7 +2404,7 @@ fetch_timeout 10ms;
 --- keyless
 --- http_config
     ssl_session_key $TEST_NGINX_KEY_EMPTY; # here
---- emerg: "$TEST_NGINX_KEY_EMPTY" must be 32 bytes
+--- emerg: invalid "ssl_session_key": "$TEST_NGINX_KEY_EMPTY" must be 32 bytes
 
 
 
@@ -2412,7 +2412,7 @@ fetch_timeout 10ms;
 --- keyless
 --- http_config
     ssl_session_key $TEST_NGINX_KEY_TICKET; # here
---- emerg: "$TEST_NGINX_KEY_TICKET" must be 32 bytes
+--- emerg: invalid "ssl_session_key": "$TEST_NGINX_KEY_TICKET" must be 32 bytes
 
 
 

@@ -42,9 +42,11 @@ impl Directive for SslSessionKey {
                     cf.refuse(format_args!("\"off\" goes with no other \"ssl_session_key\""))
                 );
             }
-            (Keys::Unset, _) => conf.keys = Keys::Files(Vec::from([cf.key_file(&file)?])),
+            (Keys::Unset, _) => {
+                conf.keys = Keys::Files(Vec::from([cf.key_file("ssl_session_key", &file)?]))
+            }
             (Keys::Files(keys), _) => {
-                let key = cf.key_file(&file)?;
+                let key = cf.key_file("ssl_session_key", &file)?;
                 if keys.contains(&key) {
                     return Err(cf.refuse(format_args!(
                         "duplicate \"ssl_session_key\": the key in \"{file}\" is already there"

@@ -21,7 +21,7 @@ impl Conf {
         path: &str,
     ) -> Result<(Zeroizing<Vec<u8>>, Option<Watched>), Refusal> {
         let path = self.full_name(path)?;
-        let (mut secret, data) = self.secret_file(&path, file::PASSWORD_FILE)?;
+        let (mut secret, data) = self.secret_file(directive, &path, file::PASSWORD_FILE)?;
         file::password(&mut secret).map_err(|unusable| {
             self.refuse(format_args!("invalid \"{directive}\": {}", unusable.of(&path)))
         })?;
@@ -32,13 +32,15 @@ impl Conf {
     /// configuration. The key is boxed: moving it would leave a copy behind that nobody wipes.
     pub fn key_file<const N: usize>(
         &mut self,
+        directive: &str,
         path: &str,
     ) -> Result<Box<Zeroizing<[u8; N]>>, Refusal> {
         let path = self.full_name(path)?;
-        let (read, _) = self.secret_file(&path, N)?;
+        let (read, _) = self.secret_file(directive, &path, N)?;
         let mut key = Box::new(Zeroizing::new([0; N]));
         if read.len() != N {
-            return Err(self.refuse(format_args!("\"{path}\" must be {N} bytes")));
+            let why = format_args!("invalid \"{directive}\": \"{path}\" must be {N} bytes");
+            return Err(self.refuse(why));
         }
         key.copy_from_slice(&read);
         Ok(key)
@@ -47,13 +49,14 @@ impl Conf {
     /// Reads a secret from a file: all of it, or `max` bytes and one more.
     fn secret_file(
         &mut self,
+        directive: &str,
         path: &str,
         max: usize,
     ) -> Result<(Zeroizing<Vec<u8>>, Metadata), Refusal> {
         let opened = File::open(path).map_err(|error| Unusable::failed("open()", &error));
-        let (secret, data) = opened
-            .and_then(|file| file::read(file, max))
-            .map_err(|unusable| self.refuse(format_args!("{}", unusable.of(path))))?;
+        let (secret, data) = opened.and_then(|file| file::read(file, max)).map_err(|unusable| {
+            self.refuse(format_args!("invalid \"{directive}\": {}", unusable.of(path)))
+        })?;
         if data.mode() & libc::S_IROTH != 0 {
             self.say(Level::Warn, format_args!("\"{path}\" can be read by everybody"));
         }
