@@ -43,7 +43,7 @@ sub visit {
     my $answer = $client->request // die 'no answer: ' . $client->error;
     my ($status, $stored, $pid) = split /\|/, $answer;
     return { status => $status, stored => $stored, pid => $pid, reused => $client->reused,
-        session => ($client->protocol eq 'TLSv1.3' ? ($client->sessions)[-1] : $client->session) };
+        session => scalar($client->protocol eq 'TLSv1.3' ? ($client->sessions)[-1] : $client->session) };
 }
 
 # Waits until servers have keys to encrypt with.
