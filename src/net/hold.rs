@@ -17,7 +17,7 @@ pub const LOOKUPS: u64 = 2000;
 /// And the longest that what is stored does: its client may be at another machine soon.
 pub const STORES: u64 = 500;
 /// So many do not wait for more: what another one would save is little by then.
-const ENOUGH: usize = 16;
+const ENOUGH: usize = 32;
 /// This much does not wait, in bytes.
 const MOST: usize = 16 * 1024;
 
