@@ -16,6 +16,8 @@ from stores import Memcached, Redis, both
 
 REDUCED = ("nginx shared", "shared:", "redis")
 WITH_CONTROL = (*REDUCED, f"nginx shared{AGAIN}")
+OWN_TICKETS = "nginx tickets"
+TICKET_KEYS = "ticket keys"
 OWN_CACHE = "ssl_session_cache shared:own:64m;"
 
 
@@ -54,7 +56,7 @@ class Sites:
         makers = {
             "nginx shared": own(OWN_CACHE, module=False),
             f"nginx shared{AGAIN}": own(OWN_CACHE, module=False),
-            "nginx tickets": own("", module=False, tickets=True),
+            OWN_TICKETS: own("", module=False, tickets=True),
             "shared:": own(both("shared:tls:64m")),
             "redis": remote(redis.backend()),
             "redis, unix socket": remote(redis.backend_unix()),
@@ -65,6 +67,9 @@ class Sites:
         if memcached:
             makers["memcached"] = lambda: remote(
                 memcached.backend(), Nginx(work, built, memcached.backend()), memcached)()
+        if names and TICKET_KEYS in names:
+            makers |= {f"{OWN_TICKETS}{AGAIN}": makers[OWN_TICKETS],
+                       TICKET_KEYS: lambda: self.ticket_keys(built, work)}
         self.all = {name: make() for name, make in makers.items()
                     if names is None or name in names}
         for site in self.all.values():
@@ -76,6 +81,17 @@ class Sites:
         primer, server = Nginx(work, built, text), Nginx(work, built, text)
         primer.forget_errors()
         return Site(server, primer, [self.redis])
+
+    def ticket_keys(self, built, work):
+        # Of its own: servers ask for keys by themselves, and hits are counted.
+        redis = Redis(work)
+        text = redis.backend() + " ssl_session_ticket_keys fleet;"
+        primer = Nginx(work, built, text, tickets=True)
+        wait("ticket keys", lambda: not redis.tell("DBSIZE").startswith(":0"))
+        heard = redis.hits()
+        server = Nginx(work, built, text, tickets=True)
+        wait("ticket keys", lambda: redis.hits() > heard)
+        return Site(server, primer, [redis])
 
     def hits(self):
         """What compare() has to see: a local tier has all that was looked up once."""
@@ -212,7 +228,7 @@ def early(built, work, _):
         return Site(Nginx(work, built, on, module=False, tickets=True, keepalive=PATIENCE))
 
     sites = {
-        "nginx tickets": tickets(),
+        OWN_TICKETS: tickets(),
         f"nginx tickets{AGAIN}": tickets(),
         "redis, single_use": Site(Nginx(work, built, once + on, keepalive=PATIENCE),
                                   Nginx(work, built, once + on, keepalive=PATIENCE), [redis]),
@@ -231,7 +247,7 @@ def early(built, work, _):
 
         results += compare(
             {"build": built.name, "certificate": "ecdsa", "tls": "1.3", "clients": clients},
-            loads, "nginx tickets", go, [(redis.hits, ["redis, single_use"])],
+            loads, OWN_TICKETS, go, [(redis.hits, ["redis, single_use"])],
             saturated=clients > ALONE)
         for load in loads.values():
             load.stop()

@@ -41,6 +41,8 @@ my @configurations = (
         sub { backend('127.0.0.1:' . ($redis //= redis())->port, '') . " server { listen unix:@{[ tmpdir() ]}/status; location / { ssl_session_status; } }" },
         @full, @resumed ],
     [ 'tickets' => 'tickets', sub {'ssl_session_tickets on; ssl_session_ticket_keys shared:keys:1m;'}, @full, @resumed ],
+    [ 'redis, tickets' => 'tickets',
+        sub { 'ssl_session_tickets on; ' . backend('127.0.0.1:' . ($redis //= redis())->port, '') . ' ssl_session_ticket_keys fleet;' }, @full, @resumed ],
     [ 'memcached' => 'shared cache', sub { backend('127.0.0.1:' . ($memcached //= memcached())->port, 'protocol memcached;') }, @resumed ],
 );
 my %own = (
