@@ -24,8 +24,8 @@ pub struct Lookup {
     /// The tier that is asked, or that had the entry, or the number of tiers.
     tier: usize,
     outcome: Outcome,
-    /// The tier whose entry was of no use.
-    corrupt: Option<usize>,
+    /// The tier that had an entry of no use, or a session that is withheld.
+    spoilt: Option<usize>,
     value: Zeroizing<Vec<u8>>,
     hit: Option<HitCount>,
     /// When the current tier was asked, if that takes time.
@@ -54,7 +54,7 @@ impl Lookup {
             take: false,
             tier: 0,
             outcome: Outcome::Miss,
-            corrupt: None,
+            spoilt: None,
             value: Zeroizing::new(Vec::new()),
             hit: None,
             asked_at: None,
@@ -99,9 +99,9 @@ impl Lookup {
         self.outcome == Outcome::Hit
     }
 
-    /// The tier that had the session, or an entry of no use in its place.
+    /// The tier that had the session, be it withheld, or an entry of no use in its place.
     pub fn tier(&self) -> Option<usize> {
-        if self.is_hit() { Some(self.tier) } else { self.corrupt }
+        if self.is_hit() { Some(self.tier) } else { self.spoilt }
     }
 
     /// The tier that is asked.
@@ -125,10 +125,10 @@ impl Lookup {
         self.first
     }
 
-    /// The entry has turned out to be of no use.
+    /// The entry has turned out to be of no use, or its session is withheld: that is a `Miss`.
     pub fn spoil(&mut self, outcome: Outcome) {
         self.outcome = outcome;
-        self.corrupt = (outcome == Outcome::Corrupt).then_some(self.tier);
+        self.spoilt = matches!(outcome, Outcome::Corrupt | Outcome::Miss).then_some(self.tier);
         self.value = Zeroizing::new(Vec::new());
         // What is withheld was there all the same.
         if let Some(hit) = self.hit.as_mut().filter(|_| outcome != Outcome::Miss) {
@@ -241,7 +241,7 @@ impl Lookup {
             return true;
         }
         if outcome == Outcome::Corrupt {
-            self.corrupt = self.corrupt.or(Some(self.tier));
+            self.spoilt = self.spoilt.or(Some(self.tier));
         }
         self.leave();
         false

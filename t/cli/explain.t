@@ -116,6 +116,25 @@ subtest 'each outcome and its cause' => sub {
     is $exit, 0, 'where all is well there is none';
 };
 
+subtest 'a session that is withheld, and one that is gone' => sub {
+    my $line = $plain =~ s/tier=-/tier=%s/r;
+    my $file = log_of($line,
+        [ 7, '10', 'TLSv1.3', 'r', 'HIT', 'fleet', '0.000184', 'STORED', 1 ],
+        [ 2, '10', 'TLSv1.3', '.', 'MISS', 'fleet', '0.000184', 'STORED', 1 ],
+        [ 1, '10', 'TLSv1.3', '.', 'MISS', '-', '0.000184', 'STORED', 1 ]);
+    my ($exit, $value) = command_json('explain', $file);
+    is $exit, 1, 'that one client in five is withheld its session is a finding';
+    my %miss = map { ($_->{withheld} ? 'withheld' : 'gone') => $_ } grep { $_->{fetch} eq 'MISS' } @{ $value->{outcomes} };
+    is_deeply [ map { "$_->{count} $_->{cause} $_->{section}" } @miss{qw(withheld gone)} ],
+        [ '2 found and withheld docs/troubleshooting.md#found-and-withheld',
+        '1 not found: the session has ended docs/troubleshooting.md#the-session-has-ended' ], 'each has its cause';
+    ($exit, $value) = command_json('explain', '--format', '$ssl_session_reused $ssl_session_fetch_status',
+        log_of('%s %s', [ 9, 'r', 'HIT' ], [ 1, '.', 'MISS' ]));
+    my ($miss) = grep { $_->{fetch} eq 'MISS' } @{ $value->{outcomes} };
+    is $miss->{withheld}, undef, 'without the target it is not known';
+    like $miss->{cause}, qr/ended, or is withheld$/, 'which it says';
+};
+
 subtest 'other formats' => sub {
     my @values = ([ 9, 'r', 'HIT', 'TLSv1.3' ], [ 1, '.', 'MISS', 'TLSv1.3' ]);
     my $file = log_of('{"r":"%s","f":"%s","p":"%s"}', @values);

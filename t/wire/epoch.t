@@ -145,7 +145,7 @@ subtest 'a worker that was idle does not resume what was withdrawn meanwhile' =>
     wait_until { !$relay[ 1 - $there ]->stats->{reply} } 5, 'the session to be on its way';
     is $client->received, '', 'the handshake waits for the epoch';
     $relay[$there]->release('reply');
-    is $client->request, 'MISS|', 'and then it is full';
+    is $client->request, 'MISS|store', 'and then it is full';
     nothing_else($nginx);
 };
 

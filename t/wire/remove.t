@@ -331,7 +331,7 @@ sub shown_as {
     my $from  = $nginx->log_pos;
     my $seen  = visit($port, %arg, session => $shown);
     is $seen->{reused}, 0, 'not resumed';
-    is $seen->{seen}, 'MISS|', 'a miss';
+    is $seen->{seen}, "MISS|$where", 'withheld';
     my $owner = visit($port, %arg, protocol => $protocol, session => $session);
     is $owner->{seen}, "HIT|$where", 'its owner resumes it afterwards';
     is $nginx->log_count(qr/session fetch [0-9a-f]{8}: is of another version of TLS$/, from => $from), 1, 'the log says why';

@@ -729,6 +729,8 @@ subtest 'What you see' => sub {
         my $what = join ' ', map({ $line->{$_} } qw(reused fetch store)), @{ $line->{counters} };
         for my $link ($line->{last} =~ /\]\(#([^)]+)\)/g) {
             my $cause = $anchor{$link} or fail("$link is a section"), next;
+            # It has no visits of its own.
+            next if $cause eq 'Found and withheld';
             my @rows  = grep { $same->($line, $cause, $guide{$cause}{rows}{$_}) } keys %{ $guide{$cause}{rows} };
             ok scalar(@rows), "$what: \"$cause\" shows so";
             $led{$cause}{$_} = 1 for @rows;
@@ -932,6 +934,10 @@ sub compare {
     my ($store) = (grep({ $_ eq $visit->{store} } @store), @store);
     is "$visit->{reused} $visit->{fetch} $visit->{store}", "$row->{reused} $row->{fetch} $store", "$what: reused, fetch, store";
     return unless $node->{module};
+    if ($row->{fetch} eq 'MISS') {
+        my $withheld = !!grep { /^tier_lookups_total\{status="HIT"/ } @{ $row->{counters} };
+        is $visit->{tier} ne '-', $withheld, "$what: a target had it only if it is withheld";
+    }
     my $after;
     # What servers say of a session comes after the handshake.
     eval { wait_until { $after = counted($node); !grep { !grown($before, $after, $_) } @{ $row->{counters} } } 5, 'counters' };

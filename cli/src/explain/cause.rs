@@ -43,6 +43,8 @@ static SUITES: Cause =
     is("found and not resumed: cipher suites", "cipher-suites-with-another-hash", FEW);
 static MISS: Cause =
     is("not found: the session has ended, or is withheld", "the-session-has-ended", SOME);
+static MISSING: Cause = is("not found: the session has ended", "the-session-has-ended", SOME);
+static WITHHELD: Cause = is("found and withheld", "found-and-withheld", SOME);
 static FOREIGN: Cause =
     is("issued by nobody who has the key, or made up", "another-key-or-none", SOME);
 static FORGED: Cause = is("made up, with the id of a key", "another-key-or-none", CHANCE);
@@ -53,8 +55,14 @@ static TIMEOUT: Cause = is("the store is too slow", "the-store-is-too-slow", FEW
 static ERROR: Cause = is("the store refuses lookups", "the-store-refuses-lookups", FEW);
 static UNKNOWN: Cause = Cause { words: "no outcome that is known here", section: None, limit: FEW };
 
-/// The most likely cause of an outcome. `store` is `None` where the log does not say it.
-pub fn cause(resumed: bool, fetch: &str, store: Option<&str>) -> &'static Cause {
+/// The most likely cause of an outcome. `store` is `None` where the log does not say it, and so is
+/// `withheld`, which is of a `MISS` only: whether a target had the session all the same.
+pub fn cause(
+    resumed: bool,
+    fetch: &str,
+    store: Option<&str>,
+    withheld: Option<bool>,
+) -> &'static Cause {
     match (resumed, fetch, store) {
         (true, "HIT", _) => &HIT,
         (true, "TICKET", _) => &TICKET,
@@ -69,8 +77,10 @@ pub fn cause(resumed: bool, fetch: &str, store: Option<&str>) -> &'static Cause 
         (_, "FORGED", _) => &FORGED,
         (_, "HIT", Some("")) => &SUITES,
         (_, "HIT", _) => &UNUSABLE,
+        (_, "MISS", _) if withheld == Some(true) => &WITHHELD,
         (_, "" | "MISS", Some("SKIPPED")) => &SKIPPED,
         (_, "" | "MISS", Some("DROPPED")) => &DROPPED,
+        (_, "MISS", _) if withheld == Some(false) => &MISSING,
         (_, "MISS", _) => &MISS,
         (_, "", Some("")) => &NOTHING,
         (_, "", Some("TICKET")) => &GIVEN_TICKET,
@@ -86,6 +96,8 @@ mod tests {
 
     const STORES: [Option<&str>; 6] =
         [None, Some(""), Some("STORED"), Some("DROPPED"), Some("SKIPPED"), Some("TICKET")];
+
+    const WITHHELD_OR_NOT: [Option<bool>; 3] = [None, Some(false), Some(true)];
 
     /// One after the other, so that whoever adds one to the module has to add it here.
     const fn after(outcome: Outcome) -> Option<Outcome> {
@@ -114,8 +126,10 @@ mod tests {
             for store in STORES {
                 // A stateless ticket that is counted so was resumed.
                 let resumed = fetch == "TICKET";
-                let found = cause(resumed, fetch, store);
-                assert_ne!(found.words, UNKNOWN.words, "{fetch} {store:?}");
+                for withheld in WITHHELD_OR_NOT {
+                    let found = cause(resumed, fetch, store, withheld);
+                    assert_ne!(found.words, UNKNOWN.words, "{fetch} {store:?}");
+                }
             }
         }
     }
@@ -128,8 +142,10 @@ mod tests {
         let anchors: Vec<_> = headings.map(anchor).collect();
         for resumed in [false, true] {
             for fetch in fetches() {
-                for store in STORES {
-                    let cause = cause(resumed, fetch, store);
+                for (store, withheld) in
+                    STORES.iter().flat_map(|store| WITHHELD_OR_NOT.map(|it| (*store, it)))
+                {
+                    let cause = cause(resumed, fetch, store, withheld);
                     let known = cause
                         .section
                         .is_none_or(|section| anchors.iter().any(|anchor| anchor == section));
@@ -139,14 +155,25 @@ mod tests {
         }
     }
 
-    /// The log does not tell a session that has ended from one that is withheld.
+    #[test]
+    fn a_session_that_is_withheld_is_told_from_one_that_has_ended() {
+        let of = |withheld| cause(false, "MISS", Some("STORED"), withheld).words;
+        assert_eq!(of(Some(true)), "found and withheld");
+        assert_eq!(of(Some(false)), "not found: the session has ended");
+        assert_eq!(of(None), "not found: the session has ended, or is withheld");
+        let found = cause(false, "MISS", Some("SKIPPED"), Some(true));
+        assert_eq!(found.words, "found and withheld", "whatever became of the new session");
+    }
+
+    /// A log without the target does not tell them apart.
     #[test]
     fn the_section_of_a_miss_tells_how_to_find_what_is_withheld() {
         let page = include_str!("../../../docs/troubleshooting.md");
-        let found = cause(false, "MISS", Some("STORED"));
-        assert!(found.words.contains("withheld"), "{}", found.words);
         let (_, rest) = page.split_once("### The session has ended\n").unwrap();
         let (section, _) = rest.split_once("\n### ").unwrap();
+        assert!(section.contains("(#found-and-withheld)"), "{section}");
+        let (_, rest) = page.split_once("### Found and withheld\n").unwrap();
+        let (section, _) = rest.split_once("\n## ").unwrap();
         assert!(section.contains("`tier_lookups_total{status=\"HIT\"}`"), "{section}");
     }
 
@@ -160,7 +187,7 @@ mod tests {
             let cells: Vec<_> = row.split('|').map(str::trim).collect();
             let word = |at: usize| cells[at].split('`').nth(1).unwrap();
             let value = |at: usize| if word(at) == "-" { "" } else { word(at) };
-            let found = cause(word(1) == "r", value(2), Some(value(3)));
+            let found = cause(word(1) == "r", value(2), Some(value(3)), Some(false));
             // What the counters would tell apart is not in the log.
             if !cells[4].is_empty() && !cells[4].contains("unavailable") {
                 continue;

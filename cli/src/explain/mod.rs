@@ -43,8 +43,8 @@ pub struct Args {
     #[arg(required = true)]
     file: Vec<PathBuf>,
     /// The log_format by which it was written, as nginx.conf has it: with $ssl_session_reused, and
-    /// best with $ssl_session_fetch_status, $ssl_session_store_status, $ssl_session_fetch_time,
-    /// $ssl_protocol, $time_local, $connection_requests
+    /// best with $ssl_session_fetch_status, $ssl_session_fetch_tier, $ssl_session_store_status,
+    /// $ssl_session_fetch_time, $ssl_protocol, $time_local, $connection_requests
     #[arg(long, value_name = "TEXT")]
     format: Option<String>,
 }
@@ -54,6 +54,8 @@ pub struct Args {
 struct Line<'a> {
     reused: &'a str,
     fetch: &'a str,
+    /// The target that had the session.
+    tier: Option<&'a str>,
     store: Option<&'a str>,
     protocol: Option<&'a str>,
     requests: Option<&'a str>,
@@ -61,8 +63,23 @@ struct Line<'a> {
     hour: Option<String>,
 }
 
-/// An outcome: whether it was resumed, how the lookup ended, and what became of the new session.
-type Outcome = (bool, String, Option<String>);
+/// An outcome of handshakes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Outcome {
+    resumed: bool,
+    /// How the lookup ended.
+    fetch: String,
+    /// What became of the new session.
+    store: Option<String>,
+    /// Of a `MISS`: whether a target had the session all the same.
+    withheld: Option<bool>,
+}
+
+impl Outcome {
+    fn cause(&self) -> &'static Cause {
+        cause(self.resumed, &self.fetch, self.store.as_deref(), self.withheld)
+    }
+}
 
 /// Handshakes, and those of them that were resumed.
 #[derive(Clone, Copy, Default)]
@@ -195,6 +212,7 @@ impl Counts {
             match name {
                 "ssl_session_reused" => said.reused = value,
                 "ssl_session_fetch_status" => said.fetch = value,
+                "ssl_session_fetch_tier" => said.tier = Some(value),
                 "ssl_session_store_status" => said.store = Some(value),
                 "ssl_session_fetch_time" => said.time = value.parse().ok(),
                 "ssl_protocol" => said.protocol = Some(value),
@@ -219,7 +237,12 @@ impl Counts {
 
     fn add(&mut self, said: Line<'_>) {
         let resumed = said.reused == "r";
-        let outcome = (resumed, said.fetch.to_string(), said.store.map(Into::into));
+        let outcome = Outcome {
+            resumed,
+            fetch: said.fetch.to_string(),
+            store: said.store.map(Into::into),
+            withheld: said.tier.filter(|_| said.fetch == "MISS").map(|tier| !tier.is_empty()),
+        };
         let Some((count, times)) = entry(&mut self.outcomes, outcome) else {
             self.unreadable = self.unreadable.saturating_add(1);
             return;
@@ -240,8 +263,7 @@ impl Counts {
             .outcomes
             .iter()
             .map(|(outcome, (count, times))| {
-                let (resumed, fetch, store) = outcome;
-                let cause = cause(*resumed, fetch, store.as_deref());
+                let cause = outcome.cause();
                 let share = percent(*count, self.all.all);
                 (
                     outcome,
@@ -271,7 +293,7 @@ impl Counts {
         let titles = ["share", "count", "reused", "fetch", "store", "median", "p99", "most likely"];
         let mut rows = vec![titles.map(Cell::head).to_vec()];
         for (outcome, count, times, share, cause, wrong) in &outcomes {
-            let (resumed, fetch, store) = outcome;
+            let Outcome { resumed, fetch, store, .. } = outcome;
             let dash = |text: &str| Cell::from(if text.is_empty() { "-" } else { text });
             let look = match (*wrong, *resumed) {
                 (true, _) => Look::Bad,
@@ -330,9 +352,9 @@ impl Counts {
         done: Done,
     ) -> Value {
         let outcomes = outcomes.iter().map(|(outcome, count, times, share, cause, wrong)| {
-            let (resumed, fetch, store) = outcome;
+            let Outcome { resumed, fetch, store, withheld } = outcome;
             json!({
-                "reused": resumed, "fetch": fetch, "store": store, "count": count,
+                "reused": resumed, "fetch": fetch, "withheld": withheld, "store": store, "count": count,
                 "percent": (share * 100.0).round() / 100.0, "p50": times.quantile(50),
                 "p99": times.quantile(99), "cause": cause.words, "finding": wrong,
                 "section": cause.section.map(|section| format!("{PAGE}#{section}")),
