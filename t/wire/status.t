@@ -172,7 +172,7 @@ STREAM
     my $secret = join '|', map { my $key = slurp($_); map { quotemeta } $key, unpack('H8', $key), substr(encode_base64($key), 0, 8) } @key;
     unlike $body->($_), qr/$secret/i, "nothing else of a key: $_" for 'format=prometheus', 'format=json';
 
-    my ($nginx_is)  = `'@{[ nginx_binary() ]}' -v 2>&1` =~ m{/([\d.]+)};
+    my ($nginx_is)  = `'@{[ nginx_binary() ]}' -v 2>&1` =~ m{^nginx version: \w+/([\d.]+)}m;
     my ($module_is) = slurp(root() . '/Cargo.toml') =~ /^version = "(.*)"$/m;
     my $openssl     = qr/\d+\.\d+\.\d+[^"]*/;
     my $build       = $json->()->{build};
