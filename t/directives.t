@@ -2235,7 +2235,7 @@ fetch_timeout 10ms;
     ssl_certificate     $TEST_NGINX_CRT;
     ssl_certificate_key $TEST_NGINX_KEY;
     server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; } # here
---- warn: "ssl_session_tickets" is on, so that clients keep their sessions and "ssl_session_store" gets none of TLSv1.3: use "ssl_session_ticket_keys", or add "ssl_session_tickets off;" to the server
+--- warn: "ssl_session_tickets" is on, so that clients keep their sessions and "ssl_session_store" gets none but of clients without tickets: use "ssl_session_ticket_keys", or add "ssl_session_tickets off;" to the server
 
 
 
@@ -2253,7 +2253,7 @@ fetch_timeout 10ms;
     }
     server { listen 127.0.0.1:$TEST_NGINX_TLS2_PORT ssl; server_name other; }
     server { listen 127.0.0.1:$TEST_NGINX_TLS3_PORT ssl; }
---- warn: "ssl_session_tickets" is on, so that clients keep their sessions and "ssl_session_store" gets none of TLSv1.3: use "ssl_session_ticket_keys", or add "ssl_session_tickets off;" to the server "www.example.com" and 2 other servers
+--- warn: "ssl_session_tickets" is on, so that clients keep their sessions and "ssl_session_store" gets none but of clients without tickets: use "ssl_session_ticket_keys", or add "ssl_session_tickets off;" to the server "www.example.com" and 2 other servers
 
 
 
@@ -3781,4 +3781,4 @@ server {
     ssl_certificate_key $TEST_NGINX_KEY;
     server { listen 127.0.0.1:$TEST_NGINX_TLS_PORT ssl; server_name one.example; } # here
     server { listen 127.0.0.1:$TEST_NGINX_TLS2_PORT ssl; }
---- warn: "ssl_session_tickets" is on, so that clients keep their sessions and "ssl_session_store" gets none of TLSv1.3: use "ssl_session_ticket_keys", or add "ssl_session_tickets off;" to the server "one.example" and 1 other server
+--- warn: "ssl_session_tickets" is on, so that clients keep their sessions and "ssl_session_store" gets none but of clients without tickets: use "ssl_session_ticket_keys", or add "ssl_session_tickets off;" to the server "one.example" and 1 other server

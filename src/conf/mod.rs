@@ -797,8 +797,9 @@ impl module::MainConf for MainConf {
                 &first.place,
                 format_args!(
                     "\"ssl_session_tickets\" is on, so that clients keep their sessions and \
-                     \"ssl_session_store\" gets none of TLSv1.3: use \"ssl_session_ticket_keys\", or \
-                     add \"ssl_session_tickets off;\" to the server{}{rest}",
+                     \"ssl_session_store\" gets none but of clients without tickets: use \
+                     \"ssl_session_ticket_keys\", or add \"ssl_session_tickets off;\" to the \
+                     server{}{rest}",
                     first.shown_name()
                 ),
             );
