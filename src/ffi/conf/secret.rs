@@ -39,8 +39,9 @@ impl Conf {
         let (read, _) = self.secret_file(directive, &path, N)?;
         let mut key = Box::new(Zeroizing::new([0; N]));
         if read.len() != N {
-            let why = format_args!("invalid \"{directive}\": \"{path}\" must be {N} bytes");
-            return Err(self.refuse(why));
+            return Err(
+                self.refuse(format_args!("invalid \"{directive}\": \"{path}\" must be {N} bytes"))
+            );
         }
         key.copy_from_slice(&read);
         Ok(key)
