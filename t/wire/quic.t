@@ -218,7 +218,8 @@ if ($waits) {
         wait_until { $relay->requests('GET') > $gets } 20, 'a lookup';
         $nginx->reload;
         my $seen = $client->();
-        like $seen->{error}, qr/0x0 graceful shutdown/, 'nginx closes it' or diag explain $seen;
+        # Without an error; since 1.29 ngx_quic_close_connection() makes one of its own of that.
+        like $seen->{error}, qr/0x[01] graceful shutdown/, 'nginx closes it' or diag explain $seen;
         wait_until { !$nginx->old_workers } 20, 'the end of the old worker';
         $relay->release;
         is visit($port, '--session', $session)->{body}, 'h3 r HIT store STORED', 'its client is resumed when it connects anew';
