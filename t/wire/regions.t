@@ -349,10 +349,10 @@ subtest 'an epoch that each region has in its own store' => sub {
     resumed_from($site{$_}, 'TLSv1.2', $old, $_, "$_: resumed before") for qw(eu us);
     is scalar(grep { $_->[1] eq 'tls:epoch' } $relay->requests('GET')), 1, 'us is asked for it by its own machine alone';
     withdraw($eu);
-    is visit($site{eu}, 'TLSv1.2', $old)->{answer}, 'MISS ', 'set in eu: withdrawn there';
+    is visit($site{eu}, 'TLSv1.2', $old)->{answer}, 'MISS eu', 'set in eu: withdrawn there';
     resumed_from($site{us}, 'TLSv1.2', $old, 'us', 'and not in us');
     withdraw($eu, $us);
-    is visit($site{us}, 'TLSv1.2', $old)->{answer}, 'MISS ', 'until it is set in us';
+    is visit($site{us}, 'TLSv1.2', $old)->{answer}, 'MISS us', 'until it is set in us';
 
     # Without the other region tickets are renewed as ever.
     $relay->refuse;
@@ -377,9 +377,9 @@ subtest 'an epoch in the far one, as it is by default' => sub {
     resumed_from($site{$_}, 'TLSv1.2', $old, $_, "$_: resumed before") for qw(eu us);
     withdraw($eu);
     resumed_from($site{eu}, 'TLSv1.2', $old, 'eu', 'set in eu: eu does not hear of it');
-    is visit($site{us}, 'TLSv1.2', $old)->{answer}, 'MISS ', 'us does';
+    is visit($site{us}, 'TLSv1.2', $old)->{answer}, 'MISS us', 'us does';
     withdraw($eu, $us);
-    is visit($site{eu}, 'TLSv1.2', $old)->{answer}, 'MISS ', 'set in both: both do';
+    is visit($site{eu}, 'TLSv1.2', $old)->{answer}, 'MISS eu', 'set in both: both do';
     quiet($_) for values %site;
 };
 
