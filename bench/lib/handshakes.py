@@ -229,7 +229,7 @@ def early(built, work, _):
 
     sites = {
         OWN_TICKETS: tickets(),
-        f"nginx tickets{AGAIN}": tickets(),
+        f"{OWN_TICKETS}{AGAIN}": tickets(),
         "redis, single_use": Site(Nginx(work, built, once + on, keepalive=PATIENCE),
                                   Nginx(work, built, once + on, keepalive=PATIENCE), [redis]),
     }

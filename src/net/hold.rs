@@ -16,7 +16,8 @@ const SHARE: u64 = 32;
 pub const LOOKUPS: u64 = 2000;
 /// And the longest that what is stored does: its client may be at another machine soon.
 pub const STORES: u64 = 500;
-/// So many do not wait for more: what another one would save is little by then.
+/// So many do not wait for more: what another one would save is little by then, and what is answered at once
+/// goes on in one turn, in which other clients wait.
 const ENOUGH: usize = 32;
 /// This much does not wait, in bytes.
 const MOST: usize = 16 * 1024;
