@@ -261,6 +261,8 @@ subtest 'a removal that one of them does not hear is lost there' => sub {
     $client->send_raw("\x17\x03\x03\x00\x40" . 'x' x 64);
     $client->wait_closed;
     wait_until { !has($eu, $session) } 5, 'removal';
+    # Or the other one would hear of it yet.
+    $site->{nginx}->log_like(qr/ is down: .*"us"/);
     $relay->refuse(0);
     wait_until { visit($site, 'TLSv1.2', $session)->{answer} eq 'HIT us' } 20, 'the session, where it was not heard of';
     wait_until { has($eu, $session) } 5, 'and its copy in the other one';
