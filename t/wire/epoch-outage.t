@@ -76,7 +76,7 @@ sub resumed {
 }
 
 # What there is to say about a store that is away, and a worker that was killed.
-my @outage = ('is down: ', 'is not available', 'worker process \d+ exited on signal 9');
+my @outage = ('is down: ', 'is not available', 'server closed connection', 'connection failed', 'worker process \d+ exited on signal 9');
 my $heard  = qr/\[notice\] .*SSL session epoch "epoch" in "store" is \d+: sessions made until then are not resumed/;
 my $unheard = qr/\[warn\] .*SSL session epoch "epoch" in "store" has not been heard yet: no session is resumed until then, \d+ were not/;
 
