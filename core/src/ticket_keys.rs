@@ -197,8 +197,8 @@ pub struct Successor {
 /// What follows from a head that was taken in.
 #[derive(Default)]
 pub struct Adopted {
-    /// Whether its key is another one than before.
-    pub is_new: bool,
+    /// Whether another key encrypts than before.
+    pub has_changed: bool,
     /// Keys that it names and that are not known.
     pub missing: Vec<Earlier>,
     /// Keys that are known, and that it does not name: whoever has made it has not heard of them. They
@@ -412,33 +412,39 @@ impl TicketKeys {
             self.since.store(now, Ordering::Relaxed);
         }
         self.next.store(next as u64, Ordering::Release);
-        if let Some(current) = self.place(&first) {
-            self.current.store(current as u64, Ordering::Release);
-        }
+        adopted.has_changed = self.place(&first).is_some_and(|place| self.encrypt_with(place));
         self.retire(now, times);
         let unknown = |earlier: &&Earlier| self.place(&earlier.name).is_none();
         if adopted.missing.try_reserve_exact(head.earlier.len()).is_ok() {
             adopted.missing.extend(head.earlier.iter().filter(unknown));
         }
-        adopted.is_new = is_new;
         adopted
     }
 
-    /// Takes in a key that is of use for `left` milliseconds. Under the mutex.
-    pub fn learn(&self, key: &TicketKey, left: u64, now: u64, times: &Times) {
+    /// Has the key in a place encrypt. Whether another one did before, or none.
+    fn encrypt_with(&self, place: usize) -> bool {
+        self.current.swap(place as u64, Ordering::AcqRel) != place as u64
+    }
+
+    /// Takes in a key that is of use for `left` milliseconds. Under the mutex. Whether another key encrypts
+    /// than before.
+    pub fn learn(&self, key: &TicketKey, left: u64, now: u64, times: &Times) -> bool {
         self.wipe(now);
         if self.place(&key.name).is_some() || left == 0 {
-            return;
+            return false;
         }
         let mut wanted = [0; NAME_LEN];
         load(&self.wanted, &mut wanted);
         let encrypts = key.name.0 == wanted;
         let ends = now.saturating_add(left.min(times.whole()));
-        let Some(place) = self.insert(key, if encrypts { NEVER } else { ends }) else { return };
-        if encrypts {
-            self.current.store(place as u64, Ordering::Release);
+        let Some(place) = self.insert(key, if encrypts { NEVER } else { ends }) else {
+            return false;
+        };
+        let has_changed = encrypts && self.encrypt_with(place);
+        if has_changed {
             self.retire(now, times);
         }
+        has_changed
     }
 
     /// Wipes what has ended, and says what that was. Under the mutex.
@@ -640,10 +646,16 @@ mod tests {
         let adopted = keys.adopt(&head(1, &[0]), 0, &TIMES);
         assert_eq!(adopted.missing, [Earlier { name: KeyName([0; NAME_LEN]), left: 3000 }]);
         assert_eq!(current(&keys), None, "it is not known yet");
-        keys.learn(&key(0), 3000, 10, &TIMES);
+        assert!(!adopted.has_changed);
+        assert!(keys.learn(&key(0), 3000, 10, &TIMES));
+        assert!(
+            !keys.learn(&key(0), 3000, 10, &TIMES)
+                && !keys.adopt(&head(1, &[0]), 20, &TIMES).has_changed
+        );
         assert_eq!(current(&keys), Some(0));
         assert!(knows(&keys, 1, 10), "learned ahead");
-        assert!(keys.adopt(&head(2, &[1, 0]), 1000, &TIMES).missing.is_empty());
+        let adopted = keys.adopt(&head(2, &[1, 0]), 1000, &TIMES);
+        assert!(adopted.missing.is_empty() && adopted.has_changed);
         assert_eq!(current(&keys), Some(1));
         assert!(knows(&keys, 0, 3999) && !knows(&keys, 0, 4000));
         keys.adopt(&head(3, &[2, 1, 0]), 2000, &TIMES);

@@ -316,7 +316,7 @@ impl Keeper {
             return self.succeed(true);
         }
         let now = clock::now_ms();
-        let Some(Adopted { is_new, missing, orphans }) =
+        let Some(Adopted { has_changed, missing, orphans }) =
             self.zone.alone(|keys| keys.adopt(&head, now, &self.times))
         else {
             return;
@@ -329,14 +329,19 @@ impl Keeper {
                 self.ask_for_key(&earlier.name);
             }
         }
-        if is_new {
-            let (tier, keys) = (self.tier.name(), self.zone.get().map_or(0, TicketKeys::len));
-            log_at!(
-                Log::cycle(),
-                Info,
-                "SSL session ticket key has changed in \"{tier}\", {keys} are known"
-            );
+        if has_changed {
+            self.has_changed();
         }
+    }
+
+    /// Another key encrypts than before.
+    fn has_changed(&self) {
+        let (tier, keys) = (self.tier.name(), self.zone.get().map_or(0, TicketKeys::len));
+        log_at!(
+            Log::cycle(),
+            Info,
+            "SSL session ticket key has changed in \"{tier}\", {keys} are known"
+        );
     }
 
     fn key_found(&self, name: &KeyName, value: &[u8]) {
@@ -348,7 +353,10 @@ impl Keeper {
         match key {
             Some((key, left)) => {
                 let now = clock::now_ms();
-                self.zone.alone(|keys| keys.learn(&key, left, now, &self.times));
+                let learn = |keys: &TicketKeys| keys.learn(&key, left, now, &self.times);
+                if self.zone.alone(learn).unwrap_or(false) {
+                    self.has_changed();
+                }
             }
             None => self.is_invalid(),
         }
