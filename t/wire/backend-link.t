@@ -5,9 +5,11 @@ use warnings;
 
 use lib 't/lib';
 use SSLSession::Fixture;
+use IO::Select;
 use IO::Socket::INET;
+use List::Util qw(min);
 use Test::More;
-use Time::HiRes qw(time);
+use Time::HiRes qw(sleep time);
 
 my $certs = certs();
 
@@ -156,6 +158,35 @@ subtest 'the requests of several turns leave in one write when the worker is bus
     }
     is $lookups, 8 * @sessions, 'all are resumed';
     cmp_ok $least, '<=', @sessions / 2, scalar(@sessions) . " lookups in $least writes";
+    lines_are($nginx);
+};
+
+subtest 'where much is stored several sessions leave in one write, also when the worker is idle in between' => sub {
+    my ($port, $redis) = (free_port(), redis());
+    my $nginx = nginx(conf => conf($port, 'store', backend('127.0.0.1:' . $redis->port, fetch_timeout => '10s')));
+    plan skip_all => 'nginx without --with-debug' if $nginx->log !~ /\[debug\]/;
+    stored_session($port, $redis);
+    my ($each, @writes) = (16);
+    for my $try (1 .. 8) {
+        my @clients = map { tls_client(port => $port, protocol => 'TLSv1.2') } 1 .. $each;
+        my @flights = map { $_->last_flight } @clients;
+        my $from    = $nginx->log_pos;
+        # The worker is done with one, and asleep, before the next one comes.
+        for my $client (@clients) {
+            $client->send_raw(shift @flights);
+            IO::Select->new($client->sock)->can_read(10);
+            sleep 0.0002;
+        }
+        # What waits is written at the end, too.
+        $nginx->signal('QUIT') if $try == 8;
+        is scalar(grep { $_->handshake } @clients), $each, 'full handshakes';
+        my @keys = map { cache_key($_->session) } @clients;
+        @clients = ();
+        wait_until { !grep { !$redis->cmd('EXISTS', $_) } @keys } 5, 'their sessions in the store';
+        push @writes, $nginx->log_count(qr/\[debug\] .* send: fd:\d+ (\d+) of \1$/, from => $from);
+    }
+    # A busy machine may leave more time between two of them.
+    cmp_ok min(@writes), '<=', $each / 2, "$each sessions stored in @writes writes";
     lines_are($nginx);
 };
 

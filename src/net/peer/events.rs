@@ -74,6 +74,8 @@ impl Line {
             }
             talk.hold.release(us, wrote);
         });
+        // What was made until then was to be written.
+        self.work.cancel();
         drop(wire);
         // It is looked at sooner than a request is late.
         if self.with(|it| it.is_stale()).unwrap_or(false) {

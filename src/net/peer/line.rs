@@ -13,7 +13,7 @@ use crate::ffi::event::Event;
 use crate::ffi::link::Link;
 use crate::ffi::tls;
 use crate::ffi::turn::{Outside, Turn};
-use crate::net::hold::{self, Hold, When};
+use crate::net::hold::{Hold, Wait, When};
 
 /// What a connection is for. What is stored and removed does not stand in the way of lookups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,11 +96,11 @@ impl Line {
         limits: conversation::Limits,
     ) -> Result<Rc<Self>, OutOfMemory> {
         let conversation = Conversation::new(Rc::clone(&peer.codec), limits, probe)?;
-        let longest = match lane {
-            Lane::Lookups => hold::LOOKUPS,
-            Lane::Stores => hold::STORES,
+        let wait = match lane {
+            Lane::Lookups => Wait::Idle,
+            Lane::Stores => Wait::Time,
         };
-        let hold = Hold::new(peer.limits.fetch_timeout, longest);
+        let hold = Hold::new(peer.limits.fetch_timeout, wait);
         let talk = Talk { conversation: Some(conversation), hold };
         let line = Rc::new_cyclic(|this| Line {
             this: this.clone(),
@@ -150,10 +150,12 @@ impl Line {
             if !conversation.is_open() {
                 // It is submitted at the end of this turn.
                 self.work.post();
-            } else if !talk.hold.joined() && !self.work.is_posted() {
-                match talk.hold.request(us, tls::progress()) {
-                    When::ThisTurn => self.work.post(),
-                    When::NextTurn => self.work.post_next(),
+            } else if talk.hold.holds() || !self.work.is_posted() {
+                match talk.hold.request(us, conversation.waiting(), tls::progress) {
+                    None => {}
+                    Some(When::ThisTurn) => self.work.post(),
+                    Some(When::NextTurn) => self.work.post_next(),
+                    Some(When::At(us)) => self.work.at(us / 1000, clock::is_exiting()),
                 }
             }
             Some(Ok(()))

@@ -200,6 +200,19 @@ sub handshake {
     return $self->{done} = $ok && $ok == 1;
 }
 
+# As far as the client's last flight of a full handshake of TLS 1.2, which is returned: send_raw() sends
+# it, and handshake() goes on.
+sub last_flight {
+    my ($self) = @_;
+    $self->start;
+    while (1) {
+        Net::SSLeay::do_handshake($self->{ssl});
+        my $flight = $self->_take_output;
+        return $flight if length $flight;
+        $self->_pull(10 * patience()) or croak 'no flight of the server';
+    }
+}
+
 # Why it failed: OpenSSL's words, 'eof', 'reset' or 'timeout'.
 sub error { $_[0]{error} // '' }
 
