@@ -18,6 +18,7 @@ REDUCED = ("nginx shared", "shared:", "redis")
 WITH_CONTROL = (*REDUCED, f"nginx shared{AGAIN}")
 OWN_TICKETS = "nginx tickets"
 TICKET_KEYS = "ticket keys"
+TICKET_KEYS_ALONE = "ticket keys alone"
 OWN_CACHE = "ssl_session_cache shared:own:64m;"
 
 
@@ -67,9 +68,10 @@ class Sites:
         if memcached:
             makers["memcached"] = lambda: remote(
                 memcached.backend(), Nginx(work, built, memcached.backend()), memcached)()
-        if names and TICKET_KEYS in names:
+        if names:
             makers |= {f"{OWN_TICKETS}{AGAIN}": makers[OWN_TICKETS],
-                       TICKET_KEYS: lambda: self.ticket_keys(built, work)}
+                       TICKET_KEYS: lambda: self.ticket_keys(built, work, Redis.backend),
+                       TICKET_KEYS_ALONE: lambda: self.ticket_keys(built, work, Redis.block)}
         self.all = {name: make() for name, make in makers.items()
                     if names is None or name in names}
         for site in self.all.values():
@@ -82,10 +84,10 @@ class Sites:
         primer.forget_errors()
         return Site(server, primer, [self.redis])
 
-    def ticket_keys(self, built, work):
+    def ticket_keys(self, built, work, backend):
         # Of its own: servers ask for keys by themselves, and hits are counted.
         redis = Redis(work)
-        text = redis.backend() + " ssl_session_ticket_keys fleet;"
+        text = backend(redis) + " ssl_session_ticket_keys fleet;"
         primer = Nginx(work, built, text, tickets=True)
         wait("ticket keys", lambda: not redis.tell("DBSIZE").startswith(":0"))
         heard = redis.hits()

@@ -9,7 +9,8 @@ import tomllib
 import pairs
 from builds import Build
 from compare import compare, control, with_interval
-from handshakes import OWN_CACHE, OWN_TICKETS, TICKET_KEYS, Site, Sites
+from handshakes import (OWN_CACHE, OWN_TICKETS, TICKET_KEYS, TICKET_KEYS_ALONE, Site,
+                        Sites)
 from processes import Nginx, Process, check_logs, connects, free_port, wait
 from settings import AGAIN, ALONE, CROWD, SERVER_CPU, SESSIONS, SLICE, VERSIONS, Failed
 from stores import Memcached, Redis
@@ -148,7 +149,7 @@ def peers(said, built, work, _):
     """Resumed handshakes of the peers that are described, each beside its own base, and of the
     module in the same turns."""
     ours = {OURS, f"{OURS}{AGAIN}", *(one["against"] for one in said)}
-    if TICKET_KEYS in ours:
+    if ours & {TICKET_KEYS, TICKET_KEYS_ALONE}:
         ours |= {OWN_TICKETS, f"{OWN_TICKETS}{AGAIN}"}
     sites = Sites(built, work, ours)
     if odd := ours - sites.all.keys():
@@ -161,7 +162,7 @@ def peers(said, built, work, _):
             continue
         loads = {name: site.primed(version, SESSIONS) for name, site in sites.all.items()}
         bases = dict.fromkeys(loads, OURS) | dict.fromkeys(
-            (TICKET_KEYS, f"{OWN_TICKETS}{AGAIN}"), OWN_TICKETS)
+            (TICKET_KEYS, TICKET_KEYS_ALONE, f"{OWN_TICKETS}{AGAIN}"), OWN_TICKETS)
         for peer in taking_part:
             more = peer.loads(version)
             loads |= more

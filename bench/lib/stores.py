@@ -20,11 +20,15 @@ def both(target):
 
 def backend(servers, more="", tiers="", store=True, fetch=""):
     """A configuration that looks up and stores at these servers, behind the tiers."""
-    block = "".join(f"server {server};" for server in servers)
-    text = (f"ssl_session_backend fleet {{ {block} {more} {PATIENT} }} "
-            f"ssl_session_fetch {tiers} fleet {fetch}; ")
     stored = f"{tiers} fleet" if store else "off"
-    return f"{text}ssl_session_store {stored};"
+    return (f"{block(servers, more)} ssl_session_fetch {tiers} fleet {fetch}; "
+            f"ssl_session_store {stored};")
+
+
+def block(servers, more=""):
+    """These servers, by themselves."""
+    servers = "".join(f"server {server};" for server in servers)
+    return f"ssl_session_backend fleet {{ {servers} {more} {PATIENT} }}"
 
 
 class Redis(Process):
@@ -72,6 +76,9 @@ class Redis(Process):
 
     def backend(self, **how):
         return backend([self.address()], **how)
+
+    def block(self):
+        return block([self.address()])
 
     def backend_unix(self, **how):
         return backend([f"unix:{self.socket}"], **how)
