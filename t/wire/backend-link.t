@@ -167,7 +167,7 @@ subtest 'where much is stored several sessions leave in one write, also when the
     plan skip_all => 'nginx without --with-debug' if $nginx->log !~ /\[debug\]/;
     stored_session($port, $redis);
     my ($each, @writes) = (16);
-    for my $try (1 .. 8) {
+    my $store = sub {
         my @clients = map { tls_client(port => $port, protocol => 'TLSv1.2') } 1 .. $each;
         my @flights = map { $_->last_flight } @clients;
         my $from    = $nginx->log_pos;
@@ -177,16 +177,18 @@ subtest 'where much is stored several sessions leave in one write, also when the
             IO::Select->new($client->sock)->can_read(10);
             sleep 0.0002;
         }
-        # What waits is written at the end, too.
-        $nginx->signal('QUIT') if $try == 8;
+        $_[0]->() if @_;
         is scalar(grep { $_->handshake } @clients), $each, 'full handshakes';
         my @keys = map { cache_key($_->session) } @clients;
         @clients = ();
         wait_until { !grep { !$redis->cmd('EXISTS', $_) } @keys } 5, 'their sessions in the store';
-        push @writes, $nginx->log_count(qr/\[debug\] .* send: fd:\d+ (\d+) of \1$/, from => $from);
-    }
+        return $nginx->log_count(qr/\[debug\] .* send: fd:\d+ (\d+) of \1$/, from => $from);
+    };
     # A busy machine may leave more time between two of them.
+    do { push @writes, $store->() } until $writes[-1] <= $each / 2 || @writes == 40;
     cmp_ok min(@writes), '<=', $each / 2, "$each sessions stored in @writes writes";
+    $store->(sub { $nginx->signal('QUIT') });
+    pass 'what waits is written by a worker that exits';
     lines_are($nginx);
 };
 
